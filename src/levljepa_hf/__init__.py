@@ -1,0 +1,105 @@
+"""LeVLJEPA for Hugging Face: vision-language pretraining without negatives (arXiv 2607.00784).
+
+Importing the package registers every Auto class. What trains or evaluates is imported when it is first used.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from . import _torchvision  # noqa: F401  isort: skip  (before anything that imports torchvision)
+from transformers import (
+    AutoBackbone,
+    AutoConfig,
+    AutoImageProcessor,
+    AutoModel,
+    AutoModelForImageClassification,
+    AutoModelForSemanticSegmentation,
+    AutoModelForZeroShotImageClassification,
+    AutoProcessor,
+    AutoTokenizer,
+    GPT2Tokenizer,
+)
+
+from .configuration_levljepa import LeVLJEPAConfig, LeVLJEPAVisionConfig
+from .modeling_levljepa import (
+    LeVLJEPABackbone,
+    LeVLJEPAForImageClassification,
+    LeVLJEPAForSemanticSegmentation,
+    LeVLJEPAModel,
+    LeVLJEPAOutput,
+    LeVLJEPAVisionModel,
+    similarity,
+)
+from .processing_levljepa import (
+    LeVLJEPAImageProcessor,
+    LeVLJEPAImageProcessorPil,
+    LeVLJEPAProcessor,
+    build_tokenizer,
+)
+from .sigreg_levljepa import SIGReg
+from .version import __version__
+
+if TYPE_CHECKING:
+    from .data import LeVLJEPADataCollator
+    from .distributed import convert_sync_batchnorm
+    from .trainer import LeVLJEPATrainer, LeVLJEPATrainingArguments
+
+_LAZY = {
+    "LeVLJEPADataCollator": "data",
+    "LeVLJEPATrainer": "trainer",
+    "LeVLJEPATrainingArguments": "trainer",
+    "convert_sync_batchnorm": "distributed",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LAZY:
+        return getattr(import_module(f".{_LAZY[name]}", __name__), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def _register_auto_classes() -> None:
+    image_processors = {"torchvision": LeVLJEPAImageProcessor, "pil": LeVLJEPAImageProcessorPil}
+    for config_class, model_class in ((LeVLJEPAConfig, LeVLJEPAModel), (LeVLJEPAVisionConfig, LeVLJEPAVisionModel)):
+        AutoConfig.register(config_class.model_type, config_class, exist_ok=True)
+        AutoModel.register(config_class, model_class, exist_ok=True)
+        AutoImageProcessor.register(config_class, image_processor_classes=image_processors, exist_ok=True)
+        config_class.register_for_auto_class()
+        model_class.register_for_auto_class("AutoModel")
+    AutoBackbone.register(LeVLJEPAVisionConfig, LeVLJEPABackbone, exist_ok=True)
+    LeVLJEPABackbone.register_for_auto_class("AutoBackbone")
+    AutoModelForZeroShotImageClassification.register(LeVLJEPAConfig, LeVLJEPAModel, exist_ok=True)
+    AutoModelForImageClassification.register(LeVLJEPAConfig, LeVLJEPAForImageClassification, exist_ok=True)
+    LeVLJEPAForImageClassification.register_for_auto_class("AutoModelForImageClassification")
+    AutoModelForSemanticSegmentation.register(LeVLJEPAConfig, LeVLJEPAForSemanticSegmentation, exist_ok=True)
+    LeVLJEPAForSemanticSegmentation.register_for_auto_class("AutoModelForSemanticSegmentation")
+    AutoTokenizer.register(LeVLJEPAConfig, GPT2Tokenizer, exist_ok=True)
+    AutoProcessor.register(LeVLJEPAConfig, LeVLJEPAProcessor, exist_ok=True)
+    LeVLJEPAProcessor.register_for_auto_class("AutoProcessor")
+    LeVLJEPAImageProcessor.register_for_auto_class("AutoImageProcessor")
+    LeVLJEPAImageProcessorPil.register_for_auto_class("AutoImageProcessor")
+
+
+_register_auto_classes()
+
+__all__ = [
+    "LeVLJEPABackbone",
+    "LeVLJEPAConfig",
+    "LeVLJEPADataCollator",
+    "LeVLJEPAForImageClassification",
+    "LeVLJEPAForSemanticSegmentation",
+    "LeVLJEPAImageProcessor",
+    "LeVLJEPAImageProcessorPil",
+    "LeVLJEPAModel",
+    "LeVLJEPAOutput",
+    "LeVLJEPAProcessor",
+    "LeVLJEPATrainer",
+    "LeVLJEPATrainingArguments",
+    "LeVLJEPAVisionConfig",
+    "LeVLJEPAVisionModel",
+    "SIGReg",
+    "__version__",
+    "build_tokenizer",
+    "convert_sync_batchnorm",
+    "similarity",
+]

@@ -1,0 +1,348 @@
+"""LeVLJEPA configurations: the vision tower alone, and the whole model.
+
+The text tower's configuration is transformers' own `GPT2Config`. This file travels to the Hub with a saved model.
+"""
+
+import difflib
+from functools import lru_cache
+from typing import Any
+
+import timm
+import torch
+from huggingface_hub.dataclasses import strict
+from timm.models.vision_transformer import VisionTransformer
+from transformers import GPT2Config
+from transformers.backbone_utils import BackboneConfigMixin
+from transformers.configuration_utils import PreTrainedConfig
+
+# The text tower of the official code: GPT-2 without dropout, used as an encoder.
+TEXT_DEFAULTS = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0, "use_cache": False}
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "debug": {
+        "vision_config": {
+            "architecture": "vit_tiny_patch16_224",
+            "hidden_size": 32,
+            "intermediate_size": 64,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 2,
+            "image_size": 32,
+            "patch_size": 8,
+        },
+        "text_config": {"n_embd": 32, "n_layer": 2, "n_head": 2, "n_positions": 128},
+        "projection_dim": 16,
+        "head_hidden_size": 64,
+        "predictor_num_layers": 2,
+        "sigreg_num_directions": 64,
+    },
+    "tiny": {
+        "vision_config": {"architecture": "vit_tiny_patch16_224"},
+        "text_config": {"n_embd": 192, "n_layer": 12, "n_head": 3},
+    },
+    "small": {
+        "vision_config": {"architecture": "vit_small_patch16_224"},
+        "text_config": {"n_embd": 384, "n_layer": 12, "n_head": 6},
+    },
+    "base": {
+        "vision_config": {"architecture": "vit_base_patch16_224"},
+        "text_config": {"n_embd": 768, "n_layer": 12, "n_head": 12},
+    },
+}
+
+
+def create_timm_vit(architecture: str, **kwargs: Any) -> VisionTransformer:
+    """Builds the timm Vision Transformer `architecture` without a classifier, for any image size.
+
+    Raises:
+        ValueError: if timm does not know the name, or the name is not a plain Vision Transformer.
+    """
+    if not timm.is_model(architecture.split(".")[0]):
+        close = difflib.get_close_matches(architecture, timm.list_models("*vit*"), n=5, cutoff=0.5)
+        hint = f" Close names: {', '.join(close)}." if close else ""
+        raise ValueError(
+            f"architecture={architecture!r} is not a model of the installed timm {timm.__version__}.{hint} "
+            "Pick one of `timm.list_models('vit_*')`, or upgrade with `pip install -U timm`."
+        )
+    try:
+        model = timm.create_model(architecture, pretrained=False, num_classes=0, dynamic_img_size=True, **kwargs)
+    except TypeError as error:  # convolutional models take no dynamic_img_size
+        raise ValueError(_not_a_vit(architecture)) from error
+    if not isinstance(model, VisionTransformer):
+        raise ValueError(_not_a_vit(architecture, type(model).__name__))
+    return model
+
+
+def _not_a_vit(architecture: str, class_name: str = "another model class") -> str:
+    return (
+        f"architecture={architecture!r} builds {class_name}, but LeVLJEPA's vision tower is timm's VisionTransformer "
+        "(a class token and patch tokens). Pick one of `timm.list_models('vit_*')`, such as 'vit_base_patch16_224'."
+    )
+
+
+@lru_cache(maxsize=64)
+def timm_dimensions(architecture: str) -> dict[str, int]:
+    """The dimensions that timm gives `architecture`, under the names of `LeVLJEPAVisionConfig` (nothing is allocated)."""
+    with torch.device("meta"):
+        model = create_timm_vit(architecture)
+    dimensions = {
+        "hidden_size": model.embed_dim,
+        "num_hidden_layers": len(model.blocks),
+        "num_attention_heads": next(m.num_heads for m in model.blocks.modules() if hasattr(m, "num_heads")),
+        "image_size": model.patch_embed.img_size[0],
+        "patch_size": model.patch_embed.patch_size[0],
+        "num_register_tokens": model.num_reg_tokens,
+    }
+    hidden_layers = [m for name, m in model.blocks[0].named_modules() if name.endswith(("mlp.fc1", "mlp.fc1_g"))]
+    if hidden_layers:
+        dimensions["intermediate_size"] = hidden_layers[0].out_features
+    return dimensions
+
+
+@strict
+class LeVLJEPAVisionConfig(BackboneConfigMixin, PreTrainedConfig):
+    r"""
+    Configuration of the vision tower: a timm Vision Transformer.
+
+    A bare `architecture` fills every dimension left at `None` from timm; a dimension that is given drives timm instead,
+    so that `LeVLJEPAVisionConfig(architecture="vit_base_patch16_224", image_size=384)` is that model at 384 px.
+
+    Args:
+        architecture: Name of a timm `VisionTransformer`, such as `"vit_base_patch16_224"`.
+        hidden_size: Width of the tokens.
+        intermediate_size: Width of the MLP's hidden layer.
+        num_hidden_layers: Number of blocks.
+        num_attention_heads: Number of attention heads; must divide `hidden_size`.
+        image_size: Side in pixels of the square image that the position embeddings are made for. The forward pass
+            takes any height and width that `patch_size` divides.
+        patch_size: Side of a patch in pixels; must divide `image_size`.
+        num_register_tokens: Register tokens beside the class token. They take part in attention and are left out of
+            the outputs.
+        num_channels: Channels of the images.
+        drop_path_rate: Rate of stochastic depth at the last block (it grows linearly from 0 at the first).
+
+    Raises:
+        ValueError: if timm does not know the architecture, or the dimensions do not divide each other.
+
+    Example:
+
+    ```python
+    >>> from levljepa_hf import LeVLJEPAVisionConfig, LeVLJEPAVisionModel
+
+    >>> config = LeVLJEPAVisionConfig(architecture="vit_small_patch16_224")
+    >>> config.hidden_size
+    384
+    >>> model = LeVLJEPAVisionModel(config)
+    ```"""
+
+    model_type = "levljepa_vision_model"
+    base_config_key = "vision_config"
+
+    architecture: str = "vit_base_patch16_224"
+    hidden_size: int | None = None
+    intermediate_size: int | None = None
+    num_hidden_layers: int | None = None
+    num_attention_heads: int | None = None
+    image_size: int | None = None
+    patch_size: int | None = None
+    num_register_tokens: int | None = None
+    num_channels: int = 3
+    drop_path_rate: float | int = 0.0
+    _out_features: list[str] | None = None
+    _out_indices: list[int] | None = None
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        self._fill_from_timm()
+        if self.hidden_size % self.num_attention_heads:
+            raise ValueError(
+                f"hidden_size={self.hidden_size} is not divisible by num_attention_heads={self.num_attention_heads} "
+                f"(architecture {self.architecture!r}): change one of them."
+            )
+        if self.image_size % self.patch_size:
+            raise ValueError(
+                f"image_size={self.image_size} is not divisible by patch_size={self.patch_size} (architecture "
+                f"{self.architecture!r}): {self.image_size // self.patch_size * self.patch_size} or "
+                f"{(self.image_size // self.patch_size + 1) * self.patch_size} would be."
+            )
+        self.stage_names = ["stem"] + [f"stage{i}" for i in range(1, self.num_hidden_layers + 1)]
+        self.set_output_features_output_indices(
+            out_indices=kwargs.pop("out_indices", None), out_features=kwargs.pop("out_features", None)
+        )
+        super().__post_init__(**kwargs)
+
+    def _fill_from_timm(self) -> None:
+        names = ("hidden_size", "num_hidden_layers", "num_attention_heads", "image_size", "patch_size")
+        names += ("num_register_tokens", "intermediate_size")
+        if all(getattr(self, name) is not None for name in names):
+            return
+        defaults = timm_dimensions(self.architecture)
+        for name in names[:-1]:
+            if getattr(self, name) is None:
+                setattr(self, name, defaults[name])
+        if self.intermediate_size is None and "intermediate_size" in defaults:
+            self.intermediate_size = defaults["intermediate_size"] * self.hidden_size // defaults["hidden_size"]
+
+    @classmethod
+    def get_config_dict(cls, pretrained_model_name_or_path: str, **kwargs: Any) -> tuple[dict, dict]:
+        config_dict, kwargs = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
+        return _from_released(config_dict), kwargs
+
+
+@strict
+class LeVLJEPAConfig(PreTrainedConfig):
+    r"""
+    Configuration of the whole model (arXiv 2607.00784): two towers, two heads, two predictors and the loss.
+
+    Args:
+        vision_config: A `LeVLJEPAVisionConfig` or a dict of its fields.
+        text_config: A `GPT2Config` or a dict of its fields. A dict's dropouts default to 0, as in the official code.
+        projection_dim: D, the dimension of the embeddings Z_V and Z_T.
+        head_hidden_size: Width of the heads' and the predictors' hidden layers.
+        predictor_num_layers: Hidden layers of each predictor. 0 means no predictors (the InfoNCE sibling): the
+            predictions are `None`, the logits use the `zeroshot` readout and there is no loss.
+        predictor_dropout: Dropout after each hidden layer of the predictors.
+        prediction_loss_type: `"mse"`, the squared error, or `"cosine"`, `2 - 2 cos`.
+        sigreg_vision_weight: lv, the weight of SIGReg(Z_V).
+        sigreg_text_weight: lt, the weight of SIGReg(Z_T). The prediction term weighs `1 - lv - lt`.
+        sigreg_num_directions: S, the random directions of SIGReg.
+        sigreg_num_knots: K, the knots of the Epps-Pulley statistic.
+        sigreg_t_max: The last knot.
+        sigreg_sample_size_scale: The factor in front of the statistic. `None` is N, the batch, as in the paper (the
+            released recipe: 256 per device); a number keeps the meaning of the weights when the batch changes.
+        logit_scale: Factor of the cosine similarities in `logits_per_image` and `logits_per_text`. Fixed, and used for
+            inference alone. 20 gives the best calibrated probabilities on the scores that the authors publish for
+            the released model on 500 Imagenette photos (negative log-likelihood 0.17; at 100 it is 0.51).
+        semantic_loss_ignore_index: The label of void pixels, left out of the segmentation loss.
+
+    Raises:
+        ValueError: if a value is out of its range.
+
+    Example:
+
+    ```python
+    >>> from levljepa_hf import LeVLJEPAConfig, LeVLJEPAModel
+
+    >>> config = LeVLJEPAConfig.from_preset("tiny", projection_dim=128)
+    >>> model = LeVLJEPAModel(config)
+    ```"""
+
+    model_type = "levljepa"
+    sub_configs = {"vision_config": LeVLJEPAVisionConfig, "text_config": GPT2Config}
+
+    vision_config: dict | PreTrainedConfig | None = None
+    text_config: dict | PreTrainedConfig | None = None
+    projection_dim: int = 256
+    head_hidden_size: int = 2048
+    predictor_num_layers: int = 4
+    predictor_dropout: float | int = 0.0
+    prediction_loss_type: str = "mse"
+    sigreg_vision_weight: float | int = 0.02
+    sigreg_text_weight: float | int = 0.02
+    sigreg_num_directions: int = 4096
+    sigreg_num_knots: int = 17
+    sigreg_t_max: float | int = 3.0
+    sigreg_sample_size_scale: float | int | None = None
+    logit_scale: float | int = 20.0
+    semantic_loss_ignore_index: int = 255
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        if not isinstance(self.vision_config, PreTrainedConfig):
+            self.vision_config = LeVLJEPAVisionConfig(**(self.vision_config or {}))
+        if not isinstance(self.text_config, PreTrainedConfig):
+            self.text_config = GPT2Config(**{**TEXT_DEFAULTS, **(self.text_config or {})})
+        self._check_values()
+        super().__post_init__(**kwargs)
+
+    def _check_values(self) -> None:
+        text = self.text_config
+        if text.hidden_size % text.num_attention_heads:
+            raise ValueError(
+                f"text_config: n_embd={text.hidden_size} is not divisible by n_head={text.num_attention_heads}: "
+                "change one of them."
+            )
+        if self.prediction_loss_type not in ("mse", "cosine"):
+            raise ValueError(f"prediction_loss_type={self.prediction_loss_type!r} is unknown: use 'mse' or 'cosine'.")
+        if self.predictor_num_layers < 0:
+            raise ValueError(f"predictor_num_layers={self.predictor_num_layers} is negative: 0 means no predictors.")
+        weights = (self.sigreg_vision_weight, self.sigreg_text_weight)
+        if min(weights) < 0 or sum(weights) > 1:
+            raise ValueError(
+                f"sigreg_vision_weight={weights[0]} and sigreg_text_weight={weights[1]} must be at least 0 and add up "
+                "to at most 1: the prediction term weighs what they leave."
+            )
+        for name in ("projection_dim", "head_hidden_size", "sigreg_num_directions"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)} must be at least 1.")
+
+    @property
+    def prediction_weight(self) -> float:
+        """1 - lv - lt, the weight of the prediction term."""
+        return 1.0 - self.sigreg_vision_weight - self.sigreg_text_weight
+
+    @classmethod
+    def from_preset(cls, name: str, **overrides: Any) -> "LeVLJEPAConfig":
+        """One of the sizes `tiny`, `small`, `base` (the released one), or `debug` for tests.
+
+        Args:
+            name: The preset.
+            overrides: Fields of this class that replace the preset's; dicts for `vision_config` and `text_config` are
+                merged into the preset's.
+        """
+        if name not in PRESETS:
+            raise ValueError(f"Unknown preset {name!r}: use one of {', '.join(PRESETS)}.")
+        fields = dict(PRESETS[name])
+        for key, value in overrides.items():
+            merge = isinstance(value, dict) and isinstance(fields.get(key), dict)
+            fields[key] = {**fields[key], **value} if merge else value
+        return cls(**fields)
+
+    @classmethod
+    def get_config_dict(cls, pretrained_model_name_or_path: str, **kwargs: Any) -> tuple[dict, dict]:
+        config_dict, kwargs = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
+        return _whole(_from_released(config_dict)), kwargs
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> "LeVLJEPAConfig":
+        return super().from_dict(_whole(_from_released(config_dict)), **kwargs)
+
+
+def _from_released(config_dict: dict[str, Any]) -> dict[str, Any]:
+    """The native fields of a released `config.json` (`vision_encoder`, `text_encoder`, `embed_dim`, ...).
+
+    Other dicts come back as they are. The tensor shapes have the last word: see `released.py`.
+    """
+    if "vision_encoder" not in config_dict and "text_encoder" not in config_dict:
+        return config_dict
+    vision, text = config_dict.get("vision_encoder", {}), config_dict.get("text_encoder", {})
+    renamed = {
+        "vision_config": {
+            "architecture": vision.get("architecture"),
+            "hidden_size": vision.get("hidden_size"),
+            "num_hidden_layers": vision.get("num_layers"),
+            "num_attention_heads": vision.get("num_heads"),
+        },
+        "text_config": {
+            "n_embd": text.get("hidden_size"),
+            "n_layer": text.get("num_layers"),
+            "n_head": text.get("num_heads"),
+            "vocab_size": text.get("vocab_size"),
+        },
+        "projection_dim": config_dict.get("embed_dim"),
+        "head_hidden_size": config_dict.get("projector_width"),
+        "predictor_num_layers": config_dict.get("projector_depth"),
+    }
+    for key in ("vision_config", "text_config"):
+        renamed[key] = {name: value for name, value in renamed[key].items() if value is not None}
+    released_keys = ("vision_encoder", "text_encoder", "embed_dim", "projector_width", "projector_depth", "training")
+    rest = {key: value for key, value in config_dict.items() if key not in released_keys}
+    return {**rest, **{key: value for key, value in renamed.items() if value is not None}}
+
+
+def _whole(config_dict: dict[str, Any]) -> dict[str, Any]:
+    """The configuration of the whole model around that of a vision tower, so that heads load from a bare tower."""
+    if config_dict.get("model_type") != LeVLJEPAVisionConfig.model_type:
+        return config_dict
+    shared = ("dtype", "id2label", "label2id", "num_labels", "problem_type")
+    return {"vision_config": config_dict, **{key: config_dict[key] for key in shared if key in config_dict}}
+
+
+__all__ = ["LeVLJEPAConfig", "LeVLJEPAVisionConfig"]

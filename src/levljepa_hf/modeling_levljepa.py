@@ -1,0 +1,767 @@
+"""LeVLJEPA models (arXiv 2607.00784): a timm Vision Transformer and a GPT-2, trained to predict each other's embeddings.
+
+Notable features:
+- no negatives, temperature, momentum encoder or teacher: a prediction loss with stopped targets, and SIGReg
+- the vision tower alone gives dense patch features at any image size that its patch size divides
+- reads its own checkpoints and the released two-file layout (`released.py`)
+
+This file travels to the Hub with a saved model, together with the files it imports from this folder.
+"""
+
+import os
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from timm.models.vision_transformer import Block, VisionTransformer
+from torch import Tensor, nn
+from transformers import GPT2Model, PreTrainedConfig, PreTrainedModel
+from transformers import initialization as init
+from transformers.backbone_utils import BackboneMixin
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_outputs import (
+    BackboneOutput,
+    BaseModelOutputWithPooling,
+    ImageClassifierOutput,
+    SemanticSegmenterOutput,
+)
+from transformers.utils import ModelOutput
+from transformers.utils.generic import can_return_tuple
+
+from .configuration_levljepa import LeVLJEPAConfig, LeVLJEPAVisionConfig, create_timm_vit
+from .sigreg_levljepa import SIGReg
+
+# What a saved checkpoint offers to a process without the package, by `model_type`.
+AUTO_MAPS = {
+    "levljepa": {
+        "AutoConfig": "configuration_levljepa.LeVLJEPAConfig",
+        "AutoModel": "modeling_levljepa.LeVLJEPAModel",
+        "AutoModelForImageClassification": "modeling_levljepa.LeVLJEPAForImageClassification",
+        "AutoModelForSemanticSegmentation": "modeling_levljepa.LeVLJEPAForSemanticSegmentation",
+        "AutoModelForZeroShotImageClassification": "modeling_levljepa.LeVLJEPAModel",
+    },
+    "levljepa_vision_model": {
+        "AutoBackbone": "modeling_levljepa.LeVLJEPABackbone",
+        "AutoConfig": "configuration_levljepa.LeVLJEPAVisionConfig",
+        "AutoModel": "modeling_levljepa.LeVLJEPAVisionModel",
+    },
+}
+READOUTS = ("zeroshot", "proj", "proj_text", "avg", "predictor_pair")
+
+
+@dataclass
+class LeVLJEPAOutput(ModelOutput):
+    """
+    Output of `LeVLJEPAModel`. N is the batch, D the projection dimension; embeddings are not normalised.
+
+    Args:
+        loss (`torch.Tensor` of shape `(1,)`, returned when `return_loss` and both modalities have the same batch size):
+            `(1 - lv - lt) * prediction_loss + lv * sigreg_vision + lt * sigreg_text`.
+        prediction_loss (`torch.Tensor` of shape `(1,)`): Mean of the two directions of prediction, unweighted.
+        sigreg_vision (`torch.Tensor` of shape `(1,)`): SIGReg(Z_V), unweighted; about 1 for an isotropic Gaussian.
+        sigreg_text (`torch.Tensor` of shape `(1,)`): SIGReg(Z_T).
+        image_embeds (`torch.Tensor` of shape `(N_images, D)`): Z_V.
+        text_embeds (`torch.Tensor` of shape `(N_texts, D)`): Z_T.
+        predicted_text_embeds (`torch.Tensor` of shape `(N_images, D)`): Zhat_T = q_V(Z_V), predicted from the image.
+        predicted_image_embeds (`torch.Tensor` of shape `(N_texts, D)`): Zhat_V = q_T(Z_T), predicted from the text.
+        logits_per_image (`torch.Tensor` of shape `(N_images, N_texts)`): Scaled similarities, for inference.
+        logits_per_text (`torch.Tensor` of shape `(N_texts, N_images)`): Their transpose.
+        vision_model_output (`BaseModelOutputWithPooling`): The vision tower's output.
+        text_model_output (`BaseModelOutputWithPooling`): The text tower's output.
+    """
+
+    loss: Tensor | None = None
+    prediction_loss: Tensor | None = None
+    sigreg_vision: Tensor | None = None
+    sigreg_text: Tensor | None = None
+    image_embeds: Tensor | None = None
+    text_embeds: Tensor | None = None
+    predicted_text_embeds: Tensor | None = None
+    predicted_image_embeds: Tensor | None = None
+    logits_per_image: Tensor | None = None
+    logits_per_text: Tensor | None = None
+    vision_model_output: BaseModelOutputWithPooling | None = None
+    text_model_output: BaseModelOutputWithPooling | None = None
+
+    def to_tuple(self) -> tuple[Any, ...]:
+        return tuple(value.to_tuple() if isinstance(value, ModelOutput) else value for value in self.values())
+
+
+def similarity(
+    image_embeds: Tensor,
+    text_embeds: Tensor,
+    predicted_text_embeds: Tensor | None = None,
+    predicted_image_embeds: Tensor | None = None,
+    readout: str = "avg",
+) -> Tensor:
+    """Cosine similarity of every image with every text under one of the zero-shot readouts.
+
+    `zeroshot` compares Z_V with Z_T, `proj` Zhat_T with Z_T, `proj_text` Z_V with Zhat_V, `avg` is the mean of these
+    last two (the one to read for LeVLJEPA), `predictor_pair` compares Zhat_T with Zhat_V.
+
+    Args:
+        image_embeds: Z_V, of shape `(N_images, D)`.
+        text_embeds: Z_T, of shape `(N_texts, D)`.
+        predicted_text_embeds: Zhat_T, of shape `(N_images, D)`.
+        predicted_image_embeds: Zhat_V, of shape `(N_texts, D)`.
+        readout: One of `READOUTS`.
+
+    Returns:
+        Similarities in [-1, 1], of shape `(N_images, N_texts)`.
+
+    Raises:
+        ValueError: if the readout is unknown, or needs predictions that are `None`.
+    """
+    if readout not in READOUTS:
+        raise ValueError(f"Unknown readout {readout!r}: use one of {', '.join(READOUTS)}.")
+    z_v, z_t = F.normalize(image_embeds, dim=-1), F.normalize(text_embeds, dim=-1)
+    if readout == "zeroshot":
+        return z_v @ z_t.T
+    if predicted_text_embeds is None or predicted_image_embeds is None:
+        raise ValueError(f"readout={readout!r} needs predictions, and this model has no predictors: use 'zeroshot'.")
+    zhat_t, zhat_v = F.normalize(predicted_text_embeds, dim=-1), F.normalize(predicted_image_embeds, dim=-1)
+    if readout == "proj":
+        return zhat_t @ z_t.T
+    if readout == "proj_text":
+        return z_v @ zhat_v.T
+    if readout == "avg":
+        return (zhat_t @ z_t.T + z_v @ zhat_v.T) / 2
+    return zhat_t @ zhat_v.T
+
+
+def prediction_distance(prediction: Tensor, target: Tensor, loss_type: str) -> Tensor:
+    """Distance of predictions to stopped targets, both `(N, D)`: the mean squared error, or the mean of `2 - 2 cos`."""
+    prediction, target = prediction.float(), target.detach().float()
+    if loss_type == "mse":
+        return F.mse_loss(prediction, target)
+    return (2 - 2 * F.cosine_similarity(prediction, target, dim=-1)).mean()
+
+
+def projection_head(config: LeVLJEPAConfig, in_features: int) -> nn.Sequential:
+    """The pre-projection head: pooled features `(N, in_features)` to embeddings `(N, D)`. Indices as released."""
+    return nn.Sequential(
+        nn.Linear(in_features, config.head_hidden_size),
+        nn.BatchNorm1d(config.head_hidden_size),
+        nn.GELU(),
+        nn.Linear(config.head_hidden_size, config.projection_dim),
+    )
+
+
+def predictor(config: LeVLJEPAConfig) -> nn.Sequential | None:
+    """A predictor q: embeddings of one modality to predictions of the other's, both `(N, D)`. Indices as released."""
+    if config.predictor_num_layers == 0:
+        return None
+    layers: list[nn.Module] = []
+    in_features = config.projection_dim
+    for _ in range(config.predictor_num_layers):
+        layers += [nn.Linear(in_features, config.head_hidden_size), nn.BatchNorm1d(config.head_hidden_size)]
+        layers += [nn.GELU(), nn.Dropout(config.predictor_dropout)]
+        in_features = config.head_hidden_size
+    return nn.Sequential(*layers, nn.Linear(in_features, config.projection_dim))
+
+
+class LeVLJEPAVisionLayer(GradientCheckpointingLayer, Block):
+    """timm's block, with transformers' gradient checkpointing."""
+
+
+class LeVLJEPAPreTrainedModel(PreTrainedModel):
+    """Loading (native and released layouts) and initialisation, common to all classes."""
+
+    config: LeVLJEPAConfig
+    config_class = LeVLJEPAConfig
+    base_model_prefix = "levljepa"
+    main_input_name = "pixel_values"
+    input_modalities = ("image",)
+    supports_gradient_checkpointing = True
+    accepts_loss_kwargs = False
+    _no_split_modules = ["LeVLJEPAVisionLayer", "GPT2Block"]
+    _supports_sdpa = True
+    _released_towers = ("vision",)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: str | os.PathLike | None,
+        *model_args: Any,
+        config: PreTrainedConfig | str | os.PathLike | None = None,
+        **kwargs: Any,
+    ) -> "LeVLJEPAPreTrainedModel":
+        """Loads a checkpoint from a folder or a Hub id: transformers' own layout, or the released two-file layout.
+
+        Takes every argument of transformers' `PreTrainedModel.from_pretrained`.
+        """
+        from .released import find_released_files, released_config, released_state_dict
+
+        hub_names = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
+        hub_kwargs = {name: kwargs[name] for name in hub_names if name in kwargs}
+        files = None
+        if pretrained_model_name_or_path is not None and kwargs.get("gguf_file") is None:
+            files = find_released_files(pretrained_model_name_or_path, towers=cls._released_towers, **hub_kwargs)
+        if files is None:
+            return super().from_pretrained(pretrained_model_name_or_path, *model_args, config=config, **kwargs)
+
+        if not isinstance(config, PreTrainedConfig):
+            place = pretrained_model_name_or_path if config is None else config
+            config, kwargs = LeVLJEPAConfig.from_pretrained(place, return_unused_kwargs=True, **kwargs)
+        if isinstance(config, LeVLJEPAVisionConfig):
+            config = LeVLJEPAConfig(vision_config=config)
+        config = released_config(files, config)
+        state_dict = released_state_dict(files, config, towers=cls._released_towers)
+        if cls.config_class is LeVLJEPAVisionConfig:
+            config = config.vision_config
+        for name in hub_names:
+            kwargs.pop(name, None)
+        model = super().from_pretrained(None, *model_args, config=config, state_dict=state_dict, **kwargs)
+        loaded = model[0] if isinstance(model, tuple) else model
+        loaded.name_or_path = loaded.config.name_or_path = str(pretrained_model_name_or_path)
+        return model
+
+    def save_pretrained(self, save_directory: str | os.PathLike, **kwargs: Any) -> None:
+        """Saves the weights in one `model.safetensors`, the configuration and the code that loads them anywhere.
+
+        Takes every argument of transformers' `PreTrainedModel.save_pretrained`.
+        """
+        self.config.auto_map = dict(AUTO_MAPS[self.config.model_type])
+        super().save_pretrained(save_directory, **kwargs)
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        """torch's own defaults, as the official code leaves them in the heads."""
+        if isinstance(module, (nn.Linear, nn.Conv2d)):
+            init.kaiming_uniform_(module.weight, a=5**0.5)
+            if module.bias is not None:
+                bound = module.weight[0].numel() ** -0.5
+                init.uniform_(module.bias, -bound, bound)
+        elif isinstance(module, nn.BatchNorm1d):
+            init.ones_(module.weight)
+            init.zeros_(module.bias)
+            init.zeros_(module.running_mean)
+            init.ones_(module.running_var)
+            init.zeros_(module.num_batches_tracked)
+        elif isinstance(module, SIGReg):
+            init.zeros_(module.step)
+
+
+class LeVLJEPAVisionModel(LeVLJEPAPreTrainedModel):
+    """The vision tower alone: dense patch features.
+
+    Loads from its own checkpoint, from a full LeVLJEPA checkpoint and from the released one.
+    """
+
+    config: LeVLJEPAVisionConfig
+    config_class = LeVLJEPAVisionConfig
+    base_model_prefix = "vision_model"
+    _keys_to_ignore_on_load_unexpected = [r"^(text|sigreg|vision_projection|vision_predictor|classifier)"]
+
+    def __init__(self, config: LeVLJEPAVisionConfig) -> None:
+        super().__init__(config)
+        self.timm_model = self._create_timm_model()
+        for block in self.timm_model.blocks:
+            if type(block) is Block:
+                block.__class__ = LeVLJEPAVisionLayer
+        self._fused_attention = True
+        # On the meta device timm's initialisation is lost, and `_init_weights` repeats it.
+        self._timm_has_initialized = self.timm_model.patch_embed.proj.weight.device.type != "meta"
+        self.post_init()
+
+    def _create_timm_model(self) -> VisionTransformer:
+        config = self.config
+        mlp = {}
+        if config.intermediate_size is not None:  # timm truncates hidden_size * mlp_ratio
+            mlp = {"mlp_ratio": (config.intermediate_size + 0.5) / config.hidden_size}
+        return create_timm_vit(
+            config.architecture,
+            img_size=config.image_size,
+            patch_size=config.patch_size,
+            in_chans=config.num_channels,
+            embed_dim=config.hidden_size,
+            depth=config.num_hidden_layers,
+            num_heads=config.num_attention_heads,
+            reg_tokens=config.num_register_tokens,
+            drop_path_rate=config.drop_path_rate,
+            **mlp,
+        )
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        """timm's own initialisation, whatever the architecture: what was not loaded is copied from a fresh model."""
+        if not isinstance(module, VisionTransformer) or self._timm_has_initialized:
+            return
+        with torch.device("cpu"):
+            fresh = self._create_timm_model().state_dict()
+        for name, tensor in module.state_dict(keep_vars=True).items():
+            init.copy_(tensor, fresh[name].to(tensor.device, tensor.dtype))
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.timm_model.patch_embed
+
+    def _patch_tokens(self, tokens: Tensor) -> Tensor:
+        """Drops the register tokens: `(N, prefix + patches, C)` to `(N, 1 + patches, C)`."""
+        num_prefix = self.timm_model.num_prefix_tokens
+        if num_prefix <= 1:
+            return tokens
+        return torch.cat([tokens[:, :1], tokens[:, num_prefix:]], dim=1)
+
+    def _select_attention(self) -> None:
+        fused = self.config._attn_implementation != "eager"
+        if fused != self._fused_attention:
+            for module in self.timm_model.modules():
+                if hasattr(module, "fused_attn"):
+                    module.fused_attn = fused
+            self._fused_attention = fused
+
+    @can_return_tuple
+    def forward(
+        self,
+        pixel_values: Tensor,
+        output_hidden_states: bool | int | list[int] | None = None,
+        **kwargs: Any,
+    ) -> BaseModelOutputWithPooling:
+        """
+        Args:
+            pixel_values: Normalised images `(N, C, H, W)`; the patch size must divide H and W.
+            output_hidden_states: Whether to return the hidden states, or the indices of those wanted.
+
+        Returns:
+            `last_hidden_state` `(N, 1 + patches, hidden_size)` after the final norm: the class token, then the patches
+            row by row (no class token where the architecture has none; register tokens are left out).
+            `pooler_output` `(N, hidden_size)`: the class token (or the architecture's own pooling, where it has
+            none). `hidden_states`: the embeddings and each block's output before the final norm.
+
+        Raises:
+            ValueError: if the patch size does not divide the image's height and width.
+        """
+        if output_hidden_states is None:
+            output_hidden_states = self.config.output_hidden_states
+        height, width = pixel_values.shape[-2:]
+        patch_size = self.config.patch_size
+        if height % patch_size or width % patch_size:
+            raise ValueError(
+                f"The image size {height}x{width} is not divisible by patch_size={patch_size}: resize or crop to "
+                f"{max(height // patch_size, 1) * patch_size}x{max(width // patch_size, 1) * patch_size}."
+            )
+        self._select_attention()
+        vit = self.timm_model
+
+        x = vit.patch_embed(pixel_values.to(vit.patch_embed.proj.weight.dtype))  # (N, H / patch, W / patch, C)
+        x = vit.norm_pre(vit.patch_drop(vit._pos_embed(x)))  # (N, prefix + patches, C)
+        hidden_states = (x,)
+        for block in vit.blocks:
+            x = block(x)
+            hidden_states += (x,)
+        x = vit.norm(x)
+
+        return BaseModelOutputWithPooling(
+            last_hidden_state=self._patch_tokens(x),
+            pooler_output=vit.forward_head(x, pre_logits=True),
+            hidden_states=self._select_hidden_states(hidden_states, output_hidden_states),
+        )
+
+    def _select_hidden_states(
+        self, hidden_states: tuple[Tensor, ...], selection: bool | int | list[int] | None
+    ) -> tuple[Tensor | None, ...] | None:
+        if selection is None or selection is False:
+            return None
+        wanted = range(len(hidden_states))
+        if selection is not True:
+            indices = [selection] if isinstance(selection, int) else selection
+            wanted = {index % len(hidden_states) for index in indices}
+        return tuple(self._patch_tokens(h) if i in wanted else None for i, h in enumerate(hidden_states))
+
+
+class LeVLJEPABackbone(BackboneMixin, LeVLJEPAPreTrainedModel):
+    """The vision tower as a backbone for detection and segmentation heads: feature maps of normalised patch tokens.
+
+    `AutoBackbone.from_pretrained` looks names up on the Hub; this class's own `from_pretrained` takes folders as well.
+    """
+
+    config: LeVLJEPAVisionConfig
+    config_class = LeVLJEPAVisionConfig
+    base_model_prefix = "vision_model"
+    has_attentions = False
+    _keys_to_ignore_on_load_unexpected = LeVLJEPAVisionModel._keys_to_ignore_on_load_unexpected
+
+    def __init__(self, config: LeVLJEPAVisionConfig) -> None:
+        super().__init__(config)
+        self.num_features = [config.hidden_size] * (config.num_hidden_layers + 1)
+        self.vision_model = LeVLJEPAVisionModel._from_config(config)
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.vision_model.get_input_embeddings()
+
+    @can_return_tuple
+    def forward(
+        self, pixel_values: Tensor, output_hidden_states: bool | None = None, **kwargs: Any
+    ) -> BackboneOutput:
+        """
+        Args:
+            pixel_values: Normalised images `(N, C, H, W)`; the patch size must divide H and W.
+            output_hidden_states: Whether to return the hidden states of all stages.
+
+        Returns:
+            `feature_maps`: for each stage of `out_features`, its patch tokens after the final norm,
+            `(N, hidden_size, H / patch_size, W / patch_size)`.
+        """
+        if output_hidden_states is None:
+            output_hidden_states = self.config.output_hidden_states
+        indices = [self.stage_names.index(name) for name in self.out_features]
+        selection = True if output_hidden_states else indices
+        outputs = self.vision_model(pixel_values, output_hidden_states=selection)
+
+        vit = self.vision_model.timm_model
+        grid = [side // self.config.patch_size for side in pixel_values.shape[-2:]]
+        feature_maps = ()
+        for index in indices:
+            patches = vit.norm(outputs.hidden_states[index])[:, int(vit.has_class_token) :]  # (N, patches, C)
+            feature_maps += (patches.transpose(1, 2).unflatten(2, grid).contiguous(),)
+
+        return BackboneOutput(
+            feature_maps=feature_maps,
+            hidden_states=outputs.hidden_states if output_hidden_states else None,
+        )
+
+
+class LeVLJEPAModel(LeVLJEPAPreTrainedModel):
+    """The whole model: both towers, their heads, the predictors and the loss (arXiv 2607.00784, section 3)."""
+
+    base_model_prefix = "levljepa"
+    input_modalities = ("image", "text")
+    _released_towers = ("vision", "text")
+    _keys_to_ignore_on_load_missing = [r"^sigreg\.step$"]
+
+    def __init__(self, config: LeVLJEPAConfig) -> None:
+        super().__init__(config)
+        self.vision_model = LeVLJEPAVisionModel._from_config(config.vision_config)
+        self.text_model = GPT2Model._from_config(config.text_config)
+        self.vision_projection = projection_head(config, config.vision_config.hidden_size)
+        self.text_projection = projection_head(config, config.text_config.hidden_size)
+        self.vision_predictor = predictor(config)
+        self.text_predictor = predictor(config)
+        self.sigreg = SIGReg(
+            num_directions=config.sigreg_num_directions,
+            num_knots=config.sigreg_num_knots,
+            t_max=config.sigreg_t_max,
+            sample_size_scale=config.sigreg_sample_size_scale,
+        )
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.text_model.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        self.text_model.set_input_embeddings(value)
+
+    def freeze_vision(self) -> None:
+        """Stops training the vision tower; it then runs without storing activations. Its head keeps learning."""
+        self.vision_model.requires_grad_(False)
+
+    def freeze_text(self) -> None:
+        """Stops training the text tower; it then runs without storing activations. Its head keeps learning."""
+        self.text_model.requires_grad_(False)
+
+    def encode_image(self, pixel_values: Tensor, **kwargs: Any) -> BaseModelOutputWithPooling:
+        """The vision tower's output; `pooler_output` `(N, hidden_size)` is the feature *before* the head."""
+        return self.vision_model(pixel_values=pixel_values, return_dict=True, **kwargs)
+
+    def encode_text(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        **kwargs: Any,
+    ) -> BaseModelOutputWithPooling:
+        """The text tower's output; `pooler_output` `(N, hidden_size)` is the feature of the last unmasked token.
+
+        The tokens are first moved to the left of their row, so that causal attention needs no padding mask, padding on
+        either side gives the same features and SDPA runs its causal kernel. The outputs are in the order of the input.
+
+        Args:
+            input_ids: Token ids `(N, L)`.
+            attention_mask: 1 at tokens, 0 at padding, `(N, L)`; every row needs a token.
+            position_ids: Positions `(N, L)`; by default each row counts its tokens from 0.
+
+        Raises:
+            ValueError: if the captions are longer than the text tower's positions.
+        """
+        length, max_length = input_ids.shape[-1], self.config.text_config.max_position_embeddings
+        if length > max_length:
+            raise ValueError(
+                f"The captions have {length} tokens, but the text tower has {max_length} positions: tokenize with "
+                f"`truncation=True, max_length={min(max_length, 77)}`."
+            )
+        if attention_mask is None:
+            outputs = self.text_model(input_ids=input_ids, position_ids=position_ids, return_dict=True, **kwargs)
+            return _with_pooling(outputs, outputs.last_hidden_state[:, -1], None)
+
+        mask = attention_mask.to(torch.long)
+        num_tokens = mask.sum(dim=-1, keepdim=True)  # (N, 1)
+        left = torch.where(mask.bool(), mask.cumsum(-1) - 1, num_tokens + (1 - mask).cumsum(-1) - 1)  # (N, L)
+        input_ids = torch.zeros_like(input_ids).scatter(1, left, input_ids)
+        if position_ids is not None:
+            position_ids = torch.zeros_like(input_ids).scatter(1, left, position_ids.expand_as(input_ids))
+        outputs = self.text_model(input_ids=input_ids, position_ids=position_ids, return_dict=True, **kwargs)
+        last = (num_tokens - 1).clamp(min=0).unsqueeze(-1)  # (N, 1, 1)
+        return _with_pooling(outputs, _take(outputs.last_hidden_state, last).squeeze(1), left.unsqueeze(-1))
+
+    @can_return_tuple
+    def get_image_features(self, pixel_values: Tensor, **kwargs: Any) -> BaseModelOutputWithPooling:
+        """
+        Args:
+            pixel_values: Normalised images `(N, C, H, W)`.
+
+        Returns:
+            The vision tower's output with `pooler_output` = Z_V, the image embeddings `(N, D)`, not normalised.
+
+        Example:
+
+        ```python
+        >>> inputs = processor(images=image, return_tensors="pt")
+        >>> z_v = model.get_image_features(**inputs).pooler_output
+        >>> predicted_text_embeds = model.vision_predictor(z_v)
+        ```"""
+        outputs = self.encode_image(pixel_values, **kwargs)
+        outputs.pooler_output = self.vision_projection(outputs.pooler_output)
+        return outputs
+
+    @can_return_tuple
+    def get_text_features(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        **kwargs: Any,
+    ) -> BaseModelOutputWithPooling:
+        """
+        Args:
+            input_ids: Token ids `(N, L)`, each caption ended by EOS.
+            attention_mask: 1 at tokens, 0 at padding, `(N, L)`.
+            position_ids: Positions `(N, L)`; by default each row counts its tokens from 0.
+
+        Returns:
+            The text tower's output with `pooler_output` = Z_T, the text embeddings `(N, D)`, not normalised.
+        """
+        outputs = self.encode_text(input_ids, attention_mask, position_ids, **kwargs)
+        outputs.pooler_output = self.text_projection(outputs.pooler_output)
+        return outputs
+
+    def compute_loss(
+        self, z_v: Tensor, z_t: Tensor, zhat_t: Tensor, zhat_v: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """The training loss from embeddings and predictions, all `(N, D)` (arXiv 2607.00784, section 3).
+
+        Returns:
+            `loss`, `prediction_loss`, `sigreg_vision`, `sigreg_text`: float32 scalars, the terms unweighted.
+        """
+        config = self.config
+        prediction_loss = 0.5 * (
+            prediction_distance(zhat_t, z_t, config.prediction_loss_type)
+            + prediction_distance(zhat_v, z_v, config.prediction_loss_type)
+        )
+        sigreg_vision, sigreg_text = self.sigreg(z_v), self.sigreg(z_t)
+        loss = (
+            config.prediction_weight * prediction_loss
+            + config.sigreg_vision_weight * sigreg_vision
+            + config.sigreg_text_weight * sigreg_text
+        )
+        return loss, prediction_loss, sigreg_vision, sigreg_text
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        pixel_values: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        return_loss: bool = True,
+        **kwargs: Any,
+    ) -> LeVLJEPAOutput:
+        """
+        Args:
+            input_ids: Token ids `(N_texts, L)`, each caption ended by EOS.
+            pixel_values: Normalised images `(N_images, C, H, W)`.
+            attention_mask: 1 at tokens, 0 at padding, `(N_texts, L)`.
+            position_ids: Positions `(N_texts, L)`.
+            return_loss: Whether to compute the loss. In evaluation mode there is none when images and texts differ in
+                number, as in zero-shot classification.
+
+        Raises:
+            ValueError: without images or without texts; in training mode with a batch of one, or (with `return_loss`)
+                with images and texts of different number.
+
+        Example:
+
+        ```python
+        >>> from levljepa_hf import LeVLJEPAModel, LeVLJEPAProcessor
+
+        >>> model = LeVLJEPAModel.from_pretrained(checkpoint)
+        >>> processor = LeVLJEPAProcessor.from_pretrained(checkpoint)
+        >>> inputs = processor(images=image, text=["a photo of a cat.", "a photo of a dog."], return_tensors="pt")
+        >>> probabilities = model(**inputs).logits_per_image.softmax(-1)
+        ```"""
+        self._check_batch(input_ids, pixel_values, return_loss)
+        vision_outputs = self.get_image_features(pixel_values, **kwargs)
+        text_outputs = self.get_text_features(input_ids, attention_mask, position_ids, **kwargs)
+        z_v, z_t = vision_outputs.pooler_output, text_outputs.pooler_output  # (N_images, D), (N_texts, D)
+
+        zhat_t = zhat_v = None
+        if self.vision_predictor is not None:
+            zhat_t = self.vision_predictor(z_v)  # q_V: the text predicted from the image
+            zhat_v = self.text_predictor(z_t)  # q_T: the image predicted from the text
+
+        loss = prediction_loss = sigreg_vision = sigreg_text = None
+        if return_loss and zhat_t is not None and z_v.shape == z_t.shape:
+            loss, prediction_loss, sigreg_vision, sigreg_text = self.compute_loss(z_v, z_t, zhat_t, zhat_v)
+
+        with torch.no_grad():
+            readout = "zeroshot" if zhat_t is None else "avg"
+            logits_per_image = self.config.logit_scale * similarity(z_v, z_t, zhat_t, zhat_v, readout)
+
+        return LeVLJEPAOutput(
+            loss=loss,
+            prediction_loss=prediction_loss,
+            sigreg_vision=sigreg_vision,
+            sigreg_text=sigreg_text,
+            image_embeds=z_v,
+            text_embeds=z_t,
+            predicted_text_embeds=zhat_t,
+            predicted_image_embeds=zhat_v,
+            logits_per_image=logits_per_image,
+            logits_per_text=logits_per_image.T,
+            vision_model_output=vision_outputs,
+            text_model_output=text_outputs,
+        )
+
+    def _check_batch(self, input_ids: Tensor | None, pixel_values: Tensor | None, return_loss: bool) -> None:
+        if input_ids is None or pixel_values is None:
+            missing, method = ("input_ids", "image") if input_ids is None else ("pixel_values", "text")
+            raise ValueError(
+                f"LeVLJEPAModel needs both modalities and got no {missing}: call `get_{method}_features` for one alone."
+            )
+        if not self.training:
+            return
+        num_images, num_texts = pixel_values.shape[0], input_ids.shape[0]
+        if return_loss and num_images != num_texts:
+            raise ValueError(
+                f"Got {num_images} images and {num_texts} texts with return_loss=True: the loss pairs image i with text "
+                "i. Give one caption per image, or pass return_loss=False."
+            )
+        if min(num_images, num_texts) == 1 and any(isinstance(m, nn.BatchNorm1d) for m in self.vision_projection):
+            raise ValueError(
+                "A batch of one in training mode has no BatchNorm statistics: use a batch of at least 2 "
+                "(`dataloader_drop_last=True` drops a last batch of one), or call `model.eval()`."
+            )
+
+
+def _take(hidden_states: Tensor, index: Tensor) -> Tensor:
+    """Rows `index` `(N, M, 1)` of `hidden_states` `(N, L, C)`, as `(N, M, C)`."""
+    return hidden_states.gather(1, index.expand(-1, -1, hidden_states.shape[-1]))
+
+
+def _with_pooling(outputs: ModelOutput, pooled: Tensor, order: Tensor | None) -> BaseModelOutputWithPooling:
+    """The text tower's output with its pooled feature; `order` `(N, L, 1)` puts tokens back where they came from."""
+    hidden_states = outputs.hidden_states
+    last_hidden_state = outputs.last_hidden_state
+    if order is not None:
+        last_hidden_state = _take(last_hidden_state, order)
+        hidden_states = hidden_states and tuple(_take(h, order) for h in hidden_states)
+    return BaseModelOutputWithPooling(
+        last_hidden_state=last_hidden_state,
+        pooler_output=pooled,
+        hidden_states=hidden_states,
+        attentions=outputs.attentions,
+    )
+
+
+class LeVLJEPAForImageClassification(LeVLJEPAPreTrainedModel):
+    """The vision tower with a linear classifier on its pooled feature (the class token)."""
+
+    base_model_prefix = "vision_model"
+    _keys_to_ignore_on_load_unexpected = [r"^(text|sigreg|vision_projection|vision_predictor)"]
+
+    def __init__(self, config: LeVLJEPAConfig) -> None:
+        super().__init__(config)
+        self.num_labels = config.num_labels
+        self.vision_model = LeVLJEPAVisionModel._from_config(config.vision_config)
+        self.classifier = nn.Linear(config.vision_config.hidden_size, config.num_labels)
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.vision_model.get_input_embeddings()
+
+    @can_return_tuple
+    def forward(self, pixel_values: Tensor, labels: Tensor | None = None, **kwargs: Any) -> ImageClassifierOutput:
+        """
+        Args:
+            pixel_values: Normalised images `(N, C, H, W)`.
+            labels: Class indices `(N,)` (or targets `(N, num_labels)`, see `config.problem_type`).
+
+        Returns:
+            `logits` `(N, num_labels)`, and `loss` if `labels` are given.
+        """
+        outputs = self.vision_model(pixel_values, return_dict=True, **kwargs)
+        logits = self.classifier(outputs.pooler_output)
+        loss = None
+        if labels is not None:
+            loss = self.loss_function(labels, logits, self.config)
+        return ImageClassifierOutput(loss=loss, logits=logits, hidden_states=outputs.hidden_states)
+
+
+class LeVLJEPAForSemanticSegmentation(LeVLJEPAPreTrainedModel):
+    """The vision tower with a linear classifier on every patch token: the paper's linear segmentation protocol."""
+
+    base_model_prefix = "vision_model"
+    _keys_to_ignore_on_load_unexpected = [r"^(text|sigreg|vision_projection|vision_predictor)"]
+
+    def __init__(self, config: LeVLJEPAConfig) -> None:
+        super().__init__(config)
+        self.num_labels = config.num_labels
+        self.vision_model = LeVLJEPAVisionModel._from_config(config.vision_config)
+        self.classifier = nn.Linear(config.vision_config.hidden_size, config.num_labels)
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.vision_model.get_input_embeddings()
+
+    @can_return_tuple
+    def forward(self, pixel_values: Tensor, labels: Tensor | None = None, **kwargs: Any) -> SemanticSegmenterOutput:
+        """
+        Args:
+            pixel_values: Normalised images `(N, C, H, W)`.
+            labels: Class of every pixel `(N, H_labels, W_labels)`, of any size; void is
+                `config.semantic_loss_ignore_index` (255).
+
+        Returns:
+            `logits` `(N, num_labels, H / patch_size, W / patch_size)`, and, if `labels` are given, `loss`: the cross
+            entropy of the logits upsampled bilinearly to the labels, void left out.
+        """
+        outputs = self.vision_model(pixel_values, return_dict=True, **kwargs)
+        patches = outputs.last_hidden_state[:, int(self.vision_model.timm_model.has_class_token) :]
+        grid = [side // self.config.vision_config.patch_size for side in pixel_values.shape[-2:]]
+        logits = self.classifier(patches).transpose(1, 2).unflatten(2, grid)  # (N, num_labels, H / patch, W / patch)
+        loss = None
+        if labels is not None:
+            loss = self._segmentation_loss(logits, labels)
+        return SemanticSegmenterOutput(loss=loss, logits=logits, hidden_states=outputs.hidden_states)
+
+    def _segmentation_loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        if self.num_labels == 1:
+            raise ValueError("num_labels=1: segmentation needs at least 2 classes (say background and object).")
+        ignore_index = getattr(self.config, "semantic_loss_ignore_index", 255)
+        upsampled = F.interpolate(logits.float(), size=labels.shape[-2:], mode="bilinear", align_corners=False)
+        # The mean over valid pixels, and 0 rather than NaN where a batch holds nothing but void.
+        total = F.cross_entropy(upsampled, labels.long(), ignore_index=ignore_index, reduction="sum")
+        return total / (labels != ignore_index).sum().clamp(min=1)
+
+
+__all__ = [
+    "LeVLJEPABackbone",
+    "LeVLJEPAForImageClassification",
+    "LeVLJEPAForSemanticSegmentation",
+    "LeVLJEPAModel",
+    "LeVLJEPAOutput",
+    "LeVLJEPAPreTrainedModel",
+    "LeVLJEPAVisionModel",
+    "similarity",
+]

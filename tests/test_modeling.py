@@ -1,0 +1,489 @@
+"""The models against references written here: the loss and its gradients, stopped targets, pooling, sizes, initialisation,
+attention and compilation, frozen towers, save and reload, bad input."""
+
+import copy
+import math
+
+import pytest
+import timm
+import torch
+import torch.nn.functional as F
+from transformers import AutoModel, GPT2Config, GPT2Model
+
+from levljepa_hf import (
+    LeVLJEPABackbone,
+    LeVLJEPAConfig,
+    LeVLJEPAForImageClassification,
+    LeVLJEPAForSemanticSegmentation,
+    LeVLJEPAModel,
+    LeVLJEPAVisionConfig,
+    LeVLJEPAVisionModel,
+    SIGReg,
+    similarity,
+)
+from levljepa_hf.modeling_levljepa import prediction_distance
+
+
+def plain_sigreg(z: torch.Tensor, directions: torch.Tensor) -> torch.Tensor:
+    """SIGReg as the paper writes it, term by term."""
+    num_samples, knots = z.shape[0], torch.linspace(0, 3, 17, dtype=z.dtype)
+    phi = torch.exp(-knots.square() / 2)
+    weights = torch.full_like(knots, 2 * 3 / 16)
+    weights[0] = weights[-1] = 3 / 16
+    x = (z @ directions)[:, :, None] * knots
+    error = (x.cos().mean(0) - phi).square() + x.sin().mean(0).square()
+    return num_samples * (error * weights * phi).sum(-1).mean()
+
+
+def plain_loss(model: LeVLJEPAModel, inputs: dict, directions: torch.Tensor, loss_type: str) -> torch.Tensor:
+    """The training loss written as in the paper, from the model's parts."""
+    z_v = model.vision_projection(model.vision_model(inputs["pixel_values"]).last_hidden_state[:, 0])
+    hidden = model.text_model(inputs["input_ids"], attention_mask=inputs["attention_mask"]).last_hidden_state
+    lengths = inputs["attention_mask"].sum(1)
+    z_t = model.text_projection(hidden[torch.arange(len(hidden)), lengths - 1])
+    zhat_t, zhat_v = model.vision_predictor(z_v), model.text_predictor(z_t)
+
+    def distance(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+        if loss_type == "mse":
+            return ((a - b) ** 2).mean()
+        return (2 - 2 * (F.normalize(a, dim=1) * F.normalize(b, dim=1)).sum(1)).mean()
+
+    prediction = 0.5 * (distance(zhat_t, z_t.detach()) + distance(zhat_v, z_v.detach()))
+    return 0.96 * prediction + 0.02 * plain_sigreg(z_v, directions) + 0.02 * plain_sigreg(z_t, directions)
+
+
+@pytest.mark.parametrize("loss_type", ["mse", "cosine"])
+def test_loss_and_every_gradient_equal_the_plain_equations(model, inputs, monkeypatch, loss_type):
+    model = model.double().train()
+    model.config.prediction_loss_type = loss_type
+    inputs["pixel_values"] = inputs["pixel_values"].double()
+    directions = F.normalize(torch.randn(16, 64, dtype=torch.float64), dim=0)
+    reference = copy.deepcopy(model)
+    original = SIGReg.forward
+    calls = []
+
+    def with_directions(self, z, *args, **kwargs):
+        calls.append(z.shape)
+        return original(self, z, directions.to(z.dtype))
+
+    monkeypatch.setattr(SIGReg, "forward", with_directions)
+    outputs = model(**inputs)
+    outputs.loss.backward()
+    plain = plain_loss(reference, inputs, directions, loss_type)
+    plain.backward()
+
+    assert len(calls) == 2
+    assert outputs.loss.item() == pytest.approx(plain.item(), rel=1e-5)
+    expected = {name: p.grad for name, p in reference.named_parameters()}
+    for name, parameter in model.named_parameters():
+        torch.testing.assert_close(parameter.grad, expected[name], rtol=1e-4, atol=1e-6, msg=lambda m, n=name: f"{n}: {m}")
+
+
+def test_loss_is_the_weighted_sum_of_its_named_terms(model, inputs):
+    outputs = model(**inputs)
+    expected = 0.96 * outputs.prediction_loss + 0.02 * outputs.sigreg_vision + 0.02 * outputs.sigreg_text
+    assert outputs.loss.item() == pytest.approx(expected.item(), rel=1e-6)
+    assert outputs.loss.dtype == torch.float32
+
+
+def test_prediction_loss_sends_no_gradient_through_its_targets():
+    prediction, target = torch.randn(5, 8, requires_grad=True), torch.randn(5, 8, requires_grad=True)
+    for loss_type in ("mse", "cosine"):
+        prediction_distance(prediction, target, loss_type).backward()
+        assert target.grad is None and prediction.grad.abs().sum() > 0
+
+
+def test_without_sigreg_each_tower_learns_from_its_own_branch_only(model, inputs):
+    """With lv = lt = 0 and the image branch's predictor frozen at zero slope, the vision tower gets no gradient."""
+    model.config.sigreg_vision_weight = model.config.sigreg_text_weight = 0.0
+    torch.nn.init.zeros_(model.vision_predictor[-1].weight)
+    model.train()(**inputs).loss.backward()
+    vision = sum(p.grad.abs().sum() for p in model.vision_model.parameters() if p.grad is not None)
+    text = sum(p.grad.abs().sum() for p in model.text_model.parameters() if p.grad is not None)
+    assert vision == 0 and text > 0
+
+
+def test_padding_side_and_length_do_not_change_text_features(model, processor):
+    captions = ["a cat on a mat", "rain", "two dogs run along the beach at sunset"]
+    tokenizer = processor.tokenizer
+    right = model.get_text_features(**tokenizer(captions, padding=True, return_tensors="pt"))
+    to_77 = model.get_text_features(**tokenizer(captions, padding="max_length", max_length=77, return_tensors="pt"))
+    left_batch = tokenizer(captions, padding=True, padding_side="left", return_tensors="pt")
+    left = model.get_text_features(**left_batch, output_hidden_states=True)
+    alone = [model.get_text_features(**tokenizer([c], return_tensors="pt")).pooler_output for c in captions]
+
+    torch.testing.assert_close(right.pooler_output, torch.cat(alone), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(right.pooler_output, to_77.pooler_output, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(right.pooler_output, left.pooler_output, atol=1e-5, rtol=1e-5)
+    # Token outputs keep the order of the input.
+    for i, length in enumerate(left_batch.attention_mask.sum(1).tolist()):
+        torch.testing.assert_close(left.last_hidden_state[i, -length:], right.last_hidden_state[i, :length], atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(left.hidden_states[0].shape, right.last_hidden_state.shape)
+
+
+def test_similarity_readouts():
+    torch.manual_seed(0)
+    z_v, zhat_t, z_t, zhat_v = (torch.randn(n, 6) for n in (3, 3, 4, 4))
+
+    def cosine(a, b):
+        return F.cosine_similarity(a[:, None], b[None], dim=-1)
+
+    expected = {
+        "zeroshot": cosine(z_v, z_t),
+        "proj": cosine(zhat_t, z_t),
+        "proj_text": cosine(z_v, zhat_v),
+        "avg": (cosine(zhat_t, z_t) + cosine(z_v, zhat_v)) / 2,
+        "predictor_pair": cosine(zhat_t, zhat_v),
+    }
+    for readout, reference in expected.items():
+        torch.testing.assert_close(similarity(z_v, z_t, zhat_t, zhat_v, readout), reference)
+    with pytest.raises(ValueError, match="no predictors: use 'zeroshot'"):
+        similarity(z_v, z_t)
+    with pytest.raises(ValueError, match="Unknown readout 'best'"):
+        similarity(z_v, z_t, zhat_t, zhat_v, "best")
+
+
+def test_logits_are_the_scaled_avg_readout(model, inputs):
+    out = model(**inputs)
+    expected = 20 * similarity(out.image_embeds, out.text_embeds, out.predicted_text_embeds, out.predicted_image_embeds)
+    torch.testing.assert_close(out.logits_per_image, expected)
+    torch.testing.assert_close(out.logits_per_text, expected.T)
+
+
+def test_without_predictors(inputs):
+    model = LeVLJEPAModel(LeVLJEPAConfig.from_preset("debug", predictor_num_layers=0)).eval()
+    out = model(**inputs)
+    assert out.predicted_text_embeds is None and out.predicted_image_embeds is None and out.loss is None
+    torch.testing.assert_close(out.logits_per_image, 20 * similarity(out.image_embeds, out.text_embeds, readout="zeroshot"))
+
+
+# --- vision tower ---------------------------------------------------------------------------------------------------
+
+
+def small_vit(**kwargs) -> LeVLJEPAVisionConfig:
+    defaults = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "image_size": 32, "patch_size": 8}
+    return LeVLJEPAVisionConfig(**{**defaults, **kwargs})
+
+
+def test_vision_tower_equals_timm():
+    torch.manual_seed(0)
+    model = LeVLJEPAVisionModel(small_vit(architecture="vit_base_patch16_224")).eval()
+    reference = timm.create_model(
+        "vit_base_patch16_224", num_classes=0, dynamic_img_size=True, img_size=32, patch_size=8, embed_dim=32, depth=2, num_heads=2
+    ).eval()
+    reference.load_state_dict(model.timm_model.state_dict())
+    pixels = torch.randn(2, 3, 32, 48)
+    outputs = model(pixels, output_hidden_states=True)
+    torch.testing.assert_close(outputs.last_hidden_state, reference.forward_features(pixels), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(outputs.pooler_output, reference(pixels), atol=1e-5, rtol=1e-5)
+    assert [h.shape for h in outputs.hidden_states] == [(2, 1 + 4 * 6, 32)] * 3
+    torch.testing.assert_close(model.timm_model.norm(outputs.hidden_states[-1]), outputs.last_hidden_state)
+
+
+def test_hidden_states_by_index_as_llava_asks(model, inputs):
+    vision = model.vision_model
+    everything = vision(inputs["pixel_values"], output_hidden_states=True).hidden_states
+    some = vision(inputs["pixel_values"], output_hidden_states=-2).hidden_states
+    torch.testing.assert_close(some[-2], everything[-2])
+    assert some[0] is None and len(some) == len(everything)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "size", "patches"),
+    [
+        ("vit_tiny_patch16_224", 224, 14 * 14),
+        ("vit_small_patch32_384", 384, 12 * 12),
+        ("vit_small_patch14_dinov2", 518, 37 * 37),
+        ("vit_small_patch14_reg4_dinov2", 518, 37 * 37),
+        ("vit_small_patch8_224", 224, 28 * 28),
+        ("deit3_small_patch16_224", 224, 14 * 14),
+    ],
+)
+def test_any_timm_vit(architecture, size, patches):
+    """Registers are left out of the outputs: a class token, then the patches."""
+    config = LeVLJEPAVisionConfig(architecture=architecture, num_hidden_layers=1)
+    assert config.image_size == size and config.hidden_size in (192, 384)
+    model = LeVLJEPAVisionModel(config).eval()
+    with torch.no_grad():
+        assert model(torch.randn(1, 3, size, size)).last_hidden_state.shape == (1, 1 + patches, config.hidden_size)
+        side = 5 * config.patch_size
+        assert model(torch.randn(1, 3, side, 2 * side)).last_hidden_state.shape[1] == 1 + 50
+    intermediate = model.timm_model.blocks[0].mlp.fc1.out_features
+    assert intermediate == config.intermediate_size
+
+
+def test_config_fields_drive_timm():
+    config = small_vit(architecture="vit_base_patch16_224", intermediate_size=100, num_register_tokens=3, drop_path_rate=0.1)
+    vit = LeVLJEPAVisionModel(config).timm_model
+    assert (vit.embed_dim, len(vit.blocks), vit.num_reg_tokens, vit.blocks[0].mlp.fc1.out_features) == (32, 2, 3, 100)
+    assert vit.blocks[-1].drop_path1.drop_prob == pytest.approx(0.1)
+    assert LeVLJEPAVisionConfig(architecture="vit_small_patch16_224").hidden_size == 384
+
+
+def test_backbone_gives_normalised_patch_maps(model, inputs, tmp_path):
+    model.save_pretrained(tmp_path)
+    backbone = LeVLJEPABackbone.from_pretrained(tmp_path, out_indices=[1, 2])
+    maps = backbone(inputs["pixel_values"]).feature_maps
+    patches = model.vision_model(inputs["pixel_values"]).last_hidden_state[:, 1:]
+    torch.testing.assert_close(maps[-1], patches.transpose(1, 2).reshape(4, 32, 4, 4))
+    assert [m.shape for m in maps] == [(4, 32, 4, 4)] * 2 and backbone.channels == [32, 32]
+
+
+def test_segmentation_loss_upsamples_and_leaves_void_out(config):
+    config.num_labels = 3
+    torch.manual_seed(0)
+    model = LeVLJEPAForSemanticSegmentation(config).eval()
+    pixels, labels = torch.randn(2, 3, 32, 48), torch.randint(0, 3, (2, 30, 50))
+    labels[:, :10] = 255
+    out = model(pixels, labels)
+    assert out.logits.shape == (2, 3, 4, 6)
+    upsampled = F.interpolate(out.logits, size=(30, 50), mode="bilinear", align_corners=False)
+    expected = F.cross_entropy(upsampled, labels, ignore_index=255)
+    torch.testing.assert_close(out.loss, expected)
+    assert model(pixels, torch.full((2, 30, 50), 255)).loss == 0
+
+
+def test_classification_reads_the_class_token(config):
+    config.num_labels = 3
+    model = LeVLJEPAForImageClassification(config).eval()
+    pixels, labels = torch.randn(2, 3, 32, 32), torch.tensor([0, 2])
+    out = model(pixels, labels)
+    torch.testing.assert_close(out.logits, model.classifier(model.vision_model(pixels).last_hidden_state[:, 0]))
+    torch.testing.assert_close(out.loss, F.cross_entropy(out.logits, labels))
+
+
+# --- initialisation -------------------------------------------------------------------------------------------------
+
+
+def test_fresh_model_has_the_official_distributions():
+    torch.manual_seed(0)
+    config = LeVLJEPAConfig.from_preset("tiny", vision_config={"num_hidden_layers": 3}, text_config={"n_layer": 3})
+    model = LeVLJEPAModel(config)
+    vit, gpt2 = model.vision_model.timm_model, model.text_model
+    assert vit.blocks[1].mlp.fc1.weight.std().item() == pytest.approx(0.02, rel=0.05)
+    assert vit.blocks[1].mlp.fc1.weight.abs().max() > 0.06 and vit.blocks[0].attn.qkv.bias.abs().max() == 0
+    assert vit.pos_embed.std().item() == pytest.approx(0.02, rel=0.05)
+    assert vit.cls_token.std().item() == pytest.approx(1e-6, rel=0.5)
+    fan_in = vit.patch_embed.proj.weight[0].numel()
+    assert vit.patch_embed.proj.weight.abs().max() <= fan_in**-0.5 and vit.patch_embed.proj.bias.abs().max() > 0
+    assert gpt2.wte.weight.std().item() == pytest.approx(0.02, rel=0.05)
+    assert gpt2.h[0].mlp.c_proj.weight.std().item() == pytest.approx(0.02 / math.sqrt(2 * 3), rel=0.05)
+    linear = model.vision_projection[0]
+    assert linear.weight.std().item() == pytest.approx(192**-0.5 / math.sqrt(3), rel=0.05)
+    assert 0.9 * 192**-0.5 < linear.bias.abs().max() <= 192**-0.5
+
+
+def test_missing_weights_get_the_same_distributions(tmp_path):
+    """Loading builds the model on the meta device, where timm's initialisation is lost."""
+    torch.manual_seed(0)
+    config = LeVLJEPAConfig.from_preset("tiny", vision_config={"num_hidden_layers": 2}, text_config={"n_layer": 2})
+    model = LeVLJEPAModel(config)
+    state = model.state_dict()
+    kept = {k: v for k, v in state.items() if not k.startswith(("vision_model.timm_model.blocks.1", "vision_projection"))}
+    kept.pop("vision_model.timm_model.pos_embed")
+    loaded = LeVLJEPAModel.from_pretrained(None, config=config, state_dict=kept)
+    vit = loaded.vision_model.timm_model
+    torch.testing.assert_close(vit.blocks[0].attn.qkv.weight, state["vision_model.timm_model.blocks.0.attn.qkv.weight"])
+    assert vit.pos_embed.std().item() == pytest.approx(0.02, rel=0.05)
+    assert vit.blocks[1].mlp.fc1.weight.std().item() == pytest.approx(0.02, rel=0.05)
+    assert vit.blocks[1].norm1.weight.min() == 1
+    assert loaded.vision_projection[0].weight.std().item() == pytest.approx(192**-0.5 / math.sqrt(3), rel=0.05)
+    assert loaded.sigreg.step == 0
+
+
+def test_presets():
+    base = LeVLJEPAConfig.from_preset("base")
+    assert base.vision_config.hidden_size == base.text_config.hidden_size == 768 and base.projection_dim == 256
+    assert base.prediction_weight == pytest.approx(0.96)
+    assert [LeVLJEPAConfig.from_preset(p).text_config.n_head for p in ("tiny", "small", "base")] == [3, 6, 12]
+    assert base.text_config.resid_pdrop == base.text_config.attn_pdrop == base.text_config.embd_pdrop == 0
+    with pytest.raises(ValueError, match="Unknown preset 'huge': use one of debug, tiny"):
+        LeVLJEPAConfig.from_preset("huge")
+
+
+# --- what users switch on -------------------------------------------------------------------------------------------
+
+
+def test_attention_implementations_agree(model, inputs, tmp_path):
+    model.save_pretrained(tmp_path)
+    eager = LeVLJEPAModel.from_pretrained(tmp_path, attn_implementation="eager")
+    sdpa = LeVLJEPAModel.from_pretrained(tmp_path, attn_implementation="sdpa")
+    out = eager(**inputs)
+    assert not eager.vision_model.timm_model.blocks[0].attn.fused_attn
+    torch.testing.assert_close(out.logits_per_image, sdpa(**inputs).logits_per_image, atol=1e-4, rtol=1e-4)
+    assert sdpa.vision_model.timm_model.blocks[0].attn.fused_attn
+    eager.set_attn_implementation("sdpa")
+    eager(**inputs)
+    assert eager.vision_model.timm_model.blocks[0].attn.fused_attn
+
+
+def test_gradient_checkpointing_keeps_the_gradients(model, inputs):
+    model.train()
+    model.sigreg.step.zero_()
+    model(**inputs).loss.backward()
+    expected = {name: p.grad.clone() for name, p in model.named_parameters()}
+    model.zero_grad()
+    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    assert model.vision_model.timm_model.blocks[0].gradient_checkpointing and model.text_model.h[0].gradient_checkpointing
+    model.sigreg.step.zero_()
+    model(**inputs).loss.backward()
+    for name, parameter in model.named_parameters():
+        torch.testing.assert_close(parameter.grad, expected[name], atol=1e-5, rtol=1e-4)
+
+
+def test_bfloat16_keeps_the_loss_in_float32(model, inputs, tmp_path):
+    model.save_pretrained(tmp_path)
+    half = AutoModel.from_pretrained(tmp_path, dtype=torch.bfloat16)
+    out = half(**inputs)
+    assert out.image_embeds.dtype == torch.bfloat16 and out.loss.dtype == torch.float32
+    assert out.loss.item() == pytest.approx(model(**inputs).loss.item(), rel=0.05)
+
+
+def test_device_map(model, inputs, tmp_path):
+    model.save_pretrained(tmp_path)
+    loaded = AutoModel.from_pretrained(tmp_path, device_map="cpu")
+    torch.testing.assert_close(loaded(**inputs).logits_per_image, model(**inputs).logits_per_image)
+
+
+def test_compile_without_graph_breaks(model, inputs):
+    torch._dynamo.reset()
+    vision = torch.compile(model.vision_model, fullgraph=True, backend="eager")
+    torch.testing.assert_close(
+        vision(inputs["pixel_values"]).last_hidden_state, model.vision_model(inputs["pixel_values"]).last_hidden_state
+    )
+    model.train()
+    model.sigreg.step.zero_()
+    expected = model(**inputs).loss
+    model.sigreg.step.zero_()
+    compiled = torch.compile(model, fullgraph=True, backend="eager")(**inputs)
+    assert compiled.loss.item() == pytest.approx(expected.item(), rel=1e-5)
+    compiled.loss.backward()
+
+
+def test_export_of_the_vision_tower(model, inputs):
+    pixels = inputs["pixel_values"]
+    program = torch.export.export(model.vision_model, (pixels,), strict=False)
+    exported = program.module()(pixels)
+    torch.testing.assert_close(exported.last_hidden_state, model.vision_model(pixels).last_hidden_state)
+
+
+@pytest.mark.parametrize("tower", ["vision", "text"])
+def test_a_frozen_tower_keeps_no_graph(model, inputs, tower):
+    getattr(model, f"freeze_{tower}")()
+    frozen = getattr(model, f"{tower}_model")
+    out = model.train()(**inputs)
+    tower_output = getattr(out, f"{tower}_model_output").last_hidden_state
+    assert not tower_output.requires_grad  # no activation is stored for a backward pass
+    out.loss.backward()
+    assert all(p.grad is None for p in frozen.parameters())
+    assert getattr(model, f"{tower}_projection")[0].weight.grad is not None
+
+
+@pytest.mark.parametrize(
+    "model_class",
+    [LeVLJEPAModel, LeVLJEPAVisionModel, LeVLJEPABackbone, LeVLJEPAForImageClassification, LeVLJEPAForSemanticSegmentation],
+)
+def test_save_and_reload_every_class(model_class, config, inputs, tmp_path):
+    torch.manual_seed(0)
+    model = model_class(config.vision_config if model_class.config_class is LeVLJEPAVisionConfig else config).eval()
+    model.save_pretrained(tmp_path)
+    loaded, info = model_class.from_pretrained(tmp_path, output_loading_info=True)
+    assert not info["missing_keys"] and not info["unexpected_keys"] and not info["mismatched_keys"]
+    state = loaded.state_dict()
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, state[name]), name
+    kwargs = inputs if model_class is LeVLJEPAModel else {"pixel_values": inputs["pixel_values"]}
+    for a, b in zip(model(**kwargs).to_tuple(), loaded(**kwargs).to_tuple(), strict=True):
+        torch.testing.assert_close(a, b)
+    assert loaded.config.to_dict()["model_type"] == model.config.model_type
+
+
+@pytest.mark.parametrize("source", ["full", "bare"])
+@pytest.mark.parametrize(
+    "model_class",
+    [LeVLJEPAVisionModel, LeVLJEPABackbone, LeVLJEPAForImageClassification, LeVLJEPAForSemanticSegmentation],
+)
+def test_towers_and_heads_load_from_full_and_bare_checkpoints(model_class, source, model, inputs, tmp_path):
+    (model if source == "full" else model.vision_model).save_pretrained(tmp_path)
+    kwargs = {} if model_class.config_class is LeVLJEPAVisionConfig else {"num_labels": 7}
+    loaded, info = model_class.from_pretrained(tmp_path, output_loading_info=True, **kwargs)
+    assert {key for key in info["missing_keys"] if not key.startswith("classifier.")} == set()
+    tower = loaded if model_class is LeVLJEPAVisionModel else loaded.vision_model
+    for name, tensor in model.vision_model.state_dict().items():
+        assert torch.equal(tensor, tower.state_dict()[name]), name
+    if kwargs:
+        assert loaded(inputs["pixel_values"]).logits.shape[1] == 7
+
+
+def test_a_config_keeps_a_dimension_that_equals_the_default_of_another_architecture(tmp_path):
+    config = LeVLJEPAVisionConfig(architecture="vit_large_patch16_224", num_hidden_layers=12)
+    config.save_pretrained(tmp_path)
+    assert LeVLJEPAVisionConfig.from_pretrained(tmp_path).num_hidden_layers == 12
+
+
+# --- bad input ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "message"),
+    [
+        ({"architecture": "vit_base_patch16_225"}, rf"not a model of the installed timm {timm.__version__}.*vit_base_patch16_224"),
+        ({"architecture": "resnet18"}, "vision tower is timm's VisionTransformer"),
+        ({"architecture": "swin_tiny_patch4_window7_224"}, "vision tower is timm's VisionTransformer"),
+        ({"hidden_size": 100}, "hidden_size=100 is not divisible by num_attention_heads=12"),
+        ({"image_size": 225}, "image_size=225 is not divisible by patch_size=16.*224 or 240"),
+    ],
+)
+def test_bad_vision_config(kwargs, message):
+    with pytest.raises(ValueError, match=message):
+        LeVLJEPAVisionConfig(**kwargs)
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "message"),
+    [
+        ({"text_config": {"n_embd": 100, "n_head": 3}}, "n_embd=100 is not divisible by n_head=3"),
+        ({"prediction_loss_type": "l1"}, "prediction_loss_type='l1'"),
+        ({"sigreg_vision_weight": 0.7, "sigreg_text_weight": 0.7}, "add up to at most 1"),
+        ({"sigreg_text_weight": -0.1}, "at least 0"),
+        ({"predictor_num_layers": -1}, "0 means no predictors"),
+        ({"projection_dim": 0}, "projection_dim=0 must be at least 1"),
+    ],
+)
+def test_bad_config(kwargs, message):
+    with pytest.raises(ValueError, match=message):
+        LeVLJEPAConfig.from_preset("debug", **kwargs)
+
+
+def test_bad_image_size(model):
+    with pytest.raises(ValueError, match="33x40 is not divisible by patch_size=8: resize or crop to 32x40"):
+        model.vision_model(torch.randn(1, 3, 33, 40))
+
+
+def test_different_numbers_of_images_and_captions(model, inputs):
+    fewer = {**inputs, "pixel_values": inputs["pixel_values"][:3]}
+    out = model(**fewer)
+    assert out.loss is None and out.logits_per_image.shape == (3, 4)
+    with pytest.raises(ValueError, match="3 images and 4 texts with return_loss=True"):
+        model.train()(**fewer)
+    assert model(**fewer, return_loss=False).loss is None
+
+
+def test_batch_of_one_in_training_mode(model, inputs):
+    one = {name: tensor[:1] for name, tensor in inputs.items()}
+    assert model(**one).loss.isfinite()
+    with pytest.raises(ValueError, match="batch of one in training mode.*dataloader_drop_last"):
+        model.train()(**one)
+
+
+def test_missing_modality_and_long_captions(model, inputs):
+    with pytest.raises(ValueError, match="got no pixel_values: call `get_text_features`"):
+        model(input_ids=inputs["input_ids"])
+    with pytest.raises(ValueError, match="got no input_ids: call `get_image_features`"):
+        model(pixel_values=inputs["pixel_values"])
+    with pytest.raises(ValueError, match="have 129 tokens, but the text tower has 128 positions"):
+        model.get_text_features(torch.zeros(1, 129, dtype=torch.long))
+
+
+def test_text_tower_is_gpt2(model):
+    assert isinstance(model.text_model, GPT2Model) and isinstance(model.config.text_config, GPT2Config)
