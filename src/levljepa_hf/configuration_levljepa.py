@@ -312,7 +312,7 @@ def _from_released(config_dict: dict[str, Any]) -> dict[str, Any]:
     """
     if "vision_encoder" not in config_dict and "text_encoder" not in config_dict:
         return config_dict
-    vision, text = config_dict.get("vision_encoder", {}), config_dict.get("text_encoder", {})
+    vision, text = config_dict.get("vision_encoder") or {}, config_dict.get("text_encoder") or {}
     renamed = {
         "vision_config": {
             "architecture": vision.get("architecture"),
@@ -330,8 +330,12 @@ def _from_released(config_dict: dict[str, Any]) -> dict[str, Any]:
         "head_hidden_size": config_dict.get("projector_width"),
         "predictor_num_layers": config_dict.get("projector_depth"),
     }
-    for key in ("vision_config", "text_config"):
-        renamed[key] = {name: value for name, value in renamed[key].items() if value is not None}
+    widths = {"vision_config": ("hidden_size", "num_attention_heads"), "text_config": ("n_embd", "n_head")}
+    for key, (width, heads) in widths.items():
+        part = {name: value for name, value in renamed[key].items() if value is not None}
+        if width in part and heads in part and part[width] % part[heads]:  # wrong: the shapes will tell
+            del part[width], part[heads]
+        renamed[key] = part
     released_keys = ("vision_encoder", "text_encoder", "embed_dim", "projector_width", "projector_depth", "training")
     rest = {key: value for key, value in config_dict.items() if key not in released_keys}
     return {**rest, **{key: value for key, value in renamed.items() if value is not None}}

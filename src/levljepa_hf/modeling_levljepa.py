@@ -202,8 +202,10 @@ class LeVLJEPAPreTrainedModel(PreTrainedModel):
             return super().from_pretrained(pretrained_model_name_or_path, *model_args, config=config, **kwargs)
 
         if not isinstance(config, PreTrainedConfig):
-            place = pretrained_model_name_or_path if config is None else config
-            config, kwargs = LeVLJEPAConfig.from_pretrained(place, return_unused_kwargs=True, **kwargs)
+            dtypes = {name: kwargs.pop(name) for name in ("dtype", "torch_dtype") if name in kwargs}
+            config = released_config(files, config).to_dict()  # also where config.json is wrong or missing
+            config, kwargs = LeVLJEPAConfig.from_dict(config, return_unused_kwargs=True, **kwargs)
+            kwargs.update(dtypes)  # the model's alone: on a configuration "auto" would stay a string
         if isinstance(config, LeVLJEPAVisionConfig):
             config = LeVLJEPAConfig(vision_config=config)
         config = released_config(files, config)
@@ -294,7 +296,7 @@ class LeVLJEPAVisionModel(LeVLJEPAPreTrainedModel):
             init.copy_(tensor, fresh[name].to(tensor.device, tensor.dtype))
 
     def get_input_embeddings(self) -> nn.Module:
-        return self.timm_model.patch_embed
+        return self.timm_model.patch_embed.proj
 
     def _patch_tokens(self, tokens: Tensor) -> Tensor:
         """Drops the register tokens: `(N, prefix + patches, C)` to `(N, 1 + patches, C)`."""
@@ -570,21 +572,21 @@ class LeVLJEPAModel(LeVLJEPAPreTrainedModel):
     @can_return_tuple
     def forward(
         self,
-        input_ids: Tensor | None = None,
         pixel_values: Tensor | None = None,
+        input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
-        position_ids: Tensor | None = None,
         return_loss: bool = True,
+        position_ids: Tensor | None = None,
         **kwargs: Any,
     ) -> LeVLJEPAOutput:
         """
         Args:
-            input_ids: Token ids `(N_texts, L)`, each caption ended by EOS.
             pixel_values: Normalised images `(N_images, C, H, W)`.
+            input_ids: Token ids `(N_texts, L)`, each caption ended by EOS.
             attention_mask: 1 at tokens, 0 at padding, `(N_texts, L)`.
-            position_ids: Positions `(N_texts, L)`.
             return_loss: Whether to compute the loss. In evaluation mode there is none when images and texts differ in
                 number, as in zero-shot classification.
+            position_ids: Positions `(N_texts, L)`.
 
         Raises:
             ValueError: without images or without texts; in training mode with a batch of one, or (with `return_loss`)
@@ -665,7 +667,7 @@ def _with_pooling(outputs: ModelOutput, pooled: Tensor, order: Tensor | None) ->
     last_hidden_state = outputs.last_hidden_state
     if order is not None:
         last_hidden_state = _take(last_hidden_state, order)
-        hidden_states = hidden_states and tuple(_take(h, order) for h in hidden_states)
+        hidden_states = hidden_states and tuple(h if h is None else _take(h, order) for h in hidden_states)
     return BaseModelOutputWithPooling(
         last_hidden_state=last_hidden_state,
         pooler_output=pooled,

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torchvision.transforms.v2 import functional as tvF
 from transformers import BatchFeature, GPT2Tokenizer, PreTrainedTokenizerBase
 from transformers.image_processing_backends import PilBackend, TorchvisionBackend
+from transformers.image_processing_outputs import SemanticSegmentationPostProcessorOutput
 from transformers.image_processing_utils import BaseImageProcessor
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD, PILImageResampling, SizeDict, load_image
 from transformers.processing_utils import ProcessingKwargs, ProcessorMixin
@@ -50,28 +51,47 @@ class _ImageProcessing:
         return super().fetch_images(image_url_or_urls)
 
     def post_process_semantic_segmentation(
-        self, outputs: Any, target_sizes: list[tuple[int, int]] | torch.Tensor | None = None
-    ) -> list[torch.Tensor]:
+        self,
+        outputs: Any,
+        target_sizes: list[tuple[int, int]] | torch.Tensor | None = None,
+        return_segmentation_scores: bool = False,
+    ) -> list[torch.Tensor] | list[SemanticSegmentationPostProcessorOutput]:
         """
         Args:
             outputs: Output of `LeVLJEPAForSemanticSegmentation`, `logits` `(N, num_labels, h, w)`.
             target_sizes: Height and width wanted for each image; by default those of the logits.
+            return_segmentation_scores: Whether to return the logits beside the maps.
 
         Returns:
-            N maps of class indices `(height, width)`, from bilinearly upsampled logits.
+            N maps of class indices `(height, width)`, from bilinearly upsampled logits; with
+            `return_segmentation_scores`, N outputs of `segmentation` (that map) and `segmentation_scores` (those logits,
+            `(num_labels, height, width)`).
 
         Raises:
             ValueError: if the target sizes are not as many as the images.
         """
-        logits = outputs.logits.float()
-        if target_sizes is None:
-            return list(logits.argmax(dim=1))
-        if len(target_sizes) != len(logits):
-            raise ValueError(f"Got {len(target_sizes)} target_sizes for {len(logits)} images: give one (height, width) each.")
+        scores = list(outputs.logits.float())
+        if target_sizes is not None:
+            if len(target_sizes) != len(scores):
+                raise ValueError(
+                    f"Got {len(target_sizes)} target_sizes for {len(scores)} images: give one (height, width) each."
+                )
+            scores = [
+                F.interpolate(one[None], size=tuple(int(s) for s in size), mode="bilinear", align_corners=False)[0]
+                for one, size in zip(scores, target_sizes, strict=True)
+            ]
+        maps = [one.argmax(dim=0) for one in scores]
+        if not return_segmentation_scores:
+            return maps
         return [
-            F.interpolate(one[None], size=tuple(int(s) for s in size), mode="bilinear", align_corners=False)[0].argmax(0)
-            for one, size in zip(logits, target_sizes, strict=True)
+            SemanticSegmentationPostProcessorOutput({"segmentation": one_map, "segmentation_scores": one})
+            for one_map, one in zip(maps, scores, strict=True)
         ]
+
+    @classmethod
+    def from_dict(cls, image_processor_dict: dict[str, Any], **kwargs: Any) -> BaseImageProcessor:
+        """Leaves out `auto_map`: it names the class and the files of the folder it was read from."""
+        return super().from_dict({k: v for k, v in image_processor_dict.items() if k != "auto_map"}, **kwargs)
 
     def save_pretrained(self, save_directory: str | os.PathLike, **kwargs: Any) -> list[str]:
         saved = super().save_pretrained(save_directory, **kwargs)

@@ -1,0 +1,37 @@
+"""The command `levljepa`: one sub-command a module, each with its own `main(argv)` and `--help`."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+
+COMMANDS = {
+    "demo": ("demo", "pretrain a small model on captioned scenes, evaluate it and draw what it sees"),
+    "convert": ("convert", "turn a released checkpoint (two files, or a .pt pair) into the native layout, or back"),
+}
+
+EPILOG = """commands:
+{commands}
+
+example:
+  levljepa demo --help
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs a sub-command with the arguments after it, and returns its exit status."""
+    parser = argparse.ArgumentParser(
+        prog="levljepa",
+        description="LeVLJEPA: vision-language pretraining without negatives.",
+        epilog=EPILOG.format(commands="\n".join(f"  {name:10}{text}" for name, (_, text) in COMMANDS.items())),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("command", choices=COMMANDS, help="what to do: see below")
+    parser.add_argument("arguments", nargs=argparse.REMAINDER, help="the command's own arguments")
+    args = parser.parse_args(argv)
+    module, _ = COMMANDS[args.command]
+    return import_module(f".{module}", __package__).main(args.arguments) or 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

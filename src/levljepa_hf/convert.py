@@ -1,0 +1,236 @@
+"""`levljepa convert`: the released two-file layout or a `.pt` pair to a native checkpoint, and back.
+
+A native checkpoint is one `model.safetensors` with configuration, code, processor and model card.
+"""
+
+import argparse
+import os
+import re
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import ModelCard, ModelCardData
+
+from .configuration_levljepa import LeVLJEPAConfig
+from .modeling_levljepa import LeVLJEPAModel
+from .processing_levljepa import LeVLJEPAProcessor
+from .released import (
+    find_pt_pair,
+    find_released_files,
+    has_native_weights,
+    released_config,
+    released_state_dict,
+    save_released,
+)
+
+RELEASES = ("lukaskuhndkfz/LeVLJEPA-ViT-B-DataComp-200k", "lukaskuhndkfz/InfoNCE-ViT-B-DataComp-200k")
+LICENSE = "cc-by-nc-4.0"
+TAGS = ["levljepa", "vision-language", "self-supervised-learning", "jepa", "vit", "gpt2", "arxiv:2607.00784"]
+TEMPLATE = Path(__file__).with_name("model_card_template.md")
+
+
+def convert(
+    source: str | os.PathLike,
+    target: str | os.PathLike,
+    to: str = "native",
+    *,
+    overwrite: bool = False,
+    base_model: str | None = None,
+    license: str = LICENSE,
+    **hub_kwargs: Any,
+) -> Path:
+    """Writes the checkpoint `source` to the folder `target` in the other layout.
+
+    Weights keep their values and their dtype. The folder appears when it is complete.
+
+    Args:
+        source: A folder or a Hub id, released or native; or a `.pt` pair of a training run: either file, the folder
+            that holds the one pair, or `FOLDER/RUN_stepN`.
+        target: The folder to write.
+        to: "native" (model, code, processor, card) or "released" (two towers, `config.json`, card).
+        overwrite: Whether to replace a checkpoint that is there already.
+        base_model: The Hub id that the card names as source; by default `source`, if it is one.
+        license: The licence that the card states. The released checkpoints have CC BY-NC 4.0, which their
+            conversions keep.
+        hub_kwargs: How to fetch from the Hub: `revision`, `token`, `cache_dir`, ...
+
+    Returns:
+        The folder.
+
+    Raises:
+        FileExistsError: if `target` is there and `overwrite` is false, or what is there is no checkpoint.
+        OSError: if a file is missing or can't be read.
+        ValueError: if `source` and `target` overlap, or the tensors contradict each other (see `released.py`).
+    """
+    if to not in ("native", "released"):
+        raise ValueError(f"to={to!r} is no layout: use 'native' or 'released'.")
+    target = Path(target).resolve()
+    _check_target(source, target, overwrite)
+    model, processor = _load(source, with_processor=to == "native", **hub_kwargs)
+    if base_model is None and not _is_local(source):
+        base_model = str(source)
+    name, source_name = target.name, Path(source).resolve().name  # no paths of this machine on the card
+    card = model_card(model.config, name, source_name, base_model, license, native=to == "native")
+    with _staged(target) as folder:
+        if to == "native":
+            model.save_pretrained(folder)
+            processor.save_pretrained(folder)
+        else:
+            save_released(model, None, folder)
+        card.save(folder / "README.md")
+    return target
+
+
+def _load(
+    source: str | os.PathLike, with_processor: bool, **hub_kwargs: Any
+) -> tuple[LeVLJEPAModel, LeVLJEPAProcessor | None]:
+    folder = Path(source) / (hub_kwargs.get("subfolder") or "")
+    whole = folder.is_dir() and (has_native_weights(folder) or find_released_files(source, **hub_kwargs) is not None)
+    pair = None if whole else find_pt_pair(source)
+    processor = None
+    if pair is not None:
+        config = released_config(pair)
+        state_dict = released_state_dict(pair, config)
+        model = LeVLJEPAModel.from_pretrained(None, config=config, state_dict=state_dict, dtype="auto")
+        if with_processor:
+            processor = LeVLJEPAProcessor.from_image_size(config.vision_config.image_size)
+        return model, processor
+    if not os.path.exists(source) and not re.fullmatch(r"[\w-][\w.-]*(/[\w.-]+)?", str(source)):
+        raise FileNotFoundError(f"{source} does not exist, and is no Hub id (NAME or OWNER/NAME) either.")
+    if folder.is_dir() and not whole:
+        raise FileNotFoundError(
+            f"{folder} holds no checkpoint: neither model.safetensors, nor vision_encoder.safetensors and "
+            "text_encoder.safetensors, nor a pair RUN_vision_stepN.pt and RUN_text_stepN.pt."
+        )
+    model = LeVLJEPAModel.from_pretrained(source, dtype="auto", **hub_kwargs)
+    if with_processor:
+        processor = LeVLJEPAProcessor.from_pretrained(source, **hub_kwargs)
+    return model, processor
+
+
+def _is_local(source: str | os.PathLike) -> bool:
+    return os.path.exists(source) or find_pt_pair(source) is not None
+
+
+def _check_target(source: str | os.PathLike, target: Path, overwrite: bool) -> None:
+    if _is_local(source):
+        place = Path(source).resolve()
+        folder = place if place.is_dir() else place.parent
+        if target == folder or target in folder.parents:
+            raise ValueError(f"The target {target} is the source's own folder or contains it: choose another target.")
+    if not target.exists() or (target.is_dir() and not any(target.iterdir())):
+        return
+    if not overwrite:
+        raise FileExistsError(f"{target} is there already: choose another target, or pass --overwrite to replace it.")
+    if not (target / "config.json").is_file():
+        raise FileExistsError(
+            f"{target} holds no checkpoint (no config.json), so --overwrite does not replace it: choose another "
+            "target, or empty it yourself."
+        )
+
+
+@contextmanager
+def _staged(target: Path) -> Iterator[Path]:
+    """A new folder beside `target` that takes its place when the block ends without an error."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as scratch:
+        new, old = Path(scratch, "new"), Path(scratch, "old")
+        new.mkdir()
+        yield new
+        if target.exists():
+            target.rename(old)
+        try:
+            new.rename(target)
+        except OSError:
+            if old.exists():
+                old.rename(target)
+            raise
+
+
+def model_card(
+    config: LeVLJEPAConfig,
+    name: str,
+    source: str,
+    base_model: str | None = None,
+    license: str = LICENSE,
+    native: bool = True,
+) -> ModelCard:
+    """The model card of a checkpoint, rendered from `model_card_template.md`.
+
+    Args:
+        config: The model's configuration.
+        name: What `from_pretrained` takes to load it, as the card shows it.
+        source: Where the weights come from.
+        base_model: The Hub id of the source. For one of `RELEASES` the card has the paper's figures.
+        license: A licence id of the Hub.
+        native: Whether the checkpoint is in the native layout.
+    """
+    data = ModelCardData(
+        language="en",
+        license=license,
+        library_name="transformers",
+        pipeline_tag="zero-shot-image-classification",
+        tags=TAGS,
+        base_model=base_model,
+    )
+    source = f"[{base_model}](https://huggingface.co/{base_model})" if base_model else f"`{source}`"
+    return ModelCard.from_template(
+        data,
+        template_path=str(TEMPLATE),
+        title=name.rsplit("/", 1)[-1],
+        name=name,
+        source=source,
+        license=license,
+        config=config,
+        native=native,
+        release=base_model in RELEASES,
+    )
+
+
+EPILOG = """examples:
+  levljepa convert lukaskuhndkfz/LeVLJEPA-ViT-B-DataComp-200k levljepa-vit-b
+  levljepa convert runs/cc12m_step200000 levljepa-cc12m
+  levljepa convert levljepa-vit-b levljepa-vit-b-released --to released
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command `levljepa convert`. Returns the exit status."""
+    parser = argparse.ArgumentParser(
+        prog="levljepa convert",
+        description="Convert a LeVLJEPA checkpoint between the released two-file layout and the native one.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "source",
+        help="a folder or a Hub id; or a .pt pair: either file, its folder, or FOLDER/RUN_stepN for "
+        "RUN_vision_stepN.pt and RUN_text_stepN.pt",
+    )
+    parser.add_argument("target", help="the folder to write")
+    parser.add_argument("--to", choices=("native", "released"), default="native", help="layout (default: native)")
+    parser.add_argument("--overwrite", action="store_true", help="replace a checkpoint that is there already")
+    parser.add_argument("--license", default=LICENSE, help=f"licence that the model card states (default: {LICENSE})")
+    parser.add_argument("--base_model", metavar="ID", help="Hub id that the model card names as source")
+    parser.add_argument("--revision", help="branch, tag or commit of a Hub source")
+    args = vars(parser.parse_args(argv))
+    if args["revision"] is None:
+        del args["revision"]
+    try:
+        target = convert(**args)
+    except (OSError, ValueError) as error:
+        print(f"levljepa convert: {error}", file=sys.stderr)
+        return 1
+    print(f"Wrote {target}. Load it with:\n")
+    print("from levljepa_hf import LeVLJEPAModel, LeVLJEPAProcessor")
+    print(f"model = LeVLJEPAModel.from_pretrained({str(target)!r})")
+    print(f"processor = LeVLJEPAProcessor.from_pretrained({str(target)!r})")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

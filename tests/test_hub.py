@@ -1,0 +1,212 @@
+"""At home in transformers: checkpoints that load where the package is not installed, pipelines, LLaVA, a local Hub."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import (
+    AutoBackbone,
+    AutoModelForZeroShotImageClassification,
+    LlamaConfig,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    pipeline,
+)
+
+from levljepa_hf import (
+    LeVLJEPABackbone,
+    LeVLJEPAForImageClassification,
+    LeVLJEPAForSemanticSegmentation,
+    LeVLJEPAImageProcessor,
+    LeVLJEPAModel,
+    LeVLJEPAProcessor,
+    LeVLJEPAVisionConfig,
+    LeVLJEPAVisionModel,
+)
+
+CODE_FILES = {"configuration_levljepa.py", "modeling_levljepa.py", "processing_levljepa.py", "sigreg_levljepa.py"}
+
+# Loads model and processor without the package, computes, saves again.
+REMOTE = """
+import sys
+sys.modules["levljepa_hf"] = None  # `import levljepa_hf` now fails, as where it is not installed
+{prelude}
+import PIL.Image, torch
+from safetensors.torch import save_file
+from transformers import AutoModel, AutoModelForZeroShotImageClassification, AutoProcessor
+
+source, target, image, result = sys.argv[1:]
+model = AutoModel.from_pretrained(source, trust_remote_code=True)
+processor = AutoProcessor.from_pretrained(source, trust_remote_code=True)
+inputs = processor(images=PIL.Image.open(image), text=["a cat", "two dogs run"], return_tensors="pt")
+outputs = model(**inputs)
+save_file({{"logits": outputs.logits_per_image.contiguous(), "patches": outputs.vision_model_output.last_hidden_state}}, result)
+assert AutoModelForZeroShotImageClassification.from_pretrained(source, trust_remote_code=True).config.model_type == "levljepa"
+model.save_pretrained(target)
+processor.save_pretrained(target)
+"""
+
+# Where a CPU-only torch sits beside a CUDA torchvision the package declares two operators; there is no package here.
+PRELUDE = """
+import torch
+if {needed}:
+    library = torch.library.Library("torchvision", "FRAGMENT")
+    for name in ("nms", "qnms"):
+        library.define(name + "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+"""
+
+
+def run_without_package(source: Path, target: Path, image: Path, result: Path, modules: Path) -> dict[str, torch.Tensor]:
+    import levljepa_hf._torchvision as torchvision_fix
+
+    script = REMOTE.format(prelude=PRELUDE.format(needed=torchvision_fix._library is not None))
+    environment = {**os.environ, "HF_MODULES_CACHE": str(modules), "HF_HUB_OFFLINE": "1", "PYTHONPATH": ""}
+    command = [sys.executable, "-c", script, str(source), str(target), str(image), str(result)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=modules.parent)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return load_file(result)
+
+
+def test_remote_code_in_a_fresh_process_and_saving_again(model, processor, images, tmp_path):
+    first, second, third = tmp_path / "first", tmp_path / "second", tmp_path / "third"
+    model.save_pretrained(first)
+    processor.save_pretrained(first)
+    names = {path.name for path in first.iterdir()}
+    assert CODE_FILES <= names and [n for n in names if n.endswith(".safetensors")] == ["model.safetensors"]
+    assert json.loads((first / "config.json").read_text())["auto_map"]["AutoModel"] == "modeling_levljepa.LeVLJEPAModel"
+
+    image = tmp_path / "image.png"
+    images[0].save(image)
+    inputs = processor(images=images[0], text=["a cat", "two dogs run"], return_tensors="pt")
+    expected = model(**inputs)
+    for source, target in ((first, second), (second, third)):
+        result = run_without_package(source, target, image, tmp_path / "result.safetensors", tmp_path / "modules")
+        torch.testing.assert_close(result["logits"], expected.logits_per_image)
+        torch.testing.assert_close(result["patches"], expected.vision_model_output.last_hidden_state)
+    assert CODE_FILES <= {path.name for path in third.iterdir()}
+    torch.testing.assert_close(LeVLJEPAModel.from_pretrained(third)(**inputs).logits_per_image, expected.logits_per_image)
+
+
+def test_auto_maps_name_saved_files(model, config, processor, tmp_path):
+    """Every file that an auto_map names lies beside it, for every class."""
+    config.num_labels = 3
+    savers = {
+        "full": model,
+        "vision": model.vision_model,
+        "classifier": LeVLJEPAForImageClassification(config),
+        "segmenter": LeVLJEPAForSemanticSegmentation(config),
+        "backbone": LeVLJEPABackbone(config.vision_config),
+        "processor": processor,
+        "image_processor": processor.image_processor,
+    }
+    for name, saver in savers.items():
+        folder = tmp_path / name
+        saver.save_pretrained(folder)
+        seen = 0
+        for path in folder.glob("*.json"):
+            for reference in json.loads(path.read_text()).get("auto_map", {}).values():
+                assert (folder / f"{reference.split('.')[0]}.py").exists(), (name, path.name, reference)
+                seen += 1
+        assert seen, name
+
+
+def test_zero_shot_pipeline(model, processor, images, tmp_path):
+    model.save_pretrained(tmp_path)
+    processor.save_pretrained(tmp_path)
+    classify = pipeline("zero-shot-image-classification", model=str(tmp_path))
+    labels = ["cat", "dog", "tree"]
+    result = classify(images[0], candidate_labels=labels, hypothesis_template="a photo of a {}.")
+    inputs = processor(images=images[0], text=[f"a photo of a {label}." for label in labels], return_tensors="pt")
+    expected = dict(zip(labels, model(**inputs).logits_per_image.softmax(-1)[0].tolist(), strict=True))
+    assert {r["label"]: pytest.approx(r["score"], abs=1e-5) for r in result} == expected
+    assert isinstance(AutoModelForZeroShotImageClassification.from_pretrained(tmp_path), LeVLJEPAModel)
+
+
+def test_image_feature_extraction_pipeline(model, processor, images, tmp_path):
+    model.vision_model.save_pretrained(tmp_path)
+    processor.image_processor.save_pretrained(tmp_path)
+    features = pipeline("image-feature-extraction", model=str(tmp_path))(images[0])
+    pixels = processor.image_processor(images[0], return_tensors="pt").pixel_values
+    torch.testing.assert_close(torch.tensor(features), model.vision_model(pixels).last_hidden_state, atol=1e-4, rtol=1e-4)
+
+
+def test_image_classification_pipeline(config, processor, images, tmp_path):
+    config.id2label, config.label2id = {0: "cat", 1: "dog", 2: "tree"}, {"cat": 0, "dog": 1, "tree": 2}
+    model = LeVLJEPAForImageClassification(config).eval()
+    model.save_pretrained(tmp_path)
+    processor.image_processor.save_pretrained(tmp_path)
+    result = pipeline("image-classification", model=str(tmp_path))(images[0])
+    probabilities = model(processor.image_processor(images[0], return_tensors="pt").pixel_values).logits.softmax(-1)[0]
+    assert {r["label"] for r in result} == {"cat", "dog", "tree"}
+    assert result[0]["score"] == pytest.approx(probabilities.max().item(), abs=1e-5)
+
+
+def test_image_segmentation_pipeline(config, images, tmp_path):
+    config.id2label, config.label2id = {0: "sky", 1: "ground"}, {"sky": 0, "ground": 1}
+    model = LeVLJEPAForSemanticSegmentation(config).eval()
+    model.save_pretrained(tmp_path)
+    LeVLJEPAImageProcessor(do_center_crop=False, size={"height": 32, "width": 32}).save_pretrained(tmp_path)
+    result = pipeline("image-segmentation", model=str(tmp_path))(images[1])
+    assert {r["label"] for r in result} <= {"sky", "ground"} and result
+    assert all(r["mask"].size == images[1].size for r in result)  # the whole photo, not a crop
+
+
+def test_llava_trains_and_saves(tmp_path):
+    torch.manual_seed(0)
+    vision = LeVLJEPAVisionConfig(
+        hidden_size=32, num_hidden_layers=3, num_attention_heads=2, image_size=32, patch_size=8, num_register_tokens=2
+    )
+    text = LlamaConfig(
+        hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2, vocab_size=100, max_position_embeddings=64
+    )
+    config = LlavaConfig(vision_config=vision, text_config=text, image_token_index=99)
+    model = LlavaForConditionalGeneration(config)
+    assert isinstance(model.model.vision_tower, LeVLJEPAVisionModel)
+    input_ids = torch.cat([torch.full((2, 16), 99), torch.randint(0, 90, (2, 6))], dim=1)  # 4x4 patches, then text
+    batch = {"input_ids": input_ids, "pixel_values": torch.randn(2, 3, 32, 32), "labels": input_ids}
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    losses = []
+    for _ in range(8):
+        loss = model(**batch).loss
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(loss.item())
+    assert losses[-1] < 0.7 * losses[0]
+
+    model.eval().save_pretrained(tmp_path)
+    loaded = LlavaForConditionalGeneration.from_pretrained(tmp_path)
+    torch.testing.assert_close(loaded(**batch).logits, model(**batch).logits, atol=1e-4, rtol=1e-4)
+    assert loaded.config.vision_config.num_register_tokens == 2
+    torch.testing.assert_close(
+        loaded.model.vision_tower.timm_model.pos_embed, model.model.vision_tower.timm_model.pos_embed
+    )
+
+
+def test_llava_with_several_vision_layers():
+    vision = LeVLJEPAVisionConfig(hidden_size=32, num_hidden_layers=3, num_attention_heads=2, image_size=32, patch_size=8)
+    text = LlamaConfig(hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=2, vocab_size=100)
+    config = LlavaConfig(vision_config=vision, text_config=text, image_token_index=99, vision_feature_layer=[-2, -1])
+    model = LlavaForConditionalGeneration(config)
+    input_ids = torch.cat([torch.full((1, 16), 99), torch.randint(0, 90, (1, 4))], dim=1)
+    assert model(input_ids=input_ids, pixel_values=torch.randn(1, 3, 32, 32)).logits.shape == (1, 20, 100)
+
+
+def test_auto_backbone_from_config():
+    config = LeVLJEPAVisionConfig(hidden_size=32, num_hidden_layers=2, num_attention_heads=2, image_size=32, patch_size=8)
+    assert isinstance(AutoBackbone.from_config(config), LeVLJEPABackbone)
+
+
+def test_a_checkpoint_without_weights_is_an_error(model, processor, tmp_path):
+    model.config.save_pretrained(tmp_path)
+    with pytest.raises(OSError, match="model.safetensors"):
+        LeVLJEPAModel.from_pretrained(tmp_path)
+    save_file({"x": torch.zeros(1)}, tmp_path / "other.safetensors")
+    with pytest.raises(OSError, match="model.safetensors"):
+        LeVLJEPAModel.from_pretrained(tmp_path)
+    assert LeVLJEPAProcessor.from_image_size(32).image_processor.crop_size.height == 32
