@@ -45,8 +45,10 @@ model = AutoModel.from_pretrained(source, trust_remote_code=True)
 processor = AutoProcessor.from_pretrained(source, trust_remote_code=True)
 inputs = processor(images=PIL.Image.open(image), text=["a cat", "two dogs run"], return_tensors="pt")
 outputs = model(**inputs)
-save_file({{"logits": outputs.logits_per_image.contiguous(), "patches": outputs.vision_model_output.last_hidden_state}}, result)
-assert AutoModelForZeroShotImageClassification.from_pretrained(source, trust_remote_code=True).config.model_type == "levljepa"
+patches = outputs.vision_model_output.last_hidden_state
+save_file({{"logits": outputs.logits_per_image.contiguous(), "patches": patches}}, result)
+zero_shot = AutoModelForZeroShotImageClassification.from_pretrained(source, trust_remote_code=True)
+assert zero_shot.config.model_type == "levljepa"
 model.save_pretrained(target)
 processor.save_pretrained(target)
 """
@@ -61,7 +63,9 @@ if {needed}:
 """
 
 
-def run_without_package(source: Path, target: Path, image: Path, result: Path, modules: Path) -> dict[str, torch.Tensor]:
+def run_without_package(
+    source: Path, target: Path, image: Path, result: Path, modules: Path
+) -> dict[str, torch.Tensor]:
     import levljepa_hf._torchvision as torchvision_fix
 
     script = REMOTE.format(prelude=PRELUDE.format(needed=torchvision_fix._library is not None))
@@ -78,7 +82,9 @@ def test_remote_code_in_a_fresh_process_and_saving_again(model, processor, image
     processor.save_pretrained(first)
     names = {path.name for path in first.iterdir()}
     assert CODE_FILES <= names and [n for n in names if n.endswith(".safetensors")] == ["model.safetensors"]
-    assert json.loads((first / "config.json").read_text())["auto_map"]["AutoModel"] == "modeling_levljepa.LeVLJEPAModel"
+    assert (
+        json.loads((first / "config.json").read_text())["auto_map"]["AutoModel"] == "modeling_levljepa.LeVLJEPAModel"
+    )
 
     image = tmp_path / "image.png"
     images[0].save(image)
@@ -89,7 +95,9 @@ def test_remote_code_in_a_fresh_process_and_saving_again(model, processor, image
         torch.testing.assert_close(result["logits"], expected.logits_per_image)
         torch.testing.assert_close(result["patches"], expected.vision_model_output.last_hidden_state)
     assert CODE_FILES <= {path.name for path in third.iterdir()}
-    torch.testing.assert_close(LeVLJEPAModel.from_pretrained(third)(**inputs).logits_per_image, expected.logits_per_image)
+    torch.testing.assert_close(
+        LeVLJEPAModel.from_pretrained(third)(**inputs).logits_per_image, expected.logits_per_image
+    )
 
 
 def test_auto_maps_name_saved_files(model, config, processor, tmp_path):
@@ -132,7 +140,9 @@ def test_image_feature_extraction_pipeline(model, processor, images, tmp_path):
     processor.image_processor.save_pretrained(tmp_path)
     features = pipeline("image-feature-extraction", model=str(tmp_path))(images[0])
     pixels = processor.image_processor(images[0], return_tensors="pt").pixel_values
-    torch.testing.assert_close(torch.tensor(features), model.vision_model(pixels).last_hidden_state, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(
+        torch.tensor(features), model.vision_model(pixels).last_hidden_state, atol=1e-4, rtol=1e-4
+    )
 
 
 def test_image_classification_pipeline(config, processor, images, tmp_path):
@@ -162,7 +172,12 @@ def test_llava_trains_and_saves(tmp_path):
         hidden_size=32, num_hidden_layers=3, num_attention_heads=2, image_size=32, patch_size=8, num_register_tokens=2
     )
     text = LlamaConfig(
-        hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2, vocab_size=100, max_position_embeddings=64
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        vocab_size=100,
+        max_position_embeddings=64,
     )
     config = LlavaConfig(vision_config=vision, text_config=text, image_token_index=99)
     model = LlavaForConditionalGeneration(config)
@@ -189,8 +204,12 @@ def test_llava_trains_and_saves(tmp_path):
 
 
 def test_llava_with_several_vision_layers():
-    vision = LeVLJEPAVisionConfig(hidden_size=32, num_hidden_layers=3, num_attention_heads=2, image_size=32, patch_size=8)
-    text = LlamaConfig(hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=2, vocab_size=100)
+    vision = LeVLJEPAVisionConfig(
+        hidden_size=32, num_hidden_layers=3, num_attention_heads=2, image_size=32, patch_size=8
+    )
+    text = LlamaConfig(
+        hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=2, vocab_size=100
+    )
     config = LlavaConfig(vision_config=vision, text_config=text, image_token_index=99, vision_feature_layer=[-2, -1])
     model = LlavaForConditionalGeneration(config)
     input_ids = torch.cat([torch.full((1, 16), 99), torch.randint(0, 90, (1, 4))], dim=1)
@@ -198,7 +217,9 @@ def test_llava_with_several_vision_layers():
 
 
 def test_auto_backbone_from_config():
-    config = LeVLJEPAVisionConfig(hidden_size=32, num_hidden_layers=2, num_attention_heads=2, image_size=32, patch_size=8)
+    config = LeVLJEPAVisionConfig(
+        hidden_size=32, num_hidden_layers=2, num_attention_heads=2, image_size=32, patch_size=8
+    )
     assert isinstance(AutoBackbone.from_config(config), LeVLJEPABackbone)
 
 

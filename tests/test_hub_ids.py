@@ -1,4 +1,4 @@
-"""Loading by Hub id, against a local server that answers as the Hub does: native and released repositories, and offline."""
+"""Loading by Hub id, against a local server that answers as the Hub does: native, released, offline."""
 
 import http.server
 import json
@@ -34,7 +34,7 @@ save_file({"logits": model(pixel_values=pixels, **text).logits_per_image, "patch
 
 
 class Hub(http.server.BaseHTTPRequestHandler):
-    """The part of the Hub's protocol that loading uses, over the folders of `root`: HEAD and GET of a file, and commits."""
+    """The part of the Hub's protocol that loading uses, over the folders of `root`."""
 
     root: Path
 
@@ -54,7 +54,9 @@ class Hub(http.server.BaseHTTPRequestHandler):
         owner, name, _resolve, _revision, *rest = parts
         path = self.root / owner / name / "/".join(rest)
         if not path.is_file():
-            return self._send(404, b"Entry not found", {"X-Error-Code": "EntryNotFound", "X-Repo-Commit": COMMIT}, body)
+            return self._send(
+                404, b"Entry not found", {"X-Error-Code": "EntryNotFound", "X-Repo-Commit": COMMIT}, body
+            )
         data = path.read_bytes()
         self._send(200, data, {"ETag": f'"{hash(data) & 0xFFFFFFFF:040x}"', "X-Repo-Commit": COMMIT}, body)
 
@@ -87,9 +89,16 @@ def hub(tmp_path):
 
 
 def load(repo: str, endpoint: str, tmp_path: Path, offline: bool) -> dict[str, torch.Tensor]:
-    environment = {**os.environ, "HF_ENDPOINT": endpoint, "HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": str(int(offline))}
+    environment = {
+        **os.environ,
+        "HF_ENDPOINT": endpoint,
+        "HF_HOME": str(tmp_path / "home"),
+        "HF_HUB_OFFLINE": str(int(offline)),
+    }
     result = tmp_path / "result.safetensors"
-    done = subprocess.run([sys.executable, "-c", LOAD, repo, str(result)], env=environment, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", LOAD, repo, str(result)], env=environment, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     return load_file(result)
 
@@ -111,7 +120,9 @@ def test_hub_id_online_and_then_from_the_cache(layout, model, processor, hub, tm
     for offline in (False, True):
         result = load(f"someone/{layout}", hub, tmp_path, offline)
         torch.testing.assert_close(result["logits"], expected.logits_per_image, atol=1e-5, rtol=1e-5)
-        torch.testing.assert_close(result["patches"], expected.vision_model_output.last_hidden_state, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(
+            result["patches"], expected.vision_model_output.last_hidden_state, atol=1e-5, rtol=1e-5
+        )
 
 
 def test_a_repository_that_does_not_exist(hub, tmp_path):

@@ -1,5 +1,5 @@
-"""The models against references written here: the loss and its gradients, stopped targets, pooling, sizes, initialisation,
-attention and compilation, frozen towers, save and reload, bad input."""
+"""The models against references written here: the loss and its gradients, stopped targets, pooling, sizes,
+initialisation, attention and compilation, frozen towers, save and reload, bad input."""
 
 import copy
 import math
@@ -76,7 +76,9 @@ def test_loss_and_every_gradient_equal_the_plain_equations(model, inputs, monkey
     assert outputs.loss.item() == pytest.approx(plain.item(), rel=1e-5)
     expected = {name: p.grad for name, p in reference.named_parameters()}
     for name, parameter in model.named_parameters():
-        torch.testing.assert_close(parameter.grad, expected[name], rtol=1e-4, atol=1e-6, msg=lambda m, n=name: f"{n}: {m}")
+        torch.testing.assert_close(
+            parameter.grad, expected[name], rtol=1e-4, atol=1e-6, msg=lambda m, n=name: f"{n}: {m}"
+        )
 
 
 def test_loss_is_the_weighted_sum_of_its_named_terms(model, inputs):
@@ -117,7 +119,9 @@ def test_padding_side_and_length_do_not_change_text_features(model, processor):
     torch.testing.assert_close(right.pooler_output, left.pooler_output, atol=1e-5, rtol=1e-5)
     # Token outputs keep the order of the input.
     for i, length in enumerate(left_batch.attention_mask.sum(1).tolist()):
-        torch.testing.assert_close(left.last_hidden_state[i, -length:], right.last_hidden_state[i, :length], atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(
+            left.last_hidden_state[i, -length:], right.last_hidden_state[i, :length], atol=1e-5, rtol=1e-5
+        )
         torch.testing.assert_close(left.hidden_states[0].shape, right.last_hidden_state.shape)
 
 
@@ -145,7 +149,9 @@ def test_similarity_readouts():
 
 def test_logits_are_the_scaled_avg_readout(model, inputs):
     out = model(**inputs)
-    expected = 20 * similarity(out.image_embeds, out.text_embeds, out.predicted_text_embeds, out.predicted_image_embeds)
+    expected = 20 * similarity(
+        out.image_embeds, out.text_embeds, out.predicted_text_embeds, out.predicted_image_embeds
+    )
     torch.testing.assert_close(out.logits_per_image, expected)
     torch.testing.assert_close(out.logits_per_text, expected.T)
 
@@ -154,7 +160,9 @@ def test_without_predictors(inputs):
     model = LeVLJEPAModel(LeVLJEPAConfig.from_preset("debug", predictor_num_layers=0)).eval()
     out = model(**inputs)
     assert out.predicted_text_embeds is None and out.predicted_image_embeds is None and out.loss is None
-    torch.testing.assert_close(out.logits_per_image, 20 * similarity(out.image_embeds, out.text_embeds, readout="zeroshot"))
+    torch.testing.assert_close(
+        out.logits_per_image, 20 * similarity(out.image_embeds, out.text_embeds, readout="zeroshot")
+    )
 
 
 # --- vision tower ---------------------------------------------------------------------------------------------------
@@ -169,7 +177,14 @@ def test_vision_tower_equals_timm():
     torch.manual_seed(0)
     model = LeVLJEPAVisionModel(small_vit(architecture="vit_base_patch16_224")).eval()
     reference = timm.create_model(
-        "vit_base_patch16_224", num_classes=0, dynamic_img_size=True, img_size=32, patch_size=8, embed_dim=32, depth=2, num_heads=2
+        "vit_base_patch16_224",
+        num_classes=0,
+        dynamic_img_size=True,
+        img_size=32,
+        patch_size=8,
+        embed_dim=32,
+        depth=2,
+        num_heads=2,
     ).eval()
     reference.load_state_dict(model.timm_model.state_dict())
     pixels = torch.randn(2, 3, 32, 48)
@@ -213,7 +228,9 @@ def test_any_timm_vit(architecture, size, patches):
 
 
 def test_config_fields_drive_timm():
-    config = small_vit(architecture="vit_base_patch16_224", intermediate_size=100, num_register_tokens=3, drop_path_rate=0.1)
+    config = small_vit(
+        architecture="vit_base_patch16_224", intermediate_size=100, num_register_tokens=3, drop_path_rate=0.1
+    )
     vit = LeVLJEPAVisionModel(config).timm_model
     assert (vit.embed_dim, len(vit.blocks), vit.num_reg_tokens, vit.blocks[0].mlp.fc1.out_features) == (32, 2, 3, 100)
     assert vit.blocks[-1].drop_path1.drop_prob == pytest.approx(0.1)
@@ -279,11 +296,15 @@ def test_missing_weights_get_the_same_distributions(tmp_path):
     config = LeVLJEPAConfig.from_preset("tiny", vision_config={"num_hidden_layers": 2}, text_config={"n_layer": 2})
     model = LeVLJEPAModel(config)
     state = model.state_dict()
-    kept = {k: v for k, v in state.items() if not k.startswith(("vision_model.timm_model.blocks.1", "vision_projection"))}
+    kept = {
+        k: v for k, v in state.items() if not k.startswith(("vision_model.timm_model.blocks.1", "vision_projection"))
+    }
     kept.pop("vision_model.timm_model.pos_embed")
     loaded = LeVLJEPAModel.from_pretrained(None, config=config, state_dict=kept)
     vit = loaded.vision_model.timm_model
-    torch.testing.assert_close(vit.blocks[0].attn.qkv.weight, state["vision_model.timm_model.blocks.0.attn.qkv.weight"])
+    torch.testing.assert_close(
+        vit.blocks[0].attn.qkv.weight, state["vision_model.timm_model.blocks.0.attn.qkv.weight"]
+    )
     assert vit.pos_embed.std().item() == pytest.approx(0.02, rel=0.05)
     assert vit.blocks[1].mlp.fc1.weight.std().item() == pytest.approx(0.02, rel=0.05)
     assert vit.blocks[1].norm1.weight.min() == 1
@@ -324,7 +345,9 @@ def test_gradient_checkpointing_keeps_the_gradients(model, inputs):
     expected = {name: p.grad.clone() for name, p in model.named_parameters()}
     model.zero_grad()
     model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    assert model.vision_model.timm_model.blocks[0].gradient_checkpointing and model.text_model.h[0].gradient_checkpointing
+    assert (
+        model.vision_model.timm_model.blocks[0].gradient_checkpointing and model.text_model.h[0].gradient_checkpointing
+    )
     model.sigreg.step.zero_()
     model(**inputs).loss.backward()
     for name, parameter in model.named_parameters():
@@ -381,7 +404,13 @@ def test_a_frozen_tower_keeps_no_graph(model, inputs, tower):
 
 @pytest.mark.parametrize(
     "model_class",
-    [LeVLJEPAModel, LeVLJEPAVisionModel, LeVLJEPABackbone, LeVLJEPAForImageClassification, LeVLJEPAForSemanticSegmentation],
+    [
+        LeVLJEPAModel,
+        LeVLJEPAVisionModel,
+        LeVLJEPABackbone,
+        LeVLJEPAForImageClassification,
+        LeVLJEPAForSemanticSegmentation,
+    ],
 )
 def test_save_and_reload_every_class(model_class, config, inputs, tmp_path):
     torch.manual_seed(0)
@@ -427,7 +456,10 @@ def test_a_config_keeps_a_dimension_that_equals_the_default_of_another_architect
 @pytest.mark.parametrize(
     ("kwargs", "message"),
     [
-        ({"architecture": "vit_base_patch16_225"}, rf"not a model of the installed timm {timm.__version__}.*vit_base_patch16_224"),
+        (
+            {"architecture": "vit_base_patch16_225"},
+            rf"not a model of the installed timm {timm.__version__}.*vit_base_patch16_224",
+        ),
         ({"architecture": "resnet18"}, "vision tower is timm's VisionTransformer"),
         ({"architecture": "swin_tiny_patch4_window7_224"}, "vision tower is timm's VisionTransformer"),
         ({"hidden_size": 100}, "hidden_size=100 is not divisible by num_attention_heads=12"),

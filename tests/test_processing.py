@@ -1,4 +1,4 @@
-"""The processor: statistics, backends, every kind of image, the tokenizer's EOS and padding, captions that are wrong."""
+"""The processor: statistics, backends, every kind of image, the tokenizer's EOS and padding, wrong captions."""
 
 import numpy as np
 import PIL.Image
@@ -68,14 +68,20 @@ def test_every_setting_can_be_overridden(photo):
     in_the_call = LeVLJEPAImageProcessor()(photo, return_tensors="pt", **settings).pixel_values
     assert at_construction.shape == (1, 3, 48, 64)
     torch.testing.assert_close(at_construction, in_the_call)
-    default = LeVLJEPAImageProcessor()(photo, return_tensors="pt", do_center_crop=False, size=settings["size"]).pixel_values
+    default = LeVLJEPAImageProcessor()(
+        photo, return_tensors="pt", do_center_crop=False, size=settings["size"]
+    ).pixel_values
     assert (default - at_construction).abs().max() > 0.1
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr", "HSV", "I", "F", "I;16"])
 @pytest.mark.parametrize("backend", [LeVLJEPAImageProcessor, LeVLJEPAImageProcessorPil])
 def test_any_pil_mode(photo, mode, backend):
-    image = photo.convert("L").convert(mode) if mode in ("I", "F", "I;16", "1") else photo.convert("RGBA" if mode == "PA" else "RGB")
+    image = (
+        photo.convert("L").convert(mode)
+        if mode in ("I", "F", "I;16", "1")
+        else photo.convert("RGBA" if mode == "PA" else "RGB")
+    )
     image = image if image.mode == mode else image.convert(mode)
     pixels = backend()(image, return_tensors="pt").pixel_values
     assert pixels.shape == (1, 3, 224, 224) and pixels.isfinite().all()

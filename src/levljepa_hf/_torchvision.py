@@ -1,8 +1,8 @@
 """Lets the package import where a CPU-only torch sits beside PyPI's torchvision.
 
-PyPI's torchvision is built for CUDA. Beside a CPU-only torch its compiled operators cannot load, and `import torchvision`
-fails while it describes two of them (non-maximum suppression) to torch, although image transforms need no compiled
-operator. Declaring the two is enough; calling them still fails with torchvision's own message.
+PyPI's torchvision is built for CUDA. Beside a CPU-only torch its compiled operators cannot load, and `import
+torchvision` fails while it describes two of them (non-maximum suppression) to torch, although image transforms need no
+compiled operator. Declaring the two is enough; calling them still fails with torchvision's own message.
 """
 
 import sys

@@ -81,7 +81,7 @@ def _not_a_vit(architecture: str, class_name: str = "another model class") -> st
 
 @lru_cache(maxsize=64)
 def timm_dimensions(architecture: str) -> dict[str, int]:
-    """The dimensions that timm gives `architecture`, under the names of `LeVLJEPAVisionConfig` (nothing is allocated)."""
+    """What timm makes of `architecture`, under the names of `LeVLJEPAVisionConfig`; nothing is allocated."""
     with torch.device("meta"):
         model = create_timm_vit(architecture)
     dimensions = {
@@ -103,8 +103,9 @@ class LeVLJEPAVisionConfig(BackboneConfigMixin, PreTrainedConfig):
     r"""
     Configuration of the vision tower: a timm Vision Transformer.
 
-    A bare `architecture` fills every dimension left at `None` from timm; a dimension that is given drives timm instead,
-    so that `LeVLJEPAVisionConfig(architecture="vit_base_patch16_224", image_size=384)` is that model at 384 px.
+    A bare `architecture` fills every dimension left at `None` from timm; a dimension that is given drives timm
+    instead, so that `LeVLJEPAVisionConfig(architecture="vit_base_patch16_224", image_size=384)` is that model at 384
+    px.
 
     Args:
         architecture: Name of a timm `VisionTransformer`, such as `"vit_base_patch16_224"`.

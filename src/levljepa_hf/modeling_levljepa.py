@@ -1,4 +1,5 @@
-"""LeVLJEPA models (arXiv 2607.00784): a timm Vision Transformer and a GPT-2, trained to predict each other's embeddings.
+"""LeVLJEPA models (arXiv 2607.00784): a timm Vision Transformer and a GPT-2, trained to predict each other's
+embeddings.
 
 Notable features:
 - no negatives, temperature, momentum encoder or teacher: a prediction loss with stopped targets, and SIGReg
@@ -56,8 +57,8 @@ class LeVLJEPAOutput(ModelOutput):
     Output of `LeVLJEPAModel`. N is the batch, D the projection dimension; embeddings are not normalised.
 
     Args:
-        loss (`torch.Tensor` of shape `(1,)`, returned when `return_loss` and both modalities have the same batch size):
-            `(1 - lv - lt) * prediction_loss + lv * sigreg_vision + lt * sigreg_text`.
+        loss (`torch.Tensor` of shape `(1,)`, returned when `return_loss` and both modalities have the same batch
+            size): `(1 - lv - lt) * prediction_loss + lv * sigreg_vision + lt * sigreg_text`.
         prediction_loss (`torch.Tensor` of shape `(1,)`): Mean of the two directions of prediction, unweighted.
         sigreg_vision (`torch.Tensor` of shape `(1,)`): SIGReg(Z_V), unweighted; about 1 for an isotropic Gaussian.
         sigreg_text (`torch.Tensor` of shape `(1,)`): SIGReg(Z_T).
@@ -131,7 +132,7 @@ def similarity(
 
 
 def prediction_distance(prediction: Tensor, target: Tensor, loss_type: str) -> Tensor:
-    """Distance of predictions to stopped targets, both `(N, D)`: the mean squared error, or the mean of `2 - 2 cos`."""
+    """Distance of predictions to stopped targets, `(N, D)`: mean squared error, or mean of `2 - 2 cos`."""
     prediction, target = prediction.float(), target.detach().float()
     if loss_type == "mse":
         return F.mse_loss(prediction, target)
@@ -226,6 +227,15 @@ class LeVLJEPAPreTrainedModel(PreTrainedModel):
         """
         self.config.auto_map = dict(AUTO_MAPS[self.config.model_type])
         super().save_pretrained(save_directory, **kwargs)
+
+    @classmethod
+    def is_custom_code(cls) -> bool:
+        """False, as for transformers' own models: `_init_weights` leaves loaded tensors alone by itself.
+
+        The guard for code that does not would skip a module whose own tensors are loaded, or that has none: the rest
+        of a VisionTransformer would stay uninitialised, and GPT-2's residual projections unscaled.
+        """
+        return False
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -394,9 +404,7 @@ class LeVLJEPABackbone(BackboneMixin, LeVLJEPAPreTrainedModel):
         return self.vision_model.get_input_embeddings()
 
     @can_return_tuple
-    def forward(
-        self, pixel_values: Tensor, output_hidden_states: bool | None = None, **kwargs: Any
-    ) -> BackboneOutput:
+    def forward(self, pixel_values: Tensor, output_hidden_states: bool | None = None, **kwargs: Any) -> BackboneOutput:
         """
         Args:
             pixel_values: Normalised images `(N, C, H, W)`; the patch size must divide H and W.
@@ -548,6 +556,43 @@ class LeVLJEPAModel(LeVLJEPAPreTrainedModel):
         outputs.pooler_output = self.text_projection(outputs.pooler_output)
         return outputs
 
+    def forward_heads(self, image_features: Tensor, text_features: Tensor, return_loss: bool = True) -> LeVLJEPAOutput:
+        """Everything after the towers: heads, predictors, loss and logits.
+
+        Args:
+            image_features: Pooled features `(N_images, hidden_size)`, as `encode_image` gives them.
+            text_features: Pooled features `(N_texts, hidden_size)`, as `encode_text` gives them.
+            return_loss: Whether to compute the loss, where images and texts have the same number.
+        """
+        z_v = self.vision_projection(image_features)  # (N_images, D)
+        z_t = self.text_projection(text_features)  # (N_texts, D)
+
+        zhat_t = zhat_v = None
+        if self.vision_predictor is not None:
+            zhat_t = self.vision_predictor(z_v)  # q_V: the text predicted from the image
+            zhat_v = self.text_predictor(z_t)  # q_T: the image predicted from the text
+
+        loss = prediction_loss = sigreg_vision = sigreg_text = None
+        if return_loss and zhat_t is not None and z_v.shape == z_t.shape:
+            loss, prediction_loss, sigreg_vision, sigreg_text = self.compute_loss(z_v, z_t, zhat_t, zhat_v)
+
+        with torch.no_grad():
+            readout = "zeroshot" if zhat_t is None else "avg"
+            logits_per_image = self.config.logit_scale * similarity(z_v, z_t, zhat_t, zhat_v, readout)
+
+        return LeVLJEPAOutput(
+            loss=loss,
+            prediction_loss=prediction_loss,
+            sigreg_vision=sigreg_vision,
+            sigreg_text=sigreg_text,
+            image_embeds=z_v,
+            text_embeds=z_t,
+            predicted_text_embeds=zhat_t,
+            predicted_image_embeds=zhat_v,
+            logits_per_image=logits_per_image,
+            logits_per_text=logits_per_image.T,
+        )
+
     def compute_loss(
         self, z_v: Tensor, z_t: Tensor, zhat_t: Tensor, zhat_v: Tensor
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -603,51 +648,27 @@ class LeVLJEPAModel(LeVLJEPAPreTrainedModel):
         >>> probabilities = model(**inputs).logits_per_image.softmax(-1)
         ```"""
         self._check_batch(input_ids, pixel_values, return_loss)
-        vision_outputs = self.get_image_features(pixel_values, **kwargs)
-        text_outputs = self.get_text_features(input_ids, attention_mask, position_ids, **kwargs)
-        z_v, z_t = vision_outputs.pooler_output, text_outputs.pooler_output  # (N_images, D), (N_texts, D)
-
-        zhat_t = zhat_v = None
-        if self.vision_predictor is not None:
-            zhat_t = self.vision_predictor(z_v)  # q_V: the text predicted from the image
-            zhat_v = self.text_predictor(z_t)  # q_T: the image predicted from the text
-
-        loss = prediction_loss = sigreg_vision = sigreg_text = None
-        if return_loss and zhat_t is not None and z_v.shape == z_t.shape:
-            loss, prediction_loss, sigreg_vision, sigreg_text = self.compute_loss(z_v, z_t, zhat_t, zhat_v)
-
-        with torch.no_grad():
-            readout = "zeroshot" if zhat_t is None else "avg"
-            logits_per_image = self.config.logit_scale * similarity(z_v, z_t, zhat_t, zhat_v, readout)
-
-        return LeVLJEPAOutput(
-            loss=loss,
-            prediction_loss=prediction_loss,
-            sigreg_vision=sigreg_vision,
-            sigreg_text=sigreg_text,
-            image_embeds=z_v,
-            text_embeds=z_t,
-            predicted_text_embeds=zhat_t,
-            predicted_image_embeds=zhat_v,
-            logits_per_image=logits_per_image,
-            logits_per_text=logits_per_image.T,
-            vision_model_output=vision_outputs,
-            text_model_output=text_outputs,
-        )
+        vision_outputs = self.encode_image(pixel_values, **kwargs)
+        text_outputs = self.encode_text(input_ids, attention_mask, position_ids, **kwargs)
+        outputs = self.forward_heads(vision_outputs.pooler_output, text_outputs.pooler_output, return_loss)
+        vision_outputs.pooler_output, text_outputs.pooler_output = outputs.image_embeds, outputs.text_embeds
+        outputs.vision_model_output, outputs.text_model_output = vision_outputs, text_outputs
+        return outputs
 
     def _check_batch(self, input_ids: Tensor | None, pixel_values: Tensor | None, return_loss: bool) -> None:
         if input_ids is None or pixel_values is None:
             missing, method = ("input_ids", "image") if input_ids is None else ("pixel_values", "text")
             raise ValueError(
-                f"LeVLJEPAModel needs both modalities and got no {missing}: call `get_{method}_features` for one alone."
+                f"LeVLJEPAModel needs both modalities and got no {missing}: call `get_{method}_features` for "
+                "one alone."
             )
         if not self.training:
             return
         num_images, num_texts = pixel_values.shape[0], input_ids.shape[0]
         if return_loss and num_images != num_texts:
             raise ValueError(
-                f"Got {num_images} images and {num_texts} texts with return_loss=True: the loss pairs image i with text "
-                "i. Give one caption per image, or pass return_loss=False."
+                f"Got {num_images} images and {num_texts} texts with return_loss=True: the loss pairs image i with "
+                "text i. Give one caption per image, or pass return_loss=False."
             )
         if min(num_images, num_texts) == 1 and any(isinstance(m, nn.BatchNorm1d) for m in self.vision_projection):
             raise ValueError(

