@@ -87,12 +87,6 @@ def test_any_pil_mode(photo, mode, backend):
     assert pixels.shape == (1, 3, 224, 224) and pixels.isfinite().all()
 
 
-def test_transparency_lies_on_white():
-    image = PIL.Image.new("RGBA", (32, 32), (0, 0, 0, 0))
-    pixels = LeVLJEPAImageProcessor(do_normalize=False)(image, return_tensors="pt").pixel_values
-    assert pixels.min() == pytest.approx(1.0)
-
-
 def test_path_array_tensor_and_image_give_the_same(photo, tmp_path):
     path = tmp_path / "photo.png"
     photo.save(path)
