@@ -17,5 +17,5 @@ test:  ## Run the project's tests
 	$(PYTHON) -m pytest
 
 peer-tests:  ## Run transformers' own common tests on every class (pip fetches their sources)
-	$(PYTHON) -m tests.peer.fetch
-	$(PYTHON) -m pytest tests/peer
+	$(PYTHON) tests/peer/fetch.py
+	$(PYTHON) -m pytest tests/peer -n 2

@@ -1,0 +1,180 @@
+"""transformers' common tests of models, backbones and configurations on every model class, at the `debug` size."""
+
+import unittest
+import unittest.mock
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from transformers_tests.test_backbone_common import BackboneTesterMixin
+from transformers_tests.test_configuration_common import ConfigTester
+from transformers_tests.test_modeling_common import ModelTesterMixin, floats_tensor, ids_tensor
+
+from levljepa_hf import (
+    LeVLJEPABackbone,
+    LeVLJEPAConfig,
+    LeVLJEPAForImageClassification,
+    LeVLJEPAForSemanticSegmentation,
+    LeVLJEPAModel,
+    LeVLJEPAVisionConfig,
+    LeVLJEPAVisionModel,
+)
+
+
+class ImageModelTester:
+    """Configuration and inputs of the vision tower and the backbone."""
+
+    batch_size = 3
+    image_size = 32
+    patch_size = 8
+    num_channels = 3
+    hidden_size = 32
+    num_hidden_layers = 2
+    num_attention_heads = 2
+    is_training = True
+    seq_length = 1 + (image_size // patch_size) ** 2
+
+    def __init__(self, parent: unittest.TestCase) -> None:
+        self.parent = parent
+
+    def get_config(self) -> LeVLJEPAVisionConfig:
+        return LeVLJEPAConfig.from_preset("debug").vision_config
+
+    def prepare_config_and_inputs_for_common(self) -> tuple[Any, dict[str, torch.Tensor]]:
+        pixel_values = floats_tensor([self.batch_size, self.num_channels, self.image_size, self.image_size])
+        return self.get_config(), {"pixel_values": pixel_values}
+
+
+class RegistersModelTester(ImageModelTester):
+    """A tower with register tokens, LayerScale and position embeddings for the patches alone, as in DINOv2."""
+
+    def get_config(self) -> LeVLJEPAVisionConfig:
+        debug = super().get_config()
+        return LeVLJEPAVisionConfig(
+            architecture="vit_small_patch14_reg4_dinov2",
+            hidden_size=debug.hidden_size,
+            intermediate_size=debug.intermediate_size,
+            num_hidden_layers=debug.num_hidden_layers,
+            num_attention_heads=debug.num_attention_heads,
+            image_size=debug.image_size,
+            patch_size=debug.patch_size,
+        )
+
+
+class HeadModelTester(ImageModelTester):
+    """The same with the configuration of the whole model, as the task heads take it."""
+
+    def get_config(self) -> LeVLJEPAConfig:
+        return LeVLJEPAConfig.from_preset("debug", text_config={"vocab_size": 99})
+
+
+class FullModelTester(HeadModelTester):
+    """The same with captions, and a scale of logits that suits the common tolerances in bfloat16."""
+
+    def get_config(self) -> LeVLJEPAConfig:
+        return LeVLJEPAConfig.from_preset("debug", text_config={"vocab_size": 99}, logit_scale=5.0)
+
+    def prepare_config_and_inputs_for_common(self) -> tuple[LeVLJEPAConfig, dict[str, torch.Tensor]]:
+        config, inputs = super().prepare_config_and_inputs_for_common()
+        input_ids = ids_tensor([self.batch_size, 7], config.text_config.vocab_size)
+        attention_mask = torch.ones_like(input_ids)
+        attention_mask[0, 5:] = 0
+        return config, {"input_ids": input_ids, "attention_mask": attention_mask, **inputs}
+
+
+def skip(**reasons: str) -> Callable[[type], type]:
+    """Skips the named tests of a class, each for its reason."""
+
+    def decorate(cls: type) -> type:
+        for name, reason in reasons.items():
+            setattr(cls, name, unittest.skip(reason)(getattr(cls, name)))
+        return cls
+
+    return decorate
+
+
+class CommonTests(ModelTesterMixin):
+    model_tester_class = ImageModelTester
+    test_resize_embeddings = False
+    test_can_init_all_missing_weights_before_2023 = True  # the file headers give no year
+
+    def setUp(self) -> None:
+        self.model_tester = self.model_tester_class(self)
+
+    def test_retain_grad_hidden_states_attentions(self) -> None:
+        """Of the hidden states alone: timm gives no attention weights."""
+        self.has_attentions = False
+        super().test_retain_grad_hidden_states_attentions()
+
+    def test_can_init_all_missing_weights(self) -> None:
+        """With timm's initialisation always repeated in `_init_weights`, where the test seeds it."""
+        repeated = property(lambda model: False, lambda model, value: None)
+        with unittest.mock.patch.object(LeVLJEPAVisionModel, "_timm_has_initialized", repeated, create=True):
+            super().test_can_init_all_missing_weights()
+
+
+@skip(
+    test_attention_outputs="timm gives no attention weights",
+    test_model_get_set_embeddings="the input embeddings are patches, not an nn.Embedding",
+)
+class ImageTests(CommonTests):
+    """The classes that take images alone."""
+
+
+class VisionModelTest(ImageTests, unittest.TestCase):
+    all_model_classes = (LeVLJEPAVisionModel,)
+
+
+@skip(test_retain_grad_hidden_states_attentions="without its register tokens a hidden state is a copy")
+class RegistersVisionModelTest(ImageTests, unittest.TestCase):
+    all_model_classes = (LeVLJEPAVisionModel,)
+    model_tester_class = RegistersModelTester
+
+
+@skip(test_retain_grad_hidden_states_attentions="the first output is a tuple of feature maps")
+class BackboneModelTest(ImageTests, unittest.TestCase):
+    all_model_classes = (LeVLJEPABackbone,)
+
+
+class ImageClassificationTest(ImageTests, unittest.TestCase):
+    all_model_classes = (LeVLJEPAForImageClassification,)
+    model_tester_class = HeadModelTester
+
+
+class SemanticSegmentationTest(ImageTests, unittest.TestCase):
+    all_model_classes = (LeVLJEPAForSemanticSegmentation,)
+    model_tester_class = HeadModelTester
+
+
+@skip(
+    test_attention_outputs="the towers' outputs hold them, as in CLIP",
+    test_get_image_features_attentions="timm gives no attention weights",
+    test_hidden_states_output="the towers' outputs hold them, as in CLIP",
+    test_retain_grad_hidden_states_attentions="the towers' outputs hold them, as in CLIP",
+)
+class FullModelTest(CommonTests, unittest.TestCase):
+    all_model_classes = (LeVLJEPAModel,)
+    model_tester_class = FullModelTester
+    additional_model_inputs = ["input_ids"]
+    test_resize_embeddings = True
+    _is_composite = True
+
+
+class BackboneTest(BackboneTesterMixin, unittest.TestCase):
+    all_model_classes = (LeVLJEPABackbone,)
+    config_class = LeVLJEPAVisionConfig
+    has_attentions = False
+
+    def setUp(self) -> None:
+        self.model_tester = ImageModelTester(self)
+
+
+class ConfigTest(unittest.TestCase):
+    def test_vision_config(self) -> None:
+        tester = ConfigTester(self, LeVLJEPAVisionConfig, has_text_modality=False, hidden_size=96)
+        tester.run_common_tests()
+
+    def test_config(self) -> None:
+        self.model_tester = FullModelTester(self)
+        tester = ConfigTester(self, LeVLJEPAConfig, has_text_modality=False, projection_dim=37)
+        tester.run_common_tests()
