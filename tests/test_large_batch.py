@@ -1,12 +1,22 @@
-"""Large batches in micro-batches of the encoders: the gradients of the whole batch, dropout, frozen towers, memory."""
+"""Large batches in micro-batches of the encoders: the whole batch's gradients, alone, over processes and in the
+trainer; and the whole model over processes without them."""
 
 import copy
 
+import numpy as np
+import PIL.Image
 import pytest
 import torch
 
-from levljepa_hf import LeVLJEPAConfig, LeVLJEPAModel
-from levljepa_hf.large_batch import large_batch_backward
+from levljepa_hf import (
+    LeVLJEPAConfig,
+    LeVLJEPADataCollator,
+    LeVLJEPAModel,
+    LeVLJEPATrainer,
+    LeVLJEPATrainingArguments,
+    convert_sync_batchnorm,
+)
+from levljepa_hf.large_batch import average_gradients, large_batch_backward
 
 
 def batch(size: int = 10) -> dict[str, torch.Tensor]:
@@ -125,3 +135,94 @@ def test_bad_input(train_model):
     without = LeVLJEPAModel(LeVLJEPAConfig.from_preset("debug", predictor_num_layers=0)).train()
     with pytest.raises(ValueError, match="no predictors"):
         large_batch_backward(without, batch(), 5)
+
+
+# --- with data-parallel: the whole model, 2 processes against one ---------------------------------------------------
+
+
+def train_whole_model(
+    rank: int, world_size: int, micro_batch_size: int | None, sizes: tuple[int, ...], folder: str
+) -> None:
+    """One training step of a rank's share of a batch; leaves loss, gradients and BatchNorm statistics in `folder`."""
+    torch.set_num_threads(1)
+    if world_size > 1:
+        store = f"file://{folder}/store{micro_batch_size}"
+        torch.distributed.init_process_group("gloo", init_method=store, rank=rank, world_size=world_size)
+    torch.manual_seed(0)
+    model = convert_sync_batchnorm(LeVLJEPAModel(LeVLJEPAConfig.from_preset("debug"))).train()
+    inputs = {name: tensor.split(sizes)[rank] for name, tensor in batch(12).items()}
+    if micro_batch_size is not None:
+        loss = large_batch_backward(model, inputs, micro_batch_size).loss
+        average_gradients(model)
+    else:
+        parallel = torch.nn.parallel.DistributedDataParallel(model) if world_size > 1 else model
+        loss = parallel(**inputs).loss
+        loss.backward()
+    if rank == 0:
+        result = {"loss": loss.detach(), "mean": model.vision_projection[1].running_mean}
+        result |= {name: parameter.grad for name, parameter in model.named_parameters()}
+        torch.save(result, f"{folder}/result{world_size}{micro_batch_size}.pt")
+    if world_size > 1:
+        torch.distributed.destroy_process_group()
+
+
+@pytest.mark.parametrize(("world_size", "micro_batch_size"), [(2, None), (2, 4), (4, None)])
+def test_processes_equal_one_process(world_size, micro_batch_size, tmp_path):
+    sizes = (12 // world_size,) * world_size
+    train_whole_model(0, 1, None, (12,), str(tmp_path))
+    arguments = (world_size, micro_batch_size, sizes, str(tmp_path))
+    torch.multiprocessing.spawn(train_whole_model, arguments, nprocs=world_size)
+    one = torch.load(tmp_path / "result1None.pt", weights_only=True)
+    many = torch.load(tmp_path / f"result{world_size}{micro_batch_size}.pt", weights_only=True)
+    # The prediction loss is the mean over a rank's own samples; only its gradient is averaged over ranks.
+    del one["loss"], many["loss"]
+    largest = max(gradient.norm() for gradient in one.values())
+    for name, expected in one.items():
+        torch.testing.assert_close(many[name], expected, rtol=1e-4, atol=1e-5 * float(largest), msg=f"{name} differs")
+
+
+# --- in the trainer -------------------------------------------------------------------------------------------------
+
+
+def train(model: LeVLJEPAModel, processor, folder, **options) -> LeVLJEPATrainer:
+    rng = np.random.default_rng(0)
+    samples = [
+        {"image": PIL.Image.fromarray(rng.integers(0, 256, (32, 32, 3), dtype=np.uint8)), "captions": f"number {i}"}
+        for i in range(16)
+    ]
+    arguments = {
+        "save_strategy": "no",
+        "per_device_train_batch_size": 8,
+        "max_steps": 3,
+        "report_to": "none",
+        "optim": "sgd",
+    }
+    args = LeVLJEPATrainingArguments(str(folder), use_cpu=True, **{**arguments, **options})
+    trainer = LeVLJEPATrainer(model, args, LeVLJEPADataCollator(processor), samples, processing_class=processor)
+    trainer.train()
+    return trainer
+
+
+@pytest.mark.parametrize("accumulation", [1, 2])
+def test_trainer_takes_the_same_steps_in_micro_batches(train_model, processor, tmp_path, accumulation):
+    reference = copy.deepcopy(train_model)
+    options = {"gradient_accumulation_steps": accumulation, "logging_steps": 1, "learning_rate": 0.1}
+    expected = train(reference, processor, tmp_path, **options)
+    micro = train(train_model, processor, tmp_path, encoder_micro_batch_size=3, **options)
+    losses = [[log["loss"] for log in run.state.log_history if "loss" in log] for run in (expected, micro)]
+    assert losses[1] == pytest.approx(losses[0], rel=1e-4) and len(losses[0]) == 3
+    assert "sigreg_vision" in micro.state.log_history[0]
+    for name, parameter in train_model.named_parameters():
+        torch.testing.assert_close(parameter, reference.get_parameter(name), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"encoder_micro_batch_size": 0}, "encoder_micro_batch_size=0"),
+        ({"fp16": True}, "not with FSDP, DeepSpeed"),
+    ],
+)
+def test_trainer_refuses(train_model, processor, tmp_path, options, message):
+    with pytest.raises(ValueError, match=message):
+        train(train_model, processor, tmp_path, **{"encoder_micro_batch_size": 4, **options})

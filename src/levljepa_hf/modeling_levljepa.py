@@ -495,14 +495,18 @@ class LeVLJEPAModel(LeVLJEPAPreTrainedModel):
         Raises:
             ValueError: if the captions are longer than the text tower's positions.
         """
+        kwargs["return_dict"] = True
         length, max_length = input_ids.shape[-1], self.config.text_config.max_position_embeddings
         if length > max_length:
             raise ValueError(
                 f"The captions have {length} tokens, but the text tower has {max_length} positions: tokenize with "
                 f"`truncation=True, max_length={min(max_length, 77)}`."
             )
+        embed = (
+            self.text_model.get_input_embeddings()
+        )  # given token ids, GPT-2 looks for padding, and waits for the GPU
         if attention_mask is None:
-            outputs = self.text_model(input_ids=input_ids, position_ids=position_ids, return_dict=True, **kwargs)
+            outputs = self.text_model(inputs_embeds=embed(input_ids), position_ids=position_ids, **kwargs)
             return _with_pooling(outputs, outputs.last_hidden_state[:, -1], None)
 
         mask = attention_mask.to(torch.long)
@@ -511,7 +515,7 @@ class LeVLJEPAModel(LeVLJEPAPreTrainedModel):
         input_ids = torch.zeros_like(input_ids).scatter(1, left, input_ids)
         if position_ids is not None:
             position_ids = torch.zeros_like(input_ids).scatter(1, left, position_ids.expand_as(input_ids))
-        outputs = self.text_model(input_ids=input_ids, position_ids=position_ids, return_dict=True, **kwargs)
+        outputs = self.text_model(inputs_embeds=embed(input_ids), position_ids=position_ids, **kwargs)
         last = (num_tokens - 1).clamp(min=0).unsqueeze(-1)  # (N, 1, 1)
         return _with_pooling(outputs, _take(outputs.last_hidden_state, last).squeeze(1), left.unsqueeze(-1))
 

@@ -1,0 +1,545 @@
+"""Image-caption pairs for pretraining: loading a dataset, augmenting, and collating samples into batches.
+
+    dataset = load_pretraining_dataset("path/or/hub-id", split="train")
+    image_column, caption_column = find_columns(dataset)
+    collator = LeVLJEPADataCollator(processor, image_column, caption_column)
+    batch = collator([dataset[0], dataset[1]])  # pixel_values, input_ids, attention_mask
+
+Images stay encoded until the collator, which runs in the DataLoader's workers. Every random choice (crop, colours,
+which caption) is a function of the seed, the epoch and the sample, so a resumed run sees what an uninterrupted one
+sees, and the global random state is left alone.
+"""
+
+import contextlib
+import difflib
+import hashlib
+import io
+import itertools
+import logging
+import math
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import numpy as np
+import torch
+from datasets import Dataset, DatasetDict, Features, Image, IterableDataset, load_dataset, load_from_disk
+from datasets.distributed import split_dataset_by_node
+from PIL import Image as PILImage
+from PIL import ImageOps
+from torch import Tensor
+from torch.nn import functional as F
+from torchvision.transforms import v2
+from transformers import ProcessorMixin
+
+logger = logging.getLogger(__name__)
+
+IMAGE_COLUMNS = ("image", "jpg", "jpeg", "png", "webp", "img", "pixel_values")
+CAPTION_COLUMNS = ("captions", "caption", "text", "txt", "sentences", "sentence", "json.captions", "json.caption")
+FILE_BUILDERS = {".tar": "webdataset", ".parquet": "parquet", ".json": "json", ".jsonl": "json", ".csv": "csv"}
+
+SAMPLE_INDEX, SAMPLE_EPOCH = "sample_index", "sample_epoch"  # what `NumberedDataset` adds to a sample
+MAX_SKIPPED_RATE = 0.01
+MIN_SAMPLES_TO_JUDGE = 1000  # before the end of an epoch, the rate is that of at least so many samples
+IMAGE_TYPES = (bytes, bytearray, memoryview, str, Path, Mapping, PILImage.Image, Tensor, np.ndarray)
+_MAX_WORKERS = 512
+_EXIF_ORIENTATION = 0x0112
+
+
+# Loading
+
+
+def load_pretraining_dataset(
+    name_or_path: str,
+    split: str = "train",
+    image_column: str | None = None,
+    caption_column: str | None = None,
+    streaming: bool = False,
+    max_samples: int | None = None,
+    config_name: str | None = None,
+    data_files: str | list[str] | None = None,
+    cache_dir: str | None = None,
+) -> Dataset | IterableDataset:
+    """Loads captioned images with `datasets`, leaves the images encoded and drops every other column.
+
+    Args:
+        name_or_path: a Hub id; a folder (images with a `metadata.jsonl`, webdataset or parquet shards, or what
+            `save_to_disk` wrote); a file or a glob of files (`"shards/train-*.tar"`, `"*.parquet"`); or the name of a
+            builder, with `data_files`.
+        split: the split; slices such as `"train[:90%]"` work where nothing is streamed.
+        image_column: column of the images (encoded bytes, paths or decoded), found by itself where left out.
+        caption_column: column of the caption, or of the list of captions, of each image. Fields of a nested column are
+            addressed with dots: `"json.captions"` is the field `captions` of the `.json` files of a webdataset.
+        streaming: read the files as they are needed instead of preparing them all; returns an `IterableDataset`.
+        max_samples: keep the first so many.
+        config_name: the configuration of a Hub dataset that has several.
+        data_files: files to read, passed on to `datasets.load_dataset`.
+        cache_dir: where `datasets` keeps what it prepares.
+
+    Raises:
+        ValueError: if the split or a column does not exist (it lists those there are).
+        FileNotFoundError: if a path does not exist.
+    """
+    dataset = _load(name_or_path, split, streaming, config_name, data_files, cache_dir)
+    image_column, caption_column = find_columns(dataset, image_column, caption_column)
+    if dataset.features is None:  # a stream that does not say what it holds before it is read
+        dataset = dataset._resolve_features()
+    wanted = {_root(dataset.column_names, name) for name in (image_column, caption_column)} | {"__key__"}
+    dataset = dataset.select_columns([name for name in dataset.column_names if name in wanted])
+    if isinstance(dataset.features.get(image_column), Image):
+        dataset = dataset.cast_column(image_column, Image(decode=False))
+    if max_samples is not None:
+        dataset = dataset.take(max_samples) if streaming else dataset.select(range(min(max_samples, len(dataset))))
+    return dataset
+
+
+def _load(
+    name_or_path: str,
+    split: str,
+    streaming: bool,
+    config_name: str | None,
+    data_files: str | list[str] | None,
+    cache_dir: str | None,
+) -> Dataset | IterableDataset:
+    path = Path(name_or_path)
+    if (path / "dataset_dict.json").exists() or (path / "state.json").exists():
+        return _load_saved(path, split, streaming)
+    builder = FILE_BUILDERS.get(path.suffix)
+    if builder is not None and data_files is None:
+        name_or_path, data_files = builder, {split: str(path)}
+    elif isinstance(data_files, (str, list)):
+        data_files = {split: data_files}
+    return load_dataset(
+        name_or_path, config_name, split=split, data_files=data_files, streaming=streaming, cache_dir=cache_dir
+    )
+
+
+def _load_saved(path: Path, split: str, streaming: bool) -> Dataset | IterableDataset:
+    dataset = load_from_disk(str(path))
+    if isinstance(dataset, DatasetDict):
+        if split not in dataset:
+            raise ValueError(f"{path} has no split {split!r}: it has {', '.join(dataset)}.")
+        dataset = dataset[split]
+    return dataset.to_iterable_dataset(num_shards=min(64, len(dataset))) if streaming else dataset
+
+
+def find_columns(
+    dataset: Dataset | IterableDataset, image_column: str | None = None, caption_column: str | None = None
+) -> tuple[str, str]:
+    """Checks the two names against the dataset's columns, and finds those left out by their usual names.
+
+    Raises:
+        ValueError: if a column does not exist or can not be found; the message lists those there are.
+    """
+    features = dataset.features if dataset.features is not None else dataset._resolve_features().features
+    names = _addresses(features)
+    for name, argument in ((image_column, "image_column"), (caption_column, "caption_column")):
+        if name is not None and name not in names:
+            close = difflib.get_close_matches(name, names, n=1)
+            hint = f" Did you mean {close[0]!r}?" if close else ""
+            raise ValueError(f"The dataset has no column {argument}={name!r}.{hint} {_listed(features)}")
+    if image_column is None:
+        image_column = _guess([name for name in names if isinstance(features.get(name), Image)], IMAGE_COLUMNS, names)
+    if caption_column is None:
+        caption_column = _guess([], CAPTION_COLUMNS, names)
+    for name, argument in ((image_column, "image_column"), (caption_column, "caption_column")):
+        if name is None:
+            raise ValueError(f"Which column is the {argument}? Name it. {_listed(features)}")
+    return image_column, caption_column
+
+
+def _addresses(features: Mapping[str, Any]) -> list[str]:
+    """Names of the columns and, with dots, of the fields inside them."""
+    names = list(features)
+    for name, feature in features.items():
+        if isinstance(feature, (dict, Features)):
+            names += [f"{name}.{field_name}" for field_name in _addresses(feature)]
+    return names
+
+
+def _guess(found: Sequence[str], usual: Sequence[str], names: Sequence[str]) -> str | None:
+    if len(found) == 1:
+        return found[0]
+    return next((name for name in usual if name in (found or names)), None)
+
+
+def _listed(features: Mapping[str, Any]) -> str:
+    columns = ", ".join(f"{name!r} ({_short(feature)})" for name, feature in features.items())
+    return f"Its columns: {columns}."
+
+
+def _short(feature: Any) -> str:
+    text = type(feature).__name__ if isinstance(feature, Image) else str(feature)
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
+def look_up(sample: Mapping[str, Any], address: str) -> Any:
+    """The value of the column `address`, or of a field inside a column: `"json.captions"` (None if `json` is None).
+
+    Raises:
+        ValueError: if there is none; the message lists the columns.
+    """
+    root = _root(sample, address)
+    value = None if root is None else sample[root]
+    if root is None or (root != address and value is not None and not isinstance(value, Mapping)):
+        columns = ", ".join(repr(name) for name in sample if name not in (SAMPLE_INDEX, SAMPLE_EPOCH))
+        raise ValueError(f"A sample has no column {address!r}. Its columns: {columns}.")
+    return value if root == address or value is None else look_up(value, address[len(root) + 1 :])
+
+
+def _root(columns: Iterable[str], address: str) -> str | None:
+    """The column that holds `address`: itself, or `json` for `json.captions`."""
+    roots = list(itertools.accumulate(address.split("."), "{}.{}".format))
+    return next((root for root in reversed(roots) if root in columns), None)
+
+
+# Numbering and repeating, so that randomness can follow the sample
+
+
+class NumberedDataset(torch.utils.data.Dataset):
+    """A map-style dataset whose samples carry their index and the epoch, from which the collator draws its randomness.
+
+    The epoch lives in shared memory, so that `set_epoch` reaches workers that are already running.
+    """
+
+    def __init__(self, dataset: Any) -> None:
+        self.dataset = dataset
+        self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
+
+    def set_epoch(self, epoch: int) -> None:
+        self._epoch.fill_(epoch)
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return {**self.dataset[index], SAMPLE_INDEX: index, SAMPLE_EPOCH: int(self._epoch)}
+
+
+class EndlessStream(torch.utils.data.IterableDataset):
+    """A streamed dataset, repeated for ever and shuffled anew in each pass, split between ranks and workers.
+
+    Without an end no rank runs dry before the others, and a run of `max_steps` is one epoch that can be resumed (by
+    reading the stream again up to where it was left).
+
+    Args:
+        dataset: what `load_pretraining_dataset(..., streaming=True)` returns.
+        seed: of the shuffling; the same on every rank.
+        buffer_size: samples held in memory to draw from. The order of the shards is shuffled as well.
+        rank, world_size: which part of the stream this process reads.
+    """
+
+    def __init__(
+        self, dataset: IterableDataset, seed: int = 0, buffer_size: int = 1000, rank: int = 0, world_size: int = 1
+    ) -> None:
+        self.dataset = split_dataset_by_node(dataset, rank, world_size) if world_size > 1 else dataset
+        self.seed = seed
+        self.buffer_size = buffer_size
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        for epoch in itertools.count():
+            empty = True
+            for sample in self.dataset.shuffle(seed=self.seed + epoch, buffer_size=self.buffer_size):
+                empty = False
+                yield sample
+            if empty:  # this worker has no shard
+                return
+
+
+# Decoding and augmenting
+
+
+def image_size(processor: ProcessorMixin) -> tuple[int, int]:
+    """Height and width in pixels of the images that `processor` gives."""
+    images = processor.image_processor
+    size = images.crop_size if images.do_center_crop else images.size
+    return size["height"], size["width"]
+
+
+def training_transform(
+    image_size: int | tuple[int, int] = 224,
+    crop_scale: tuple[float, float] = (0.8, 1.0),
+    flip_probability: float = 0.5,
+    color_jitter_probability: float = 0.3,
+    grayscale_probability: float = 0.05,
+) -> v2.Compose:
+    """The augmentations of the released recipe, from a uint8 image (3, H, W) to one of `image_size`.
+
+    Captions that say left and right want `flip_probability=0`.
+    """
+    return v2.Compose(
+        [
+            v2.RandomResizedCrop(
+                image_size, scale=crop_scale, interpolation=v2.InterpolationMode.BICUBIC, antialias=True
+            ),
+            v2.RandomHorizontalFlip(flip_probability),
+            v2.RandomApply([v2.ColorJitter(0.2, 0.2, 0.2, 0.02)], p=color_jitter_probability),
+            v2.RandomGrayscale(grayscale_probability),
+        ]
+    )
+
+
+def draft_size(transform: Callable[[Tensor], Tensor]) -> int | None:
+    """Side of an image whose smallest `RandomResizedCrop` in `transform` is not enlarged; None where there is none."""
+    crop = next((t for t in getattr(transform, "transforms", ()) if isinstance(t, v2.RandomResizedCrop)), None)
+    return None if crop is None else math.ceil(max(crop.size) / math.sqrt(min(crop.scale) * min(crop.ratio)))
+
+
+def open_image(value: Any, draft_size: int | None = None) -> PILImage.Image:
+    """Decodes bytes, a path, a dict of either (as `datasets` gives with `decode=False`), or takes a decoded image.
+
+    Args:
+        value: encoded bytes, a path or URL, `{"bytes": ..., "path": ...}`, a PIL image, or an array or tensor of uint8
+            (H, W, C) or float in [0, 1] (C, H, W) pixels.
+        draft_size: lets a JPEG be decoded at the smallest of its 1/1, 1/2, 1/4, 1/8 scales whose sides are at least
+            this, which halves the time for large photos.
+
+    Raises:
+        OSError and others of PIL: if the image does not decode.
+    """
+    if isinstance(value, PILImage.Image):
+        value.load()
+        return value
+    if isinstance(value, (Tensor, np.ndarray)):
+        return v2.functional.to_pil_image(value)
+    if isinstance(value, Mapping):
+        value = value["bytes"] if value.get("bytes") is not None else value.get("path")
+    if value is None:
+        raise ValueError("there is no image")
+    data = _read_file(str(value)) if isinstance(value, (str, Path)) else value
+    image = PILImage.open(io.BytesIO(data))
+    if draft_size is not None:
+        image.draft("RGB", (draft_size, draft_size))
+    image.load()
+    return ImageOps.exif_transpose(image) if image.getexif().get(_EXIF_ORIENTATION, 1) != 1 else image
+
+
+def _read_file(path: str) -> bytes:
+    with fsspec.open(path, "rb") if "://" in path else open(path, "rb") as file:
+        return file.read()
+
+
+@contextlib.contextmanager
+def _torch_seeded(seed: int) -> Iterator[None]:
+    """Inside, torch's CPU generator (torchvision draws from it) starts from `seed`; outside, nothing has changed."""
+    state = torch.get_rng_state()
+    torch.default_generator.manual_seed(seed)
+    try:
+        yield
+    finally:
+        torch.set_rng_state(state)
+
+
+# Collating
+
+
+class SampleCounter:
+    """Samples read and samples skipped, summed over the DataLoader's workers (shared memory, one row a worker)."""
+
+    def __init__(self) -> None:
+        self._counts = torch.zeros(_MAX_WORKERS, 3, dtype=torch.int64).share_memory_()
+
+    def add(self, read: int = 0, images: int = 0, captions: int = 0) -> None:
+        self._counts[self._row()] += torch.tensor([read, images, captions])
+
+    def read_by_this_worker(self) -> int:
+        return int(self._counts[self._row(), 0])
+
+    @property
+    def read(self) -> int:
+        return int(self._counts[:, 0].sum())
+
+    @property
+    def skipped_images(self) -> int:
+        """Samples whose image did not decode."""
+        return int(self._counts[:, 1].sum())
+
+    @property
+    def skipped_captions(self) -> int:
+        """Samples whose captions were all empty or missing."""
+        return int(self._counts[:, 2].sum())
+
+    @staticmethod
+    def _row() -> int:
+        worker = torch.utils.data.get_worker_info()
+        return 0 if worker is None else 1 + worker.id % (_MAX_WORKERS - 1)
+
+
+@dataclass
+class LeVLJEPADataCollator:
+    """Turns samples (an image and one or several captions) into a batch for `LeVLJEPAModel`.
+
+    In training each image is augmented and one of its captions drawn; otherwise the processor's image processor
+    prepares the images, and the first caption is taken. Captions are padded to the longest of the batch.
+
+    A sample whose image does not decode, or whose captions are all empty or missing, is skipped and counted in
+    `counter`. If more than `max_skipped_rate` of the samples are skipped, an error stops the run (`check_skipped`).
+
+    Args:
+        processor: a `LeVLJEPAProcessor`.
+        image_column: column of the image; see `open_image` for what it may hold.
+        caption_column: column of the caption (a string) or captions (a list of strings); dots address nested fields.
+        training: whether to augment and to draw the caption.
+        transform: the augmentations, from and to uint8 images (3, H, W); `training_transform` at the processor's image
+            size by default.
+        seed: decides everything random, together with the epoch and the index of the sample (in a `NumberedDataset`;
+            elsewhere with the sample's bytes and how many samples the worker has read).
+        jpeg_draft: in training, decode large JPEGs at a reduced scale that still exceeds what the crop needs.
+        pad_to_multiple_of: pad the captions to a multiple of this (or to the longest length allowed), so that fewer
+            different lengths occur.
+        max_skipped_rate: the share of the samples that may be skipped.
+
+    Returns (when called with a list of samples):
+        `pixel_values` (N, 3, H, W) float32, `input_ids` and `attention_mask` (N, L), and in evaluation, where the
+        samples are numbered, `sample_index` (N,).
+    """
+
+    processor: ProcessorMixin
+    image_column: str = "image"
+    caption_column: str = "captions"
+    training: bool = True
+    transform: Callable[[Tensor], Tensor] | None = None
+    seed: int = 0
+    jpeg_draft: bool = True
+    pad_to_multiple_of: int | None = None
+    max_skipped_rate: float = MAX_SKIPPED_RATE
+    counter: SampleCounter = field(default_factory=SampleCounter)
+
+    def __post_init__(self) -> None:
+        if self.transform is None:
+            self.transform = training_transform(image_size(self.processor))
+        self._draft_size = draft_size(self.transform) if self.jpeg_draft else None
+
+    def for_evaluation(self, **changes: Any) -> "LeVLJEPADataCollator":
+        """The same collator without randomness and with a counter of its own; `changes` replace arguments."""
+        return replace(self, **{"training": False, "counter": SampleCounter(), **changes})
+
+    def __call__(self, samples: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
+        images, captions, indices = [], [], []
+        for sample in samples:
+            with self._seeded(sample):
+                pair = self._read(sample)
+            if pair is not None:
+                images.append(pair[0])
+                captions.append(pair[1])
+                indices.append(sample.get(SAMPLE_INDEX))
+        self.check_skipped(MIN_SAMPLES_TO_JUDGE)
+        if not images:
+            raise ValueError(f"None of the {len(samples)} samples of a batch can be used. {self._skipped()}")
+
+        batch = {"pixel_values": self._pixel_values(images), **self._tokens(captions)}
+        if not self.training and None not in indices:
+            batch[SAMPLE_INDEX] = torch.tensor(indices)
+        return batch
+
+    def check_skipped(self, min_samples: int = 1) -> None:
+        """Raises a RuntimeError if too many samples were skipped of those read (or of `min_samples`, if more)."""
+        skipped = self.counter.skipped_images + self.counter.skipped_captions
+        if skipped > self.max_skipped_rate * max(self.counter.read, min_samples):
+            raise RuntimeError(
+                f"{self._skipped()} That is more than {self.max_skipped_rate:.0%}. Check the files and the columns "
+                f"(image_column={self.image_column!r}, caption_column={self.caption_column!r}): the warnings above "
+                "name the samples."
+            )
+
+    def _skipped(self) -> str:
+        counter = self.counter
+        return (
+            f"Of {counter.read} samples, {counter.skipped_images} were skipped because their image in column "
+            f"{self.image_column!r} does not decode, and {counter.skipped_captions} because their captions in column "
+            f"{self.caption_column!r} are empty or missing."
+        )
+
+    def _seeded(self, sample: Mapping[str, Any]) -> contextlib.AbstractContextManager:
+        if not self.training:
+            return contextlib.nullcontext()
+        if SAMPLE_INDEX in sample:
+            key = (self.seed, sample[SAMPLE_EPOCH], sample[SAMPLE_INDEX])
+        else:
+            image = look_up(sample, self.image_column)
+            content = image.get("bytes") or image.get("path") or b"" if isinstance(image, Mapping) else b""
+            content = content.encode() if isinstance(content, str) else content
+            key = (self.seed, self.counter.read_by_this_worker(), zlib.crc32(content))
+        digest = hashlib.blake2b(repr(key).encode(), digest_size=8).digest()
+        return _torch_seeded(int.from_bytes(digest, "little"))
+
+    def _read(self, sample: Mapping[str, Any]) -> tuple[Tensor | PILImage.Image, str] | None:
+        """The image and the caption of a sample, or None if it has to be skipped."""
+        image_value = look_up(sample, self.image_column)
+        caption = self._caption(look_up(sample, self.caption_column))
+        if image_value is not None and not isinstance(image_value, IMAGE_TYPES):
+            raise TypeError(
+                f"Column {self.image_column!r} holds {image_value!r:.80} ({type(image_value).__name__}), which is no "
+                "image (encoded bytes, a path, a dict of them, a PIL image, an array): name another column."
+            )
+        self.counter.add(read=1)
+        if caption is None:
+            self.counter.add(captions=1)
+            self._warn(sample, f"its captions in column {self.caption_column!r} are empty or missing")
+            return None
+        try:
+            image = open_image(image_value, self._draft_size if self.training else None)
+            image = image.convert("RGB") if self.training else image
+        except Exception as error:  # PIL raises all kinds of them on broken files
+            self.counter.add(images=1)
+            self._warn(sample, f"its image in column {self.image_column!r} does not decode ({error!r:.200})")
+            return None
+        if self.training:
+            image = self.transform(v2.functional.pil_to_tensor(image))
+        return image, caption
+
+    def _warn(self, sample: Mapping[str, Any], reason: str) -> None:
+        image = look_up(sample, self.image_column)
+        path = image.get("path") if isinstance(image, Mapping) else None
+        name = sample.get("__key__") or path or f"number {sample.get(SAMPLE_INDEX, 'unknown')}"
+        logger.warning("Skipped sample %s: %s.", name, reason)
+
+    def _caption(self, value: Any) -> str | None:
+        values = list(value) if isinstance(value, (list, tuple, np.ndarray)) else [value]
+        captions = []
+        for caption in values:
+            caption = caption.decode() if isinstance(caption, bytes) else caption
+            if caption is not None and not isinstance(caption, str):
+                raise TypeError(
+                    f"Column {self.caption_column!r} holds {caption!r:.80} ({type(caption).__name__}): a caption is a "
+                    "string, or a list of strings to draw from."
+                )
+            if caption is not None and caption.strip():
+                captions.append(caption.strip())
+        if not captions:
+            return None
+        return captions[int(torch.randint(len(captions), ()))] if self.training else captions[0]
+
+    def _pixel_values(self, images: Sequence[Tensor | PILImage.Image]) -> Tensor:
+        image_processor = self.processor.image_processor
+        if not self.training:
+            return image_processor(images, return_tensors="pt")["pixel_values"]
+        pixels = v2.functional.to_dtype(torch.stack(images), torch.float32, scale=True)
+        return v2.functional.normalize(pixels, image_processor.image_mean, image_processor.image_std, inplace=True)
+
+    def _tokens(self, captions: Sequence[str]) -> Mapping[str, Tensor]:
+        tokenizer, multiple = self.processor.tokenizer, self.pad_to_multiple_of or 1
+        tokens = tokenizer(captions, padding="longest", truncation=True, return_tensors="pt")
+        longest = tokens["input_ids"].shape[1]
+        missing = min(-longest % multiple, tokenizer.model_max_length - longest)
+        sides = (missing, 0) if tokenizer.padding_side == "left" else (0, missing)
+        return {
+            "input_ids": F.pad(tokens["input_ids"], sides, value=tokenizer.pad_token_id),
+            "attention_mask": F.pad(tokens["attention_mask"], sides),
+        }
+
+
+__all__ = [
+    "EndlessStream",
+    "LeVLJEPADataCollator",
+    "NumberedDataset",
+    "SampleCounter",
+    "find_columns",
+    "image_size",
+    "load_pretraining_dataset",
+    "open_image",
+    "training_transform",
+]

@@ -1,0 +1,105 @@
+"""BatchNorm over the global batch, so that data-parallel training equals one process (CUDA and CPU)."""
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+
+class _AllReduce(torch.autograd.Function):
+    """Sum over the ranks of `group`; its gradient is the sum of the ranks' gradients."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, group: dist.ProcessGroup | None) -> Tensor:
+        ctx.group = group
+        x = x.clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(x, group=group)
+        return x
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, None]:
+        return _AllReduce.apply(grad, ctx.group), None
+
+
+class GlobalBatchNorm(_BatchNorm):
+    """BatchNorm over the samples of all ranks in plain tensor operations, for the CPU, where torch has none.
+
+    Input (N, C, ...). In training mode with more than one rank, mean and variance run over the samples of all ranks
+    (ranks may hold different numbers, none included), and so do the running statistics. Elsewhere it is BatchNorm.
+    It works on any device, so a model may be converted before it is moved.
+
+    Raises:
+        ValueError: for input of less than 2 dimensions, or a single value per channel in training mode.
+    """
+
+    def __init__(self, *args, process_group: dist.ProcessGroup | None = None, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.process_group = process_group
+
+    def _check_input_dim(self, input: Tensor) -> None:
+        if input.dim() < 2:
+            raise ValueError(f"BatchNorm needs input of shape (N, C, ...), got {tuple(input.shape)}.")
+
+    def forward(self, input: Tensor) -> Tensor:
+        ranks = dist.get_world_size(self.process_group) if dist.is_available() and dist.is_initialized() else 1
+        if ranks == 1 or not self.training:
+            return super().forward(input)
+        return self._forward_over_ranks(input)
+
+    def _forward_over_ranks(self, input: Tensor) -> Tensor:
+        self._check_input_dim(input)
+        x = input.float() if input.dtype in (torch.float16, torch.bfloat16) else input
+        axes = [axis for axis in range(x.dim()) if axis != 1]
+        shape = [1, -1] + [1] * (x.dim() - 2)
+        count = x.new_full((1,), x.numel() // x.shape[1])
+        sums = _AllReduce.apply(torch.cat([x.sum(axes), count]), self.process_group)
+        count = sums[-1].detach()
+        if count <= 1:
+            raise ValueError(f"BatchNorm in training mode needs more than 1 value per channel, got {int(count)}.")
+        mean = sums[:-1] / count
+        centred = x - mean.view(shape)
+        variance = _AllReduce.apply(centred.square().sum(axes), self.process_group) / count
+        self._update_running_stats(mean, variance, count)
+        out = centred * torch.rsqrt(variance + self.eps).view(shape)
+        if self.weight is not None:
+            out = out * self.weight.view(shape)
+        if self.bias is not None:
+            out = out + self.bias.view(shape)
+        return out.to(input.dtype)
+
+    @torch.no_grad()
+    def _update_running_stats(self, mean: Tensor, variance: Tensor, count: Tensor) -> None:
+        """As BatchNorm: an exponential (or, with momentum None, cumulative) average, of the unbiased variance."""
+        if not self.track_running_stats:
+            return
+        self.num_batches_tracked.add_(1)
+        momentum = 1.0 / float(self.num_batches_tracked) if self.momentum is None else self.momentum
+        self.running_mean.lerp_(mean.to(self.running_mean.dtype), momentum)
+        self.running_var.lerp_((variance * count / (count - 1)).to(self.running_var.dtype), momentum)
+
+
+def convert_sync_batchnorm(model: nn.Module, process_group: dist.ProcessGroup | None = None) -> nn.Module:
+    """Replaces every BatchNorm of `model` by one with statistics over the samples of all ranks, and returns the model.
+
+    A BatchNorm on a CUDA device becomes a `torch.nn.SyncBatchNorm`, any other a `GlobalBatchNorm`. Parameters and
+    buffers stay the same tensors under the same names, so optimizers and state dicts remain valid. The model is
+    changed in place, unless it is itself a BatchNorm: use the value returned.
+    """
+    if isinstance(model, _BatchNorm) and not isinstance(model, nn.SyncBatchNorm | GlobalBatchNorm):
+        return _converted(model, process_group)
+    for name, child in model.named_children():
+        setattr(model, name, convert_sync_batchnorm(child, process_group))
+    return model
+
+
+def _converted(norm: _BatchNorm, process_group: dist.ProcessGroup | None) -> _BatchNorm:
+    tensors = [*norm.parameters(), *norm.buffers()]
+    kind = nn.SyncBatchNorm if tensors and tensors[0].is_cuda else GlobalBatchNorm
+    arguments = (norm.num_features, norm.eps, norm.momentum, norm.affine, norm.track_running_stats)
+    new = kind(*arguments, process_group=process_group, device="meta")
+    new._parameters.update(norm._parameters)
+    new._buffers.update(norm._buffers)
+    return new.train(norm.training)
+
+
+__all__ = ["GlobalBatchNorm", "convert_sync_batchnorm"]

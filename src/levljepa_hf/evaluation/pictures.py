@@ -1,0 +1,106 @@
+"""Pictures of a run: its loss terms over the steps, a PCA of patch features, the images nearest to a few captions."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+LOSS_TERMS = ("loss", "prediction_loss", "sigreg_vision", "sigreg_text")
+
+
+def plot_losses(log_history: Sequence[dict[str, Any]], path: str | Path, terms: Sequence[str] = LOSS_TERMS) -> None:
+    """A panel for each loss term over the steps, logarithmic; `log_history` is `trainer.state.log_history`."""
+    figure, axes = _figure(len(terms), columns=len(terms), side=2.8)
+    for axis, term in zip(axes, terms, strict=True):
+        points = [(entry["step"], entry[term]) for entry in log_history if term in entry and "step" in entry]
+        axis.plot(*zip(*points, strict=True) if points else ((), ()), color="#1f5fa8")
+        axis.set(title=term, xlabel="step", yscale="log" if points and min(y for _, y in points) > 0 else "linear")
+        axis.grid(alpha=0.3)
+    _save(figure, path)
+
+
+def patch_pca(patch_features: Tensor, num_components: int = 3) -> Tensor:
+    """First principal components of patch features [N, P, C] over all N x P patches: [N, P, num_components] in 0..1.
+
+    Each component runs from its 1st to its 99th percentile (the picture of DINOv2, arXiv 2304.07193, figure 1).
+    """
+    flat = patch_features.detach().float().flatten(0, 1)
+    flat = flat - flat.mean(dim=0)
+    eigenvectors = torch.linalg.eigh(flat.T @ flat).eigenvectors  # ascending
+    components = flat @ eigenvectors[:, -num_components:].flip(1)
+    low, high = components.quantile(torch.tensor([0.01, 0.99]), dim=0)
+    scaled = ((components - low) / (high - low).clamp(min=1e-8)).clamp(0, 1)
+    return scaled.unflatten(0, patch_features.shape[:2])
+
+
+def plot_patch_pca(
+    images: Sequence[Image.Image], patch_features: Tensor, path: str | Path, grid: tuple[int, int] | None = None
+) -> None:
+    """Images above, the first three principal components of their patch features as RGB below.
+
+    Args:
+        images: N images.
+        patch_features: [N, P, C] post-norm patch tokens, without the class token.
+        path: where to write the PNG.
+        grid: (rows, columns) of the patches, by default a square.
+    """
+    num_patches = patch_features.shape[1]
+    rows, columns = grid or (int(num_patches**0.5),) * 2
+    if rows * columns != num_patches:
+        raise ValueError(f"{num_patches} patches do not fill a grid of {rows} x {columns}: pass grid=(rows, columns).")
+    colors = patch_pca(patch_features.cpu()).unflatten(1, (rows, columns)).numpy()
+    figure, axes = _figure(2 * len(images), columns=len(images), side=1.1)
+    for index, (image, color) in enumerate(zip(images, colors, strict=True)):
+        axes[index].imshow(image)
+        axes[len(images) + index].imshow(color, interpolation="nearest")
+    _save(figure, path, axes_off=True)
+
+
+def plot_nearest(
+    captions: Sequence[str], images: Sequence[Image.Image], scores: Tensor, path: str | Path, num_images: int = 8
+) -> None:
+    """For each caption the most similar images, best first.
+
+    Args:
+        captions: M captions, one a row.
+        images: the N images to choose from.
+        scores: [N, M] similarities.
+        path: where to write the PNG.
+        num_images: images in a row.
+    """
+    num_images = min(num_images, len(images))
+    best = scores.topk(num_images, dim=0).indices.T.tolist()  # [M, num_images]
+    figure, axes = _figure(len(captions) * num_images, columns=num_images, side=1.3)
+    for row, (caption, indices) in enumerate(zip(captions, best, strict=True)):
+        for column, index in enumerate(indices):
+            axes[row * num_images + column].imshow(images[index])
+        title = axes[row * num_images].set_title(caption, loc="left", fontsize=9)
+        title.set_in_layout(False)  # it spans the row: the first column need not be as wide
+    figure.get_layout_engine().set(hspace=0.15)
+    _save(figure, path, axes_off=True)
+
+
+def _figure(num_axes: int, columns: int, side: float):
+    """A figure (sides in inches) and its axes in reading order."""
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ImportError('Pictures need matplotlib. Run: pip install "levljepa_hf[demo]"') from error
+    rows = -(-num_axes // columns)
+    figure = Figure(figsize=(side * columns, (side + 0.25) * rows), layout="constrained")
+    FigureCanvasAgg(figure)  # draws without a display, whatever backend the process has
+    return figure, list(figure.subplots(rows, columns, squeeze=False).flat)
+
+
+def _save(figure, path: str | Path, axes_off: bool = False) -> None:
+    for axis in figure.axes if axes_off else ():
+        axis.set_axis_off()
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=120)
+
+
+__all__ = ["LOSS_TERMS", "patch_pca", "plot_losses", "plot_nearest", "plot_patch_pca"]

@@ -1,0 +1,97 @@
+"""Text-image retrieval: recall at k in both directions, from embeddings, under any readout of a LeVLJEPA model.
+
+Recall at k is the share of queries that find their own partner among the k most similar candidates (the protocol of
+CLIP, arXiv 2103.00020, on Flickr and COCO). The readouts are those of `levljepa_hf.modeling_levljepa.similarity`.
+"""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ..modeling_levljepa import similarity
+
+
+@torch.no_grad()
+def retrieval_recall(
+    image_embeds: Tensor,
+    text_embeds: Tensor,
+    predicted_text_embeds: Tensor | None = None,
+    predicted_image_embeds: Tensor | None = None,
+    readout: str = "avg",
+    ks: Sequence[int] = (1, 5, 10),
+    image_of_text: Tensor | None = None,
+    chunk_size: int = 1024,
+) -> dict[str, float]:
+    """Recall at k of text-to-image and image-to-text retrieval.
+
+    An image with several captions counts as found when any of them is. Equal similarities count at their expected
+    value under a random order, so that a collapsed model scores at chance (`retrieval_chance`) and not at 1.
+
+    Args:
+        image_embeds: Z_V [N_images, D].
+        text_embeds: Z_T [N_texts, D].
+        predicted_text_embeds: q_V(Z_V) [N_images, D]; not needed for the readouts without it.
+        predicted_image_embeds: q_T(Z_T) [N_texts, D]; the same.
+        readout: how similarity is read, see `similarity`.
+        ks: the k of recall at k.
+        image_of_text: [N_texts] index of the image each text belongs to; by default text i belongs to image i.
+        chunk_size: queries compared at once; memory grows with chunk_size x N.
+
+    Returns:
+        Fractions named `text_to_image_R@1`, `image_to_text_R@1` and so on.
+    """
+    num_images, num_texts = len(image_embeds), len(text_embeds)
+    if image_of_text is None:
+        if num_images != num_texts:
+            raise ValueError(
+                f"{num_images} images and {num_texts} texts do not pair up one to one: pass `image_of_text`, the "
+                "index of the image that each text belongs to."
+            )
+        image_of_text = torch.arange(num_texts)
+    image_of_text = image_of_text.to(image_embeds.device)
+    if len(image_of_text) != num_texts or image_of_text.min() < 0 or image_of_text.max() >= num_images:
+        raise ValueError(f"image_of_text must hold one index below {num_images} for each of the {num_texts} texts.")
+
+    def similarities(images: slice, texts: slice) -> Tensor:
+        predicted_texts = None if predicted_text_embeds is None else predicted_text_embeds[images]
+        predicted_images = None if predicted_image_embeds is None else predicted_image_embeds[texts]
+        return similarity(image_embeds[images], text_embeds[texts], predicted_texts, predicted_images, readout).float()
+
+    everything = slice(None)
+    text_hits, image_hits = [], []
+    for start in range(0, num_texts, chunk_size):
+        chunk = slice(start, start + chunk_size)
+        owners = image_of_text[chunk]
+        scores = similarities(everything, chunk).T  # [texts of the chunk, images]
+        own = owners[:, None] == torch.arange(num_images, device=owners.device)
+        text_hits.append(_hits(scores, own, ks))
+    for start in range(0, num_images, chunk_size):
+        chunk = slice(start, start + chunk_size)
+        scores = similarities(chunk, everything)  # [images of the chunk, texts]
+        own = torch.arange(num_images, device=image_of_text.device)[chunk, None] == image_of_text
+        captioned = own.any(dim=1)
+        image_hits.append(_hits(scores[captioned], own[captioned], ks))
+    recalls = {"text_to_image": torch.cat(text_hits).mean(dim=0), "image_to_text": torch.cat(image_hits).mean(dim=0)}
+    return {f"{way}_R@{k}": recall[i].item() for way, recall in recalls.items() for i, k in enumerate(ks)}
+
+
+def _hits(scores: Tensor, own: Tensor, ks: Sequence[int]) -> Tensor:
+    """Chance in 0..1 [queries, len(ks)] that the best own candidate is among the first k, with ties in random order.
+
+    `scores` [queries, candidates]; `own` marks each query's own candidates, which do not stand in each other's way.
+    """
+    best = scores.masked_fill(~own, -math.inf).amax(dim=1, keepdim=True)
+    ahead = ((scores > best) & ~own).sum(dim=1, keepdim=True)
+    tied = ((scores == best) & ~own).sum(dim=1, keepdim=True)
+    k = torch.tensor(ks, device=scores.device)
+    return ((k - ahead) / (1 + tied)).clamp(0, 1)
+
+
+def retrieval_chance(num_candidates: int, ks: Sequence[int] = (1, 5, 10)) -> dict[str, float]:
+    """Recall at k of a random order, `R@k` = k / num_candidates, with one partner a query among the candidates."""
+    return {f"R@{k}": min(1.0, k / num_candidates) for k in ks}
+
+
+__all__ = ["retrieval_chance", "retrieval_recall"]

@@ -1,0 +1,733 @@
+"""SIGReg: how far a batch of embeddings is from an isotropic Gaussian, as a differentiable scalar.
+
+This file travels to the Hub as remote code, so it imports nothing but torch (and, lazily, Triton). From the top: the
+directions, the equation, the plain form, the tiled form for any device, the Triton form, the operators, the module.
+"""
+
+import functools
+import math
+import re
+import warnings
+
+import torch
+from torch import Tensor, nn
+
+IMPLEMENTATIONS = ("auto", "tiled", "triton", "plain")
+
+# --- directions ------------------------------------------------------------------------------------------------------
+
+_GOLDEN = 0x9E3779B97F4A7C15 - (1 << 64)  # the constants of splitmix64, as signed 64-bit integers
+_MIX_1 = 0xBF58476D1CE4E5B9 - (1 << 64)
+_MIX_2 = 0x94D049BB133111EB - (1 << 64)
+_DRAW_BLOCK = 1 << 16  # counters hashed at a time on the CPU, so that the integers stay in cache
+
+
+def _shift_right(x: Tensor, bits: int) -> Tensor:
+    """Logical shift of an int64 tensor; torch's own is arithmetic."""
+    return (x >> bits) & ((1 << (64 - bits)) - 1)
+
+
+def _splitmix64(x: Tensor) -> Tensor:
+    """The finaliser of splitmix64: a bijection of 64-bit integers whose outputs look random."""
+    x = (x ^ _shift_right(x, 30)) * _MIX_1
+    x = (x ^ _shift_right(x, 27)) * _MIX_2
+    return x ^ _shift_right(x, 31)
+
+
+def _normalised(rows: Tensor) -> Tensor:
+    return rows / torch.linalg.vector_norm(rows, dim=-1, keepdim=True)
+
+
+def _draw_rows(key: Tensor, first: int, last: int, dim: int) -> Tensor:
+    """Directions number `first` to `last` - 1 of the stream `key`: splitmix64 of a counter, then Box-Muller."""
+    half = (dim + 1) // 2
+    counter = torch.arange(first * half + 1, last * half + 1, device=key.device)
+    bits = _splitmix64((key + counter) * _GOLDEN).view(last - first, half)  # key first: inductor's indices are int64
+    uniform = (_shift_right(bits, 40) + 1).float() * 2.0**-24  # in (0, 1]: its logarithm is finite
+    angle = ((bits >> 8) & 0xFFFFFF).float() * (2.0 * math.pi * 2.0**-24)
+    radius = torch.sqrt(-2.0 * torch.log(uniform))
+    return _normalised(torch.cat([radius * torch.cos(angle), radius * torch.sin(angle)], dim=1)[:, :dim])
+
+
+def draw_directions(seed: int, step: Tensor, dim: int, num_directions: int) -> Tensor:
+    """Unit vectors of R^dim, uniform on the sphere, as the rows of a float32 (S, D) tensor on the device of `step`.
+
+    A pure function of its arguments. The generator is counter-based and made of tensor operations: the directions are
+    the same on every rank and after a resume, the global random state is not touched, and nothing waits for a device.
+
+    Args:
+        seed: any integer.
+        step: 0-dim int64 tensor.
+        dim: D.
+        num_directions: S.
+    """
+    seed = (seed + (1 << 63)) % (1 << 64) - (1 << 63)
+    key = _splitmix64(step + _splitmix64(torch.full_like(step, seed) + _GOLDEN))
+    block = num_directions
+    if step.device.type == "cpu" and not torch.compiler.is_compiling():  # a compiler fuses; eager needs the cache
+        block = max(1, _DRAW_BLOCK // dim)
+    starts = range(0, num_directions, block)
+    blocks = [_draw_rows(key, start, min(start + block, num_directions), dim) for start in starts]
+    return blocks[0] if len(blocks) == 1 else torch.cat(blocks)
+
+
+# --- the equation ----------------------------------------------------------------------------------------------------
+#
+# Let x = t_1 u, so that t_k u = k x. The knot k = 0 contributes nothing, and M = K - 1 harmonics remain. `sums` of
+# shape (..., S, 2M) holds sum_n cos(k x_n) for k = 1 .. M, then sum_n sin(k x_n). The statistic is quadratic in them.
+
+
+def _target_and_weights(num_knots: int, t_max: float, like: Tensor) -> tuple[Tensor, Tensor]:
+    """What the means should be (phi_k, then 0) and how much each counts (w_k phi_k, twice): two vectors of 2M."""
+    spacing = t_max / (num_knots - 1)
+    k = torch.arange(1, num_knots, device=like.device, dtype=like.dtype)
+    phi = torch.exp(-0.5 * (k * spacing).square())
+    weights = 2.0 * spacing * phi * torch.where(k < num_knots - 1, 1.0, 0.5)
+    return torch.cat([phi, torch.zeros_like(phi)]), torch.cat([weights, weights])
+
+
+def _statistic(sums: Tensor, count: Tensor | int, num_knots: int, t_max: float) -> Tensor:
+    """(..., S, 2M) sums over `count` samples -> (...), the statistic without its factor N, mean over directions."""
+    target, weights = _target_and_weights(num_knots, t_max, sums)
+    return (weights * (sums / count - target).square()).sum(-1).mean(-1)
+
+
+def _plain_sums(z: Tensor, directions: Tensor, num_knots: int, t_max: float) -> Tensor:
+    """The sums as the equation has them: differentiable any number of times, with (V, N, S, M) tensors in memory."""
+    knots = torch.arange(1, num_knots, device=z.device, dtype=z.dtype) * (t_max / (num_knots - 1))
+    angles = (z @ directions.t()).unsqueeze(-1) * knots
+    return torch.cat([angles.cos().sum(-3), angles.sin().sum(-3)], dim=-1)
+
+
+# --- tiles -----------------------------------------------------------------------------------------------------------
+
+
+class _AngleSums:
+    """How cos(k x) and sin(k x), k = 1 .. M, are made of few functions, as products of two.
+
+    Every k is a + b or a - b with a in {B, 3B, 5B, ...} and 0 <= b <= B. By the angle-sum theorems cos(k x) and
+    sin(k x) are sums of products of one *coarse* function, cos(a x) or sin(a x), and one *fine* function: 1, cos(b x)
+    or sin(b x). Hence the sums over samples are linear in the matrix sum_n coarse_n fine_n^T, and a trigonometric
+    polynomial is coarse^T G fine: both are small batched matrix products. For M = 16: 4 coarse and 9 fine.
+
+    The functions are the rows of a table: 1, cos b and sin b for 0 < b < B, then cos a and sin a of every a, then
+    scratch. So the fine rows come first, and the coarse ones overlap their end. Chebyshev's recurrence makes each row
+    from others, up to a known constant factor, so that one `addcmul` does it.
+    """
+
+    def __init__(self, num_harmonics: int):
+        # As few rows as possible, and of these choices the one with few coarse rows.
+        base = min(range(1, num_harmonics + 1), key=lambda b: 2 * b + 4 * math.ceil(num_harmonics / (2 * b)))
+        coarse = [base * (2 * j + 1) for j in range(math.ceil(num_harmonics / (2 * base)))]
+        order = [*range(1, base)]
+        names = [("cos", 0), *(("cos", b) for b in order), *(("sin", b) for b in order)]
+        names += [(kind, a) for a in coarse for kind in ("cos", "sin")]
+        self.fine = slice(0, 2 * base + 1)
+        self.coarse = slice(2 * base - 1, len(names))
+        if len(coarse) > 1:
+            names += [("cos", 2 * base), ("sin", 2 * base)]
+        self.row = {name: index for index, name in enumerate(names)}
+        self.num_coarse, self.num_fine, self.num_rows = 2 * len(coarse), 2 * base + 1, len(names)
+
+        self.recurrences: list[tuple[int, int | None, int, int, float]] = []
+        self.factor = {("cos", 0): 1.0, ("cos", 1): 1.0, ("sin", 1): 1.0}
+        for b in range(2, base + 1):
+            self._add_recurrence((b + 1) // 2, b // 2)
+        if len(coarse) > 1:
+            self._add_recurrence(base, base)
+        for a in coarse[:-1]:
+            self._add_recurrence(max(a, 2 * base), min(a, 2 * base))
+        self.to_sums = self._linear_map(num_harmonics, base, coarse)  # (coarse * fine, 2M)
+
+    def _add_recurrence(self, p: int, q: int) -> None:
+        """Row p + q from rows p >= q and p - q: f(p + q) = 2 f(p) cos(q) - f(p - q) for f = cos and f = sin."""
+        row, factor = self.row, self.factor
+        for kind in ("cos", "sin"):
+            scale = factor[kind, p] * factor["cos", q]
+            if kind == "sin" and p == q:
+                step, factor[kind, p + q] = (row[kind, p + q], None, row[kind, p], row["cos", q], 1.0), scale / 2
+            else:
+                rest = factor[kind, p - q]
+                step = (row[kind, p + q], row[kind, p - q], row[kind, p], row["cos", q], -2 * rest / scale)
+                factor[kind, p + q] = -rest
+            self.recurrences.append(step)
+
+    def _linear_map(self, num_harmonics: int, base: int, coarse: list[int]) -> Tensor:
+        """From the matrix sum_n coarse_n fine_n^T to the sums, by the angle-sum theorems."""
+        matrix = torch.zeros(self.num_coarse, self.num_fine, 2, num_harmonics, dtype=torch.float64)
+        for k in range(1, num_harmonics + 1):
+            j = min((k - 1) // (2 * base), len(coarse) - 1)
+            b, sign = abs(k - coarse[j]), math.copysign(1.0, k - coarse[j])
+            terms = [(0, "cos", "cos", 1.0), (1, "sin", "cos", 1.0)]
+            if b > 0:
+                terms += [(0, "sin", "sin", -sign), (1, "cos", "sin", sign)]
+            for which, outer, inner, value in terms:
+                value /= self.factor[outer, coarse[j]] * self.factor[inner, b]
+                matrix[2 * j + (outer == "sin"), self.row[inner, b], which, k - 1] = value
+        return matrix.view(self.num_coarse * self.num_fine, 2 * num_harmonics)
+
+
+_angle_sums = functools.lru_cache(_AngleSums)
+
+
+def _derivative(num_knots: int, t_max: float, like: Tensor) -> Tensor:
+    """(2M, 2M): from the coefficients of a trigonometric polynomial in u, as rows, to those of its derivative."""
+    knots = torch.arange(1, num_knots, device=like.device, dtype=like.dtype) * (t_max / (num_knots - 1))
+    zeros = torch.zeros(num_knots - 1, num_knots - 1, device=like.device, dtype=like.dtype)
+    return torch.cat([torch.cat([zeros, -knots.diag()], 1), torch.cat([knots.diag(), zeros], 1)])
+
+
+class _Tile:
+    """The table of `_AngleSums` for some directions times all samples, (R, N), in memory that is given."""
+
+    def __init__(self, plan: _AngleSums, table: Tensor, factors: Tensor):
+        self.plan = plan
+        self.rows = table.unbind(0)  # the rows of (table rows, R, N)
+        self.coarse, self.fine = table[plan.coarse].transpose(0, 1), table[plan.fine].transpose(0, 1)
+        self.factors = factors  # (R, coarse, N)
+        self.terms = list(zip(factors.unbind(1), self.rows[plan.coarse], strict=True))
+
+    def load(self, x: Tensor) -> None:
+        """Writes all functions of `x` (R, N); row 0 holds ones already."""
+        rows = self.rows
+        torch.cos(x, out=rows[self.plan.row["cos", 1]])
+        torch.sin(x, out=rows[self.plan.row["sin", 1]])
+        for target, rest, p, q, value in self.plan.recurrences:
+            if rest is None:
+                torch.mul(rows[p], rows[q], out=rows[target])
+            else:
+                torch.addcmul(rows[rest], rows[p], rows[q], value=value, out=rows[target])
+
+    def sums(self) -> Tensor:
+        """(R, coarse * fine): the products of coarse and fine functions, summed over samples."""
+        return torch.bmm(self.coarse, self.fine.transpose(1, 2)).flatten(1)
+
+    def polynomial(self, coefficients: Tensor, out: Tensor) -> None:
+        """The combination (R, N) of these products that `coefficients` (R, coarse * fine) gives."""
+        torch.bmm(coefficients.view(-1, self.plan.num_coarse, self.plan.num_fine), self.fine, out=self.factors)
+        (factor, row), *others = self.terms
+        torch.mul(factor, row, out=out)
+        for factor, row in others:
+            out.addcmul_(factor, row)
+
+
+def _tile_sizes(samples: int, num_directions: int, device: torch.device) -> tuple[int, int]:
+    """Directions per tile and per panel; a tile's table should fit the cache, a panel shares its matrix products."""
+    # On the CPU torch gives a thread at least 2^15 elements.
+    elements = (1 << 15) * torch.get_num_threads() if device.type == "cpu" else 1 << 21
+    tile = max(1, min(num_directions, elements // samples))
+    return tile, max(1, 8 * elements // (samples * tile)) * tile
+
+
+@torch.no_grad()
+def _tiled(
+    z: Tensor,
+    directions: Tensor,
+    num_knots: int,
+    t_max: float,
+    grad_sums: Tensor | None = None,
+    with_gradient: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """The sums (V, S, 2M) of z (V, N, D), the gradient (V, N, D) or both, in one pass over tiles that stay in cache.
+
+    Samples are contiguous in a tile. Without `grad_sums`, the sums are computed, and `with_gradient` adds the gradient
+    of `_statistic` on the same tiles. With `grad_sums`, the gradient of the sums is taken with these, and the sums
+    returned are empty.
+    """
+    (views, samples, _), num_directions = z.shape, directions.shape[0]
+    with_sums, with_gradient = grad_sums is None, with_gradient or grad_sums is not None
+    sums = z.new_zeros(views, num_directions if with_sums else 0, 2 * (num_knots - 1))
+    gradient = torch.zeros_like(z) if with_gradient else z.new_empty(0)
+    if samples == 0:
+        return sums, gradient
+
+    plan = _angle_sums(num_knots - 1)
+    to_sums = plan.to_sums.to(z)
+    to_polynomial = _derivative(num_knots, t_max, z) @ to_sums.t()
+    means, weights = _target_and_weights(num_knots, t_max, z)
+    weights = weights * (2.0 / (samples * num_directions))
+
+    size, panel = _tile_sizes(samples, num_directions, z.device)
+    table = z.new_empty(plan.num_rows, size, samples)
+    table[0] = 1.0
+    factors = z.new_empty(size if with_gradient else 0, plan.num_coarse, samples)
+    projections = z.new_empty(min(panel, num_directions), samples)
+    whole = _Tile(plan, table, factors)
+    for view in range(views):
+        angles = (z[view] * (t_max / (num_knots - 1))).t()
+        for first in range(0, num_directions, panel):
+            rows = directions[first : first + panel]
+            u = torch.mm(rows, angles, out=projections[: rows.shape[0]])
+            for start in range(0, rows.shape[0], size):
+                x = u[start : start + size]
+                tile = whole if len(x) == size else _Tile(plan, table[:, : len(x)], factors[: len(x)])
+                here = slice(first + start, first + start + len(x))
+                tile.load(x)
+                if with_sums:
+                    tile_sums = torch.mm(tile.sums(), to_sums, out=sums[view, here])
+                    slope = weights * (tile_sums / samples - means)
+                else:
+                    slope = grad_sums[view, here]
+                if with_gradient:
+                    tile.polynomial(slope @ to_polynomial, out=x)  # the gradient takes the place of the projections
+            if with_gradient:
+                gradient[view].addmm_(u.t(), rows)
+    return sums, gradient
+
+
+# --- Triton ----------------------------------------------------------------------------------------------------------
+
+
+@functools.lru_cache
+def _triton_kernels():
+    """The two kernels, or None without Triton. Projections live in registers: they never touch device memory.
+
+    A program works on a tile of (directions, samples), in this order because a sum over samples then stays in a warp.
+    """
+    global tl, _project  # a kernel sees the globals of its module only
+    try:
+        import triton
+        import triton.language as tl
+    except ImportError:
+        return None
+
+    @triton.jit
+    def _project(z_ptr, rows_ptr, s, n, S, N, D: tl.constexpr, BD: tl.constexpr, PRECISION: tl.constexpr):
+        x = tl.zeros((s.shape[0], n.shape[0]), dtype=tl.float32)
+        for start in range(0, D, BD):
+            d = start + tl.arange(0, BD)
+            rows = tl.load(rows_ptr + s[:, None] * D + d[None, :], (s[:, None] < S) & (d[None, :] < D), 0.0)
+            z = tl.load(z_ptr + n[None, :] * D + d[:, None], (n[None, :] < N) & (d[:, None] < D), 0.0)
+            x = tl.dot(rows, z, x, input_precision=PRECISION)
+        return x
+
+    @triton.jit
+    def sums_kernel(
+        z_ptr,  # (V, N, D)
+        rows_ptr,  # (S, D)
+        sums_ptr,  # (V, blocks of N, 2M, S)
+        N,
+        S,
+        spacing,
+        D: tl.constexpr,
+        M: tl.constexpr,
+        BS: tl.constexpr,
+        BN: tl.constexpr,
+        BD: tl.constexpr,
+        PRECISION: tl.constexpr,
+    ):
+        view = tl.program_id(2).to(tl.int64)
+        s = tl.program_id(0).to(tl.int64) * BS + tl.arange(0, BS)
+        n = tl.program_id(1).to(tl.int64) * BN + tl.arange(0, BN)
+        x = spacing * _project(z_ptr + view * N * D, rows_ptr, s, n, S, N, D, BD, PRECISION)
+        out = sums_ptr + (view * tl.num_programs(1) + tl.program_id(1)) * 2 * M * S + s
+        one = tl.where(n[None, :] < N, 1.0, 0.0)
+        twice = 2.0 * tl.cos(x)
+        cos, sin = 0.5 * twice * one, tl.sin(x) * one
+        cos_before, sin_before = one + tl.zeros_like(x), tl.zeros_like(x)
+        for k in tl.static_range(M):
+            tl.store(out + k * S, tl.sum(cos, axis=1), s < S)
+            tl.store(out + (M + k) * S, tl.sum(sin, axis=1), s < S)
+            cos, cos_before = twice * cos - cos_before, cos
+            sin, sin_before = twice * sin - sin_before, sin
+
+    @triton.jit
+    def gradient_kernel(
+        z_ptr,  # (V, N, D)
+        rows_ptr,  # (S, D)
+        polynomial_ptr,  # (V, 2M, S)
+        out_ptr,  # (V, S, N)
+        N,
+        S,
+        spacing,
+        D: tl.constexpr,
+        M: tl.constexpr,
+        BS: tl.constexpr,
+        BN: tl.constexpr,
+        BD: tl.constexpr,
+        PRECISION: tl.constexpr,
+    ):
+        view = tl.program_id(2).to(tl.int64)
+        s = tl.program_id(0).to(tl.int64) * BS + tl.arange(0, BS)
+        n = tl.program_id(1).to(tl.int64) * BN + tl.arange(0, BN)
+        x = spacing * _project(z_ptr + view * N * D, rows_ptr, s, n, S, N, D, BD, PRECISION)
+        coefficients = polynomial_ptr + view * 2 * M * S + s
+        cos, sin = tl.cos(x), tl.sin(x)
+        p, q = tl.zeros_like(x), tl.zeros_like(x)
+        for i in tl.static_range(M):  # Horner's rule for Re sum_k (p_k - i q_k) exp(i x)^k, from k = M down
+            p_k = tl.load(coefficients + (M - 1 - i) * S, s < S, 0.0)
+            q_k = tl.load(coefficients + (2 * M - 1 - i) * S, s < S, 0.0)
+            p, q = p * cos + q * sin + p_k[:, None], q * cos - p * sin + q_k[:, None]
+        value = p * cos + q * sin
+        out = out_ptr + view * S * N + s[:, None] * N + n[None, :]
+        tl.store(out, value, (s[:, None] < S) & (n[None, :] < N))
+
+    return {"sums": sums_kernel, "gradient": gradient_kernel}
+
+
+_BLOCK_S, _BLOCK_N, _BLOCK_D, _WARPS = 64, 64, 32, 4  # a warp owns 16 directions; no register spills, 2 blocks per SM
+
+
+def _triton_launch(name: str, z: Tensor, directions: Tensor, *tensors: Tensor, num_knots: int, t_max: float) -> None:
+    kernels = _triton_kernels()
+    if kernels is None:
+        raise ImportError('SIGReg(implementation="triton") needs Triton: pip install triton, or use "auto".')
+    (views, samples, dim), num_directions = z.shape, directions.shape[0]
+    grid = (-(-num_directions // _BLOCK_S), -(-samples // _BLOCK_N), views)
+    kernels[name][grid](
+        z,
+        directions,
+        *tensors,
+        samples,
+        num_directions,
+        t_max / (num_knots - 1),
+        D=dim,
+        M=num_knots - 1,
+        BS=_BLOCK_S,
+        BN=_BLOCK_N,
+        BD=_BLOCK_D,
+        PRECISION="tf32x3" if torch.get_float32_matmul_precision() == "highest" else "tf32",
+        num_warps=_WARPS,
+    )
+
+
+def _triton_sums(z: Tensor, directions: Tensor, num_knots: int, t_max: float) -> Tensor:
+    views, samples, _ = z.shape
+    partial = z.new_empty(views, -(-samples // _BLOCK_N), 2 * (num_knots - 1), directions.shape[0])
+    if samples > 0:
+        _triton_launch("sums", z, directions, partial, num_knots=num_knots, t_max=t_max)
+    return partial.sum(1).transpose(1, 2).contiguous()
+
+
+def _triton_gradient(grad_sums: Tensor, z: Tensor, directions: Tensor, num_knots: int, t_max: float) -> Tensor:
+    views, samples, _ = z.shape
+    if samples == 0:
+        return torch.zeros_like(z)
+    polynomial = (grad_sums @ _derivative(num_knots, t_max, z)).transpose(1, 2).contiguous()
+    out = z.new_empty(views, directions.shape[0], samples)
+    _triton_launch("gradient", z, directions, polynomial, out, num_knots=num_knots, t_max=t_max)
+    return out.transpose(1, 2) @ directions
+
+
+@functools.lru_cache
+def _triton_works(device: torch.device) -> bool:
+    """Tries the kernels once on a device; where they fail, for want of Triton or of a compiler, says so."""
+    try:
+        z = torch.ones(1, 1, 16, device=device)
+        _triton_gradient(_triton_sums(z, z[0], 2, 1.0), z, z[0], 2, 1.0)
+        return True
+    except Exception as error:
+        warnings.warn(f"SIGReg on {device} runs without its Triton kernels, more slowly: {error!r}", stacklevel=2)
+        return False
+
+
+def _with_triton(z: Tensor, implementation: str) -> bool:
+    if implementation == "auto":
+        return z.is_cuda and z.dtype == torch.float32 and _triton_works(z.device)
+    return implementation == "triton"
+
+
+# --- operators -------------------------------------------------------------------------------------------------------
+#
+# `torch.compile` takes an operator whole, without looking inside. The namespace carries the module's name, because
+# remote code may load this file a second time.
+
+_NAMESPACE = re.sub(r"\W", "_", __name__)
+
+
+def _without_autocast(z: Tensor) -> torch.autocast:
+    device_type = z.device.type
+    return torch.autocast(device_type if torch.amp.is_autocast_available(device_type) else "cpu", enabled=False)
+
+
+@torch.library.custom_op(f"{_NAMESPACE}::column_sums", mutates_args=())
+def _column_sums(z: Tensor, directions: Tensor, num_knots: int, t_max: float, implementation: str) -> Tensor:
+    """z (V, N, D), directions (S, D) -> (V, S, 2M)."""
+    with _without_autocast(z):
+        if _with_triton(z, implementation):
+            return _triton_sums(z, directions, num_knots, t_max)
+        return _tiled(z, directions, num_knots, t_max)[0]
+
+
+@torch.library.custom_op(f"{_NAMESPACE}::column_sums_backward", mutates_args=())
+def _column_sums_backward(
+    grad_sums: Tensor, z: Tensor, directions: Tensor, num_knots: int, t_max: float, implementation: str
+) -> Tensor:
+    """The gradient (V, N, D) of `_column_sums`, from that of its result."""
+    with _without_autocast(z):
+        if _with_triton(z, implementation):
+            return _triton_gradient(grad_sums, z, directions, num_knots, t_max)
+        return _tiled(z, directions, num_knots, t_max, grad_sums=grad_sums)[1]
+
+
+@torch.library.custom_op(f"{_NAMESPACE}::statistic_and_gradient", mutates_args=())
+def _statistic_and_gradient(
+    z: Tensor, directions: Tensor, num_knots: int, t_max: float, with_gradient: bool
+) -> tuple[Tensor, Tensor]:
+    """z (V, N, D), directions (S, D) -> (V,) statistics and their gradient (V, N, D), or an empty tensor."""
+    with _without_autocast(z):
+        sums, gradient = _tiled(z, directions, num_knots, t_max, with_gradient=with_gradient)
+        return _statistic(sums, z.shape[1], num_knots, t_max), gradient
+
+
+@_column_sums.register_fake
+def _(z, directions, num_knots, t_max, implementation):
+    return z.new_empty(z.shape[0], directions.shape[0], 2 * (num_knots - 1))
+
+
+@_column_sums_backward.register_fake
+def _(grad_sums, z, directions, num_knots, t_max, implementation):
+    return torch.empty_like(z, memory_format=torch.contiguous_format)
+
+
+@_statistic_and_gradient.register_fake
+def _(z, directions, num_knots, t_max, with_gradient):
+    return z.new_empty(z.shape[0]), z.new_empty(z.shape if with_gradient else 0)
+
+
+def _register_vmap(operator) -> None:
+    """`torch.func.vmap` as a loop: a batch of SIGRegs has no common work to share."""
+
+    def loop(info, in_dims, *arguments):
+        calls = [
+            operator(*(a if dim is None else a.movedim(dim, 0)[i] for a, dim in zip(arguments, in_dims, strict=True)))
+            for i in range(info.batch_size)
+        ]
+        if isinstance(calls[0], Tensor):
+            return torch.stack(calls), 0
+        return tuple(torch.stack(outputs) for outputs in zip(*calls, strict=True)), (0,) * len(calls[0])
+
+    operator.register_vmap(loop)
+
+
+for _operator in (_column_sums, _column_sums_backward, _statistic_and_gradient):
+    _register_vmap(_operator)
+
+
+def _refuse_second_derivative():
+    raise RuntimeError(
+        "The gradient of SIGReg is not itself differentiable in this implementation: "
+        'for second derivatives use SIGReg(implementation="plain").'
+    )
+
+
+class _StatisticFunction(torch.autograd.Function):
+    """`_statistic_and_gradient`, whose backward pass has only to scale the gradient that the forward pass made."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(z: Tensor, directions: Tensor, num_knots: int, t_max: float, with_gradient: bool):
+        return _statistic_and_gradient(z, directions, num_knots, t_max, with_gradient)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output) -> None:
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(output[1])
+
+    @staticmethod
+    def backward(ctx, grad_statistic: Tensor, grad_gradient: Tensor | None):
+        if grad_gradient is not None and not torch.compiler.is_compiling():  # compilers pass zeros, and refuse too
+            _refuse_second_derivative()
+        (gradient,) = ctx.saved_tensors
+        grad_z = None if grad_statistic is None else grad_statistic[:, None, None] * gradient
+        return grad_z, None, None, None, None
+
+
+class _ColumnSumsFunction(torch.autograd.Function):
+    """`_column_sums`, whose gradient is `_column_sums_backward`."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(z: Tensor, directions: Tensor, num_knots: int, t_max: float, implementation: str) -> Tensor:
+        return _column_sums(z, directions, num_knots, t_max, implementation)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output) -> None:
+        z, directions, *ctx.constants = inputs
+        ctx.save_for_backward(z, directions)
+
+    @staticmethod
+    def backward(ctx, grad_sums: Tensor):
+        gradient = _ColumnSumsBackwardFunction.apply(grad_sums.contiguous(), *ctx.saved_tensors, *ctx.constants)
+        return gradient, None, None, None, None
+
+
+class _ColumnSumsBackwardFunction(torch.autograd.Function):
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(grad_sums: Tensor, z: Tensor, directions: Tensor, num_knots: int, t_max: float, implementation: str):
+        return _column_sums_backward(grad_sums, z, directions, num_knots, t_max, implementation)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output) -> None:
+        pass
+
+    @staticmethod
+    def backward(ctx, grad: Tensor):
+        _refuse_second_derivative()
+
+
+# --- data-parallel ---------------------------------------------------------------------------------------------------
+
+
+class _AllReduce(torch.autograd.Function):
+    """Sum over the ranks. Every rank's loss depends on it, so its gradient is the sum of the ranks' gradients."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor) -> Tensor:
+        x = x.clone(memory_format=torch.contiguous_format)
+        torch.distributed.all_reduce(x)
+        return x
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> Tensor:
+        return _AllReduce.apply(grad)
+
+
+# --- module ----------------------------------------------------------------------------------------------------------
+
+
+class SIGReg(nn.Module):
+    r"""Sketched isotropic Gaussian regularisation (arXiv 2607.00784): the Epps-Pulley statistic of random projections.
+
+    For embeddings z of shape (..., N, D) and S random unit directions, the columns of A, let u = z A. With K knots t_k
+    evenly spaced on [0, t_max], phi_k = exp(-t_k^2 / 2), and w_k the trapezoid weights doubled for the negative half
+    (2 dt inside, dt at both ends, dt = t_max / (K - 1)),
+
+        stat_s = N * sum_k w_k phi_k [ (mean_n cos(t_k u_ns) - phi_k)^2 + (mean_n sin(t_k u_ns))^2 ]
+
+    and SIGReg is the mean of stat_s over the directions and over the leading dimensions of z (views). It is about 1 on
+    N(0, I) for every N, and grows with N when the embeddings collapse.
+
+    The factor N ties the weight of SIGReg in a loss to the batch. The released recipe used a weight of 0.02 with
+    N = 256 per device and statistics per device (`distributed=False`). A fixed `sample_size_scale` keeps the weight's
+    meaning when the batch or the number of devices changes.
+
+    In training mode under torch.distributed, the means run over the samples of all ranks, which may hold different
+    numbers of them (also none): after DDP's averaging of gradients, many ranks equal one process on the joined batch.
+
+    Args:
+        num_directions: S, drawn anew at each call.
+        num_knots: K, knot 0 included.
+        t_max: the last knot.
+        sample_size_scale: replaces the factor N; None means N, the samples of all ranks together.
+        seed: together with the buffer `step`, which counts the calls in training mode, it decides the directions. In
+            eval mode the directions are always the same.
+        distributed: False keeps the statistic to the samples of each rank.
+        implementation: "tiled" (any device, never builds an (N, S, K) tensor), "triton" (CUDA), "plain" (the equation
+            as it stands, differentiable twice and in forward mode), or "auto": triton on CUDA where it works, else
+            tiled. Directions that require a gradient take the plain form in any case.
+
+    Raises:
+        ValueError: for an argument out of range.
+    """
+
+    def __init__(
+        self,
+        num_directions: int = 4096,
+        num_knots: int = 17,
+        t_max: float = 3.0,
+        sample_size_scale: float | None = None,
+        seed: int = 0,
+        distributed: bool = True,
+        implementation: str = "auto",
+    ):
+        super().__init__()
+        if num_directions < 1:
+            raise ValueError(f"num_directions={num_directions}: SIGReg needs at least 1 direction.")
+        if num_knots < 2:
+            raise ValueError(f"num_knots={num_knots}: SIGReg needs at least 2 knots, 0 and t_max.")
+        if not 0 < t_max < math.inf:
+            raise ValueError(f"t_max={t_max}: the knots run from 0 to t_max, which must be positive and finite.")
+        if sample_size_scale is not None and not 0 < sample_size_scale < math.inf:
+            raise ValueError(f"sample_size_scale={sample_size_scale}: give a positive number, or None for the batch.")
+        if implementation not in IMPLEMENTATIONS:
+            raise ValueError(f"implementation={implementation!r}: choose one of {', '.join(IMPLEMENTATIONS)}.")
+        self.num_directions = num_directions
+        self.num_knots = num_knots
+        self.t_max = float(t_max)
+        self.sample_size_scale = sample_size_scale
+        self.seed = seed
+        self.distributed = distributed
+        self.implementation = implementation
+        self.register_buffer("step", torch.zeros((), dtype=torch.int64))
+
+    def extra_repr(self) -> str:
+        return f"num_directions={self.num_directions}, num_knots={self.num_knots}, t_max={self.t_max}"
+
+    def forward(self, z: Tensor, directions: Tensor | None = None, generator: torch.Generator | None = None) -> Tensor:
+        """SIGReg of a batch of embeddings, in float32 also under autocast (in float64 if `z` is).
+
+        Args:
+            z: (..., N, D) embeddings.
+            directions: (D, S), used as they are instead of a draw.
+            generator: draws the directions instead of seed and step.
+
+        Returns:
+            A scalar. Embeddings that are not finite give a value that is not finite.
+
+        Raises:
+            ValueError: for a batch without samples (except where other ranks have some), or directions that do not
+                fit `z`.
+        """
+        if z.dim() < 2 or 0 in z.shape[:-2] or z.shape[-1] == 0:
+            raise ValueError(f"SIGReg needs embeddings of shape (..., N, D), got {tuple(z.shape)}.")
+        over_ranks = self._over_ranks()
+        if z.shape[-2] == 0 and not over_ranks:
+            raise ValueError(f"SIGReg of an empty batch, embeddings of shape {tuple(z.shape)}: it needs a sample.")
+        rows = self._directions(z, directions, generator)
+        dtype = z.dtype if z.dtype == torch.float64 else torch.float32
+        with _without_autocast(z):
+            z = (z[None] if z.dim() == 2 else z.flatten(0, -3)).to(dtype).contiguous()  # (V, N, D)
+            rows = rows.to(device=z.device, dtype=dtype).contiguous()
+            statistic, count = self._statistic(z, rows, over_ranks)
+            scale = count if self.sample_size_scale is None else self.sample_size_scale
+            return (scale * statistic).mean()
+
+    def _directions(self, z: Tensor, directions: Tensor | None, generator: torch.Generator | None) -> Tensor:
+        """(S, D), the rows of A's transpose."""
+        dim = z.shape[-1]
+        if directions is not None:
+            if directions.dim() != 2 or directions.shape[0] != dim or directions.shape[1] == 0:
+                raise ValueError(
+                    f"directions of shape {tuple(directions.shape)} do not fit embeddings of width {dim}: "
+                    f"they must have the shape ({dim}, S) with at least 1 direction."
+                )
+            return directions.t()
+        if generator is not None:
+            return _normalised(torch.randn(self.num_directions, dim, generator=generator, device=generator.device))
+        if not self.training:
+            return draw_directions(self.seed, torch.full((), -1, device=z.device), dim, self.num_directions)
+        rows = draw_directions(self.seed, self.step.to(z.device), dim, self.num_directions)
+        self.step.add_(1)
+        return rows
+
+    def _statistic(self, z: Tensor, rows: Tensor, over_ranks: bool) -> tuple[Tensor, Tensor | int]:
+        """The statistics (V,) without their factor N, and N."""
+        constants = (self.num_knots, self.t_max)
+        if rows.requires_grad or self.implementation == "plain":
+            sums = _plain_sums(z, rows, *constants)
+        elif self._in_one_pass(z) and not over_ranks:  # over ranks, the gradient waits for the sums of all
+            with_gradient = torch.is_grad_enabled() and z.requires_grad
+            return _StatisticFunction.apply(z, rows, *constants, with_gradient)[0], z.shape[1]
+        else:
+            sums = _ColumnSumsFunction.apply(z, rows, *constants, self.implementation)
+        count = z.shape[1]
+        if over_ranks:
+            joined = _AllReduce.apply(torch.cat([sums.flatten(), sums.new_full((1,), count)]))
+            sums, count = joined[:-1].view_as(sums), joined[-1]
+        return _statistic(sums, count, *constants), count
+
+    def _in_one_pass(self, z: Tensor) -> bool:
+        return self.implementation == "tiled" or (self.implementation == "auto" and not z.is_cuda)
+
+    def _over_ranks(self) -> bool:
+        if not (self.training and self.distributed and torch.distributed.is_available()):
+            return False
+        return torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1
+
+
+__all__ = ["SIGReg", "draw_directions"]

@@ -1,0 +1,508 @@
+"""The training arguments and the Trainer: transformers' own, with an eye on the embeddings.
+
+`LeVLJEPATrainer` logs every named loss term and the health of the embeddings, evaluates retrieval, feeds the collator
+samples that it can draw reproducible randomness from, and stops before a loss that is not finite reaches the weights.
+"""
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import datasets
+import numpy as np
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.data import DataLoader
+from transformers import EvalPrediction, PreTrainedModel, Trainer, TrainerCallback, TrainingArguments
+from transformers.trainer_utils import EvalLoopOutput
+
+from .data import SAMPLE_INDEX, EndlessStream, LeVLJEPADataCollator, NumberedDataset, find_columns
+from .distributed import convert_sync_batchnorm
+from .evaluation.health import embedding_health, sigreg_floor
+from .evaluation.retrieval import retrieval_recall
+from .large_batch import average_gradients, large_batch_backward
+
+EMBEDDINGS = ("image_embeds", "text_embeds", "predicted_text_embeds", "predicted_image_embeds")
+FILLED, UNNUMBERED = -1, -2  # indices of rows that are no sample, and of samples without a number
+NO_WEIGHT_DECAY = ("pos_embed", "cls_token", "reg_token", "dist_token")  # timm's convention
+
+
+@dataclass
+class LeVLJEPATrainingArguments(TrainingArguments):
+    """`TrainingArguments` with the released recipe's optimiser settings, and the options of `LeVLJEPATrainer`."""
+
+    learning_rate: float = field(default=2e-4, metadata={"help": "The peak learning rate of AdamW."})
+    weight_decay: float = field(default=0.01, metadata={"help": "The weight decay of AdamW."})
+    weight_decay_parameters: Literal["matrices", "all"] = field(
+        default="matrices",
+        metadata={
+            "help": "What weight decay applies to: 'matrices' leaves out biases, norms, class tokens and the vision "
+            "tower's position embeddings; 'all' is every parameter, as in the released recipe."
+        },
+    )
+    health_steps: int = field(
+        default=100,
+        metadata={
+            "help": "Every so many steps the health of the embeddings is logged: effective rank, cosine of matched "
+            "and of shuffled pairs, and what SIGReg would be on a Gaussian. 0 turns it off."
+        },
+    )
+    encoder_micro_batch_size: int | None = field(
+        default=None,
+        metadata={
+            "help": "Run the encoders on so many samples of a device's batch at a time, heads and losses on all: the "
+            "gradients of the whole batch, exactly, for the memory of a micro-batch and a second forward pass."
+        },
+    )
+    stream_buffer_size: int = field(
+        default=1000, metadata={"help": "Samples of a streamed dataset held in memory to shuffle among."}
+    )
+    per_device_eval_batch_size: int = field(default=64, metadata={"help": "The batch size of evaluation."})
+    dataloader_drop_last: bool = field(default=True, metadata={"help": "In training, drop an incomplete last batch."})
+    remove_unused_columns: bool = field(
+        default=False, metadata={"help": "Keep False: the collator needs the image and the caption columns."}
+    )
+    label_names: list[str] | None = field(
+        default_factory=list, metadata={"help": "Keep empty: the model returns its loss without labels."}
+    )
+    logging_nan_inf_filter: bool = field(
+        default=False, metadata={"help": "Keep False: a loss that is not finite stops the run."}
+    )
+    ddp_find_unused_parameters: bool | None = field(
+        default=False, metadata={"help": "Every parameter takes part in the loss, so DDP need not look for others."}
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.device.type == "cpu":
+            self.dataloader_pin_memory = False  # torch would warn that it has no use
+
+
+class LeVLJEPATrainer(Trainer):
+    """Trains a `LeVLJEPAModel`, or any model whose output names `loss` and the terms it consists of.
+
+    - Each scalar of the model's output is logged: the mean over the steps since the last log, and over all ranks.
+    - Every `health_steps` steps the embeddings of the current batch (of all ranks) are described, without another
+      forward pass.
+    - Evaluation gives the loss, its terms and retrieval recalls, such as `eval_text_to_image_R@10`.
+    - Samples are numbered (`NumberedDataset`) and streams repeated without end (`EndlessStream`), so that what the
+      collator draws follows from the seed, and a resumed run continues as if it had not stopped.
+    - With several processes BatchNorm and SIGReg take their statistics over all ranks.
+    - A loss that is not finite stops the run: a checkpoint of the state before that step is written, and an error
+      names the terms.
+
+    With gradient accumulation each micro-batch is a batch of its own for BatchNorm and SIGReg; the loss is their mean.
+
+    Args:
+        model: the model; or `model_init` among `kwargs`.
+        args: `LeVLJEPATrainingArguments`.
+        data_collator: a `LeVLJEPADataCollator`; by default one of `processing_class` and the usual column names.
+        eval_data_collator: the one for evaluation; by default `data_collator.for_evaluation()`.
+        train_dataset: samples of images and captions; a `datasets.IterableDataset` needs `max_steps`.
+        eval_dataset: a map-style dataset, or a dict of several.
+        processing_class: the processor, saved beside the model.
+        kwargs: further arguments of `Trainer`.
+
+    Raises:
+        ValueError: for a batch of one, or a training set smaller than a batch.
+        FloatingPointError: in `train`, if a loss term is not finite.
+        RuntimeError: in `train`, if more than 1 % of the samples had to be skipped.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel | nn.Module | None = None,
+        args: LeVLJEPATrainingArguments | None = None,
+        data_collator: Any = None,
+        train_dataset: Any = None,
+        eval_dataset: Any = None,
+        processing_class: Any = None,
+        eval_data_collator: Any = None,
+        **kwargs: Any,
+    ) -> None:
+        args = LeVLJEPATrainingArguments() if args is None else args
+        if not isinstance(args, LeVLJEPATrainingArguments):
+            raise TypeError(f"args must be LeVLJEPATrainingArguments, not {type(args).__name__}.")
+        _check_batch_size(args, train_dataset)
+        _check_large_batch(args)
+        if data_collator is None and processing_class is not None:
+            data_collator = _default_collator(processing_class, train_dataset, args.seed)
+        kwargs.setdefault("compute_metrics", retrieval_metrics)
+        super().__init__(
+            model=None if model is None else _prepared(model, args),
+            args=args,
+            data_collator=data_collator,
+            train_dataset=_reproducible(train_dataset, args),
+            eval_dataset=_numbered(eval_dataset),
+            processing_class=processing_class,
+            **kwargs,
+        )
+        if eval_data_collator is None:
+            collator = self.data_collator
+            eval_data_collator = collator.for_evaluation() if hasattr(collator, "for_evaluation") else collator
+        self.eval_data_collator = eval_data_collator
+        self.model_accepts_loss_kwargs = False  # the loss is a mean: with accumulation it must be divided
+        self._terms = _Averages()
+        self._health: dict[str, float] = {}
+        self._compiled_encoders: dict[str, Any] | None = None
+        self._finite: tuple[list[str], Tensor, torch.cuda.Event | None] | None = None
+        self.add_callback(_Events(self))
+
+    def call_model_init(self, trial: Any = None) -> nn.Module:
+        return _prepared(super().call_model_init(trial), self.args)
+
+    # Data
+
+    def get_train_dataloader(self) -> DataLoader:
+        if not isinstance(self.train_dataset, EndlessStream):
+            return super().get_train_dataloader()
+        # The stream splits itself between the ranks: accelerate would have each rank read everything.
+        return DataLoader(
+            self.train_dataset,
+            batch_size=self._train_batch_size,
+            collate_fn=self.data_collator,
+            num_workers=self.args.dataloader_num_workers,
+            pin_memory=self.args.dataloader_pin_memory and self.args.device.type == "cuda",
+            prefetch_factor=self.args.dataloader_prefetch_factor,
+            drop_last=True,
+        )
+
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
+        with self._evaluation_data():
+            return super().get_eval_dataloader(_numbered(eval_dataset))
+
+    def get_test_dataloader(self, test_dataset: Any) -> DataLoader:
+        with self._evaluation_data():
+            return super().get_test_dataloader(_numbered(test_dataset))
+
+    @contextlib.contextmanager
+    def _evaluation_data(self) -> Iterator[None]:
+        """While a DataLoader is made: the other collator, and every sample counts."""
+        collator, drop_last = self.data_collator, self.args.dataloader_drop_last
+        self.data_collator, self.args.dataloader_drop_last = self.eval_data_collator, False
+        try:
+            yield
+        finally:
+            self.data_collator, self.args.dataloader_drop_last = collator, drop_last
+
+    # Training
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Tensor | tuple[Tensor, Any]:
+        if self.args.torch_compile:  # one compilation for captions of every length
+            for name in ("input_ids", "attention_mask"):
+                torch._dynamo.maybe_mark_dynamic(inputs[name], 1)
+        outputs = model(**inputs)
+        if outputs.loss is None:
+            raise ValueError(
+                "The model returned no loss: it needs predictors (predictor_num_layers > 0), as many captions as "
+                "images, and return_loss=True."
+            )
+        if model.training:
+            self._record(outputs)
+        return (outputs.loss, outputs) if return_outputs else outputs.loss
+
+    def _record(self, outputs: Any) -> None:
+        """Takes from a training step's outputs what is logged, and what can stop the run."""
+        terms = loss_terms(outputs)
+        self._terms.add(terms)
+        self._watch({"loss": outputs.loss, **terms})
+        if self._health_is_due():
+            self._health = self._describe(outputs)
+
+    def training_step(
+        self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Tensor | int | None = None
+    ) -> Tensor:
+        statistics = [(buffer, buffer.clone()) for buffer in self._running_statistics()]
+        if self.args.encoder_micro_batch_size is None:
+            loss = super().training_step(model, inputs, num_items_in_batch)
+        else:
+            loss = self._large_batch_step(model, inputs)
+        bad_terms = self._bad_terms()
+        if bad_terms:
+            for buffer, before in statistics:
+                buffer.copy_(before)
+            self._stop(model, bad_terms)
+        return loss
+
+    def _large_batch_step(self, model: nn.Module, inputs: dict[str, Any]) -> Tensor:
+        """A training step whose encoders see the batch in micro-batches (`large_batch.py`)."""
+        model.train()
+        inputs = self._prepare_inputs(inputs)
+        bare = self.accelerator.unwrap_model(model)
+        if self.args.torch_compile and self._compiled_encoders is None:
+            encoders = ("encode_image", "encode_text")
+            self._compiled_encoders = {name: torch.compile(getattr(bare, name)) for name in encoders}
+        accumulation = self.current_gradient_accumulation_steps
+        outputs = large_batch_backward(
+            bare,
+            inputs,
+            self.args.encoder_micro_batch_size,
+            backward=lambda loss: self.accelerator.backward(loss / accumulation),
+            autocast=self.accelerator.autocast,
+            **(self._compiled_encoders or {}),
+        )
+        self._record(outputs)
+        if self.args.world_size > 1 and self.accelerator.sync_gradients:
+            average_gradients(bare)
+        return outputs.loss.detach() / accumulation
+
+    def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
+        if self.args.weight_decay_parameters == "all":
+            return [name for name, _ in model.named_parameters()]
+        shapes = {name: parameter.dim() for name, parameter in model.named_parameters()}
+        names = super().get_decay_parameter_names(model)
+        return [name for name in names if shapes[name] > 1 and name.split(".")[-1] not in NO_WEIGHT_DECAY]
+
+    def _watch(self, terms: dict[str, Tensor]) -> None:
+        """Asks which terms are finite on every rank, without waiting for the answer."""
+        finite = torch.stack([term.detach().isfinite() for term in terms.values()]).int()
+        if self.args.world_size > 1:
+            torch.distributed.all_reduce(finite, torch.distributed.ReduceOp.MIN)
+        event = None
+        if finite.is_cuda:
+            finite = finite.to("cpu", non_blocking=True)
+            event = torch.cuda.Event()
+            event.record()
+        self._finite = (list(terms), finite, event)
+
+    def _bad_terms(self) -> list[str]:
+        """The terms of this step that are not finite. Waits for the forward pass: the backward is queued by now."""
+        names, finite, event = self._finite
+        if event is not None:
+            event.synchronize()
+        return [name for name, is_finite in zip(names, finite.tolist(), strict=True) if not is_finite]
+
+    def _stop(self, model: nn.Module, bad_terms: list[str]) -> None:
+        step = self.state.global_step
+        self._save_checkpoint(model, trial=None)
+        raise FloatingPointError(
+            f"Not finite since step {step + 1}: {', '.join(bad_terms)}. The state before that step is in "
+            f"{self.args.output_dir}/checkpoint-{step}. If only one modality's term is named, check its inputs; else "
+            "a lower learning_rate, more warmup_steps or bf16 instead of fp16 often help."
+        )
+
+    def _running_statistics(self) -> list[Tensor]:
+        """The buffers that a forward pass changes: BatchNorm's statistics and SIGReg's step."""
+        names = ("running_mean", "running_var", "num_batches_tracked", "step")
+        return [buffer for name, buffer in self.model.named_buffers() if name.split(".")[-1] in names]
+
+    # Logging
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        if "loss" in logs:  # a log of training steps
+            logs.update(self._terms.pop(self.accelerator))
+            logs.update(self._health)
+            self._health = {}
+        if "loss" in logs or "train_runtime" in logs:
+            logs.update(self._skipped())
+        super().log(logs, start_time)
+
+    def _skipped(self) -> dict[str, int]:
+        counter = getattr(self.data_collator, "counter", None)
+        if counter is None:
+            return {}
+        counts = torch.tensor([counter.skipped_images, counter.skipped_captions], device=self.args.device)
+        images, captions = self.accelerator.reduce(counts).tolist()
+        return {name: n for name, n in (("skipped_images", images), ("skipped_captions", captions)) if n}
+
+    def _health_is_due(self) -> bool:
+        due = self.args.health_steps > 0 and (self.state.global_step + 1) % self.args.health_steps == 0
+        return due and self.accelerator.gradient_state.sync_gradients
+
+    def _describe(self, outputs: Any) -> dict[str, float]:
+        embeds = {name: self._gathered_rows(outputs[name].detach()) for name in EMBEDDINGS if name in outputs}
+        health = embedding_health(**embeds)
+        config = getattr(self.model, "config", None)
+        if hasattr(config, "sigreg_num_knots"):
+            scale, size = config.sigreg_sample_size_scale, len(embeds["image_embeds"])
+            health["sigreg_floor"] = sigreg_floor(config.sigreg_num_knots, config.sigreg_t_max, size, scale)
+        return health
+
+    def _gathered_rows(self, embeds: Tensor) -> Tensor:
+        """The rows of all ranks, which may have different numbers of them."""
+        if self.args.world_size == 1:
+            return embeds
+        padded = self.accelerator.pad_across_processes(embeds.float(), dim=0, pad_index=float("nan"))
+        rows = self.accelerator.gather(padded)
+        return rows[~rows.isnan().any(dim=1)]
+
+    # Evaluation
+
+    def evaluation_loop(self, *args: Any, **kwargs: Any) -> EvalLoopOutput:
+        output = super().evaluation_loop(*args, **kwargs)
+        if hasattr(self.eval_data_collator, "check_skipped"):
+            self.eval_data_collator.check_skipped()
+        return output
+
+    def prediction_step(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        prediction_loss_only: bool,
+        ignore_keys: list[str] | None = None,
+    ) -> tuple[Tensor | None, dict[str, Tensor] | None, Tensor | None]:
+        """The loss; for each sample its embeddings and the loss terms of its batch; the samples' indices as labels.
+
+        Samples that were skipped, and those that are repeated to give each rank as many, leave batches of different
+        sizes: they are filled up, under the index `FILLED`, to be gathered.
+        """
+        inputs = self._prepare_inputs(inputs)
+        index = inputs.pop(SAMPLE_INDEX, None)
+        if index is not None:
+            keep = list({i: row for row, i in reversed(list(enumerate(index.tolist())))}.values())[::-1]
+            index, inputs = index[keep], {name: value[keep] for name, value in inputs.items()}
+        with torch.no_grad(), self.compute_loss_context_manager():
+            outputs = model(**inputs)
+        if prediction_loss_only:
+            return outputs.loss, None, None
+
+        size = len(outputs["image_embeds"])
+        missing = max(self.args.eval_batch_size - size, 0)
+        rows = {name: F.pad(outputs[name].float(), (0, 0, 0, missing)) for name in EMBEDDINGS if name in outputs}
+        if outputs.loss is not None:
+            terms = {"loss": outputs.loss, **loss_terms(outputs)}
+            rows |= {name: term.float().repeat(size + missing) for name, term in terms.items()}
+        index = torch.full((size,), UNNUMBERED, device=self.args.device) if index is None else index
+        return outputs.loss, rows, F.pad(index, (0, missing), value=FILLED)
+
+
+def retrieval_metrics(prediction: EvalPrediction) -> dict[str, float]:
+    """The loss and its terms, recalls at 1, 5, 10 (`avg` readout, or `zeroshot` without predictors), and the health.
+
+    Args:
+        prediction: `predictions` holds rows of samples by name: embeddings (N, D), and the loss terms of each sample's
+            batch (N,), which are averaged. `label_ids` holds the samples' indices: repeated samples count once.
+    """
+    index = prediction.label_ids
+    keep = np.flatnonzero(index == UNNUMBERED)
+    if len(keep) == 0:
+        first = np.sort(np.unique(index, return_index=True)[1])
+        keep = first[index[first] != FILLED]
+    rows = {name: torch.from_numpy(values[keep]) for name, values in prediction.predictions.items()}
+    embeds = {name: rows.pop(name) for name in EMBEDDINGS if name in rows}
+    readout = "avg" if "predicted_text_embeds" in embeds else "zeroshot"
+    terms = {name: values.double().mean().item() for name, values in rows.items()}
+    return {**terms, **retrieval_recall(**embeds, readout=readout), **embedding_health(**embeds)}
+
+
+def loss_terms(outputs: Any) -> dict[str, Tensor]:
+    """The named scalars of a model's output, the loss itself left out."""
+    return {
+        name: value.detach()
+        for name, value in outputs.items()
+        if name != "loss" and isinstance(value, Tensor) and value.dim() == 0
+    }
+
+
+class _Averages:
+    """Means of named scalars over steps and ranks, kept on their device until they are asked for."""
+
+    def __init__(self) -> None:
+        self._sums: dict[str, Tensor] = {}
+        self._count = 0
+
+    def add(self, values: dict[str, Tensor]) -> None:
+        self._sums = {name: self._sums.get(name, 0) + value.float() for name, value in values.items()}
+        self._count += 1
+
+    def pop(self, accelerator: Accelerator) -> dict[str, float]:
+        """The means since the last call."""
+        if not self._sums:
+            return {}
+        means = accelerator.reduce(torch.stack(list(self._sums.values())) / self._count, reduction="mean").tolist()
+        names = list(self._sums)
+        self.__init__()
+        return dict(zip(names, means, strict=True))
+
+
+class _Events(TrainerCallback):
+    """Tells the data which epoch it is, makes a health step a logging step, judges the skipped samples of an epoch."""
+
+    def __init__(self, trainer: LeVLJEPATrainer) -> None:
+        self.trainer = trainer
+
+    def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if isinstance(self.trainer.train_dataset, NumberedDataset):
+            self.trainer.train_dataset.set_epoch(int(state.epoch or 0))
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
+        if self.trainer._health:
+            control.should_log = True
+        return control
+
+    def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if hasattr(self.trainer.data_collator, "check_skipped"):
+            self.trainer.data_collator.check_skipped()
+
+
+def _check_large_batch(args: LeVLJEPATrainingArguments) -> None:
+    size = args.encoder_micro_batch_size
+    if size is None:
+        return
+    if size < 1:
+        raise ValueError(f"encoder_micro_batch_size={size} must be at least 1.")
+    if args.fsdp or args.deepspeed or args.fp16:
+        raise ValueError(
+            "encoder_micro_batch_size runs the model's parts outside of its forward pass and averages the gradients "
+            "by itself: it works with plain data-parallel training in float32 or bf16, not with FSDP, DeepSpeed or "
+            "fp16."
+        )
+
+
+def _prepared(model: nn.Module, args: TrainingArguments) -> nn.Module:
+    """SIGReg's directions follow the run's seed, and BatchNorm spans the ranks."""
+    if hasattr(model, "sigreg"):
+        model.sigreg.seed = args.seed
+    # on its device: there torch's SyncBatchNorm can stand in on CUDA
+    return convert_sync_batchnorm(model.to(args.device)) if args.world_size > 1 else model
+
+
+def _reproducible(dataset: Any, args: TrainingArguments) -> Any:
+    if isinstance(dataset, datasets.IterableDataset):
+        return EndlessStream(dataset, args.seed, args.stream_buffer_size, args.process_index, args.world_size)
+    return _numbered(dataset)
+
+
+def _numbered(dataset: Any) -> Any:
+    if isinstance(dataset, dict):
+        return {name: _numbered(one) for name, one in dataset.items()}
+    as_it_is = (type(None), str, NumberedDataset, datasets.IterableDataset, torch.utils.data.IterableDataset)
+    return dataset if isinstance(dataset, as_it_is) else NumberedDataset(dataset)
+
+
+def _default_collator(processor: Any, dataset: Any, seed: int) -> LeVLJEPADataCollator:
+    known = isinstance(dataset, (datasets.Dataset, datasets.IterableDataset))
+    return LeVLJEPADataCollator(processor, *(find_columns(dataset) if known else ()), seed=seed)
+
+
+def _check_batch_size(args: LeVLJEPATrainingArguments, train_dataset: Any) -> None:
+    if train_dataset is None:
+        return
+    per_device, processes = args.per_device_train_batch_size, args.world_size
+    if args.n_gpu > 1:
+        raise ValueError(
+            f"One process sees {args.n_gpu} GPUs. BatchNorm and SIGReg need one process for each GPU: start with "
+            "`accelerate launch` or `torchrun`, or set CUDA_VISIBLE_DEVICES=0."
+        )
+    if per_device * processes < 2:
+        raise ValueError(
+            f"per_device_train_batch_size={per_device} on one process is a batch of one: BatchNorm and SIGReg take "
+            "statistics of the batch. Use at least 2 (gradient accumulation does not count)."
+        )
+    if hasattr(train_dataset, "__len__") and args.dataloader_drop_last and len(train_dataset) < per_device * processes:
+        raise ValueError(
+            f"The training set has {len(train_dataset)} samples, less than one batch ({per_device} a process, "
+            f"{processes} processes), and incomplete batches are dropped: use a smaller per_device_train_batch_size."
+        )
+
+
+__all__ = ["LeVLJEPATrainer", "LeVLJEPATrainingArguments", "loss_terms", "retrieval_metrics"]

@@ -1,0 +1,268 @@
+"""Evaluation: recalls, accuracies and health against values known by hand or found another way; pictures are written.
+
+Embeddings are made up; the functions that run a model run a `debug` one, on random pixels and a stand-in processor.
+"""
+
+import math
+
+import pytest
+import torch
+from PIL import Image
+
+from levljepa_hf import LeVLJEPAConfig, LeVLJEPAModel, SIGReg
+from levljepa_hf.evaluation.embeddings import Embeddings, embed_images, embed_texts
+from levljepa_hf.evaluation.health import effective_rank, embedding_health, matched_and_shuffled_cosine, sigreg_floor
+from levljepa_hf.evaluation.pictures import patch_pca, plot_losses, plot_nearest, plot_patch_pca
+from levljepa_hf.evaluation.retrieval import retrieval_chance, retrieval_recall
+from levljepa_hf.evaluation.zero_shot import zero_shot_accuracy, zero_shot_classifier
+
+
+@pytest.fixture
+def generator():
+    return torch.Generator().manual_seed(0)
+
+
+# ---------------------------------------------------------------------------------------------------------- retrieval
+
+
+def test_retrieval_of_equal_embeddings_is_perfect(generator):
+    z = torch.randn(50, 16, generator=generator)
+    recalls = retrieval_recall(z, z, z, z)
+    assert list(recalls) == [f"{way}_R@{k}" for way in ("text_to_image", "image_to_text") for k in (1, 5, 10)]
+    assert set(recalls.values()) == {1.0}
+
+
+def test_retrieval_matches_a_sort(generator):
+    z_v, z_t = torch.randn(2, 60, 8, generator=generator)
+    recalls = retrieval_recall(z_v, z_t, readout="zeroshot", ks=(1, 7), chunk_size=13)
+    scores = torch.nn.functional.normalize(z_v, dim=1) @ torch.nn.functional.normalize(z_t, dim=1).T  # [images, texts]
+    for way, matrix in (("image_to_text", scores), ("text_to_image", scores.T)):
+        order = matrix.argsort(dim=1, descending=True)
+        for k in (1, 7):
+            expected = (order[:, :k] == torch.arange(60)[:, None]).any(dim=1).float().mean()
+            assert recalls[f"{way}_R@{k}"] == pytest.approx(expected.item())
+
+
+def test_retrieval_uses_the_readout(generator):
+    z_v, z_t = torch.randn(2, 40, 32, generator=generator)
+    perfect = {"proj": (z_t, z_t), "proj_text": (z_v, z_v)}  # a prediction that equals its target
+    for readout, (predicted_text, predicted_image) in perfect.items():
+        assert retrieval_recall(z_v, z_t, predicted_text, predicted_image, readout)["text_to_image_R@1"] == 1
+    assert retrieval_recall(z_v, z_t, z_t, z_v)["image_to_text_R@1"] == 1  # avg, the default
+    assert retrieval_recall(z_v, z_t, z_t, z_v, "zeroshot")["image_to_text_R@1"] < 0.3
+
+
+def test_collapsed_embeddings_score_at_chance():
+    ones = torch.ones(20, 4)
+    recalls = retrieval_recall(ones, ones, ones, ones)
+    for k, chance in ((1, 0.05), (5, 0.25), (10, 0.5)):
+        assert recalls[f"text_to_image_R@{k}"] == recalls[f"image_to_text_R@{k}"] == pytest.approx(chance)
+        assert retrieval_chance(20)[f"R@{k}"] == chance
+    assert retrieval_chance(4)["R@10"] == 1
+
+
+def test_several_captions_an_image():
+    """Three images, five captions: an image is found by its best caption, and each caption looks for its image."""
+    images = torch.eye(3)
+    texts = torch.tensor([[1, 0, 0], [0, 1.0, 0], [0, 1, 0], [0, 0, 1], [1, 0, 0.1]])
+    owners = torch.tensor([0, 0, 1, 2, 2])
+    recalls = retrieval_recall(images, texts, readout="zeroshot", ks=(1,), image_of_text=owners)
+    # Caption 1 belongs to image 0 and points at image 1, caption 4 belongs to image 2 and points at image 0.
+    assert recalls["text_to_image_R@1"] == pytest.approx(3 / 5)
+    # Image 1 has one caption of its own and one foreign one at the same similarity: half a hit.
+    assert recalls["image_to_text_R@1"] == pytest.approx((1 + 0.5 + 1) / 3)
+
+
+def test_retrieval_errors(generator):
+    z = torch.randn(5, 4, generator=generator)
+    with pytest.raises(ValueError, match="5 images and 3 texts do not pair up one to one: pass `image_of_text`"):
+        retrieval_recall(z, z[:3], readout="zeroshot")
+    with pytest.raises(ValueError, match="one index below 5 for each of the 3 texts"):
+        retrieval_recall(z, z[:3], readout="zeroshot", image_of_text=torch.tensor([0, 1, 5]))
+    with pytest.raises(ValueError, match="needs predictions"):
+        retrieval_recall(z, z)
+
+
+# ---------------------------------------------------------------------------------------------------------- zero-shot
+
+
+def test_zero_shot_accuracy_under_each_readout(generator):
+    classes = torch.eye(6)
+    labels = torch.tensor([0, 1, 2, 3])
+    wrong = classes[[5, 5, 5, 5]]
+    images = Embeddings(embeds=wrong, predictions=classes[labels])  # Z_V points elsewhere, q_V(Z_V) at the class
+    accuracies = zero_shot_accuracy(images, Embeddings(classes, classes), labels)
+    assert list(accuracies) == [f"{r}_top{k}" for r in ("zeroshot", "proj", "proj_text", "avg") for k in (1, 5)]
+    assert accuracies["proj_top1"] == 1 and accuracies["zeroshot_top1"] == 0 and accuracies["proj_text_top1"] == 0
+
+
+def test_zero_shot_top5_counts_the_first_five():
+    scores = torch.tensor([[6.0, 5, 4, 3, 2, 1]]).repeat(6, 1)  # cosine with the basis keeps this order
+    images = Embeddings(scores, None)
+    accuracies = zero_shot_accuracy(images, Embeddings(torch.eye(6), None), list(range(6)))
+    assert accuracies == pytest.approx({"zeroshot_top1": 1 / 6, "zeroshot_top5": 5 / 6})
+
+
+def test_zero_shot_with_fewer_than_five_classes():
+    images = Embeddings(torch.eye(3), None)
+    assert zero_shot_accuracy(images, Embeddings(torch.eye(3), None), [0, 1, 2]) == {"zeroshot_top1": 1}
+
+
+def test_zero_shot_errors():
+    three = Embeddings(torch.eye(3), None)
+    with pytest.raises(ValueError, match="2 labels for 3 images"):
+        zero_shot_accuracy(three, three, [0, 1])
+    with pytest.raises(ValueError, match="Labels run from 0 to 3, but the classifier has 3 classes"):
+        zero_shot_accuracy(three, three, [0, 1, 3])
+    with pytest.raises(ValueError, match="'a photo' has no place for the class name"):
+        zero_shot_classifier(None, None, ["cat"], template="a photo")
+
+
+# --------------------------------------------------------------------------------------------------------- embeddings
+
+
+class StubProcessor:
+    """Lengths and colours instead of a vocabulary and pixels: no file is needed."""
+
+    def __call__(self, images=None, text=None, return_tensors="pt"):
+        from transformers import BatchFeature
+
+        if images is not None:
+            return BatchFeature({"pixel_values": torch.stack(list(images))})
+        ids = [[len(word) for word in caption.split()] + [0] for caption in text]
+        length = max(map(len, ids))
+        mask = torch.tensor([[1] * len(row) + [0] * (length - len(row)) for row in ids])
+        return BatchFeature(
+            {"input_ids": torch.tensor([row + [0] * (length - len(row)) for row in ids]), "attention_mask": mask}
+        )
+
+
+@pytest.fixture(scope="module")
+def model():
+    torch.manual_seed(0)
+    return LeVLJEPAModel(LeVLJEPAConfig.from_preset("debug", text_config={"vocab_size": 64}))
+
+
+def test_embeddings_are_those_of_the_model_and_leave_its_mode_alone(model, generator):
+    images = torch.randn(5, 3, 32, 32, generator=generator)
+    texts = ["a cat", "a dog on a red mat", "two", "an owl", "it is"]
+    model.train()
+    vision = embed_images(model, StubProcessor(), images, batch_size=2)
+    text = embed_texts(model, StubProcessor(), texts, batch_size=3)
+    assert model.training
+    model.eval()
+    with torch.no_grad():
+        expected = model(pixel_values=images, **StubProcessor()(text=texts))
+    torch.testing.assert_close(vision.embeds, expected.image_embeds, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(vision.predictions, expected.predicted_text_embeds, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(text.embeds, expected.text_embeds, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(text.predictions, expected.predicted_image_embeds, rtol=1e-4, atol=1e-5)
+    with pytest.raises(ValueError, match="Nothing to embed"):
+        embed_texts(model, StubProcessor(), [])
+
+
+def test_zero_shot_classifier_fills_the_template(model):
+    classifier = zero_shot_classifier(model, StubProcessor(), ["cat", "zebra"])
+    prompts = embed_texts(model, StubProcessor(), ["a photo of a cat.", "a photo of a zebra."])
+    assert torch.equal(classifier.embeds, prompts.embeds) and torch.equal(classifier.predictions, prompts.predictions)
+
+
+def test_embeddings_without_predictors():
+    model = LeVLJEPAModel(LeVLJEPAConfig.from_preset("debug", predictor_num_layers=0, text_config={"vocab_size": 64}))
+    texts = embed_texts(model, StubProcessor(), ["a b", "c"])
+    assert texts.predictions is None and texts.embeds.shape == (2, 16)
+
+
+# ------------------------------------------------------------------------------------------------------------- health
+
+
+def test_effective_rank_of_known_spectra(generator):
+    basis = torch.cat([torch.eye(6), -torch.eye(6)])  # six equal eigenvalues
+    assert effective_rank(basis) == pytest.approx(6, rel=1e-4)
+    assert effective_rank(basis * torch.tensor([1.0, 1, 1, 0, 0, 0])) == pytest.approx(3, rel=1e-4)
+    assert effective_rank(torch.arange(10.0)[:, None] * torch.ones(4)) == pytest.approx(1, rel=1e-3)
+    # Two eigenvalues in the ratio 4 : 1.
+    unequal = basis * torch.tensor([2.0, 1, 0, 0, 0, 0])
+    assert effective_rank(unequal) == pytest.approx(math.exp(-(0.8 * math.log(0.8) + 0.2 * math.log(0.2))), rel=1e-4)
+
+
+def test_effective_rank_is_invariant_and_the_same_for_few_and_many_rows(generator):
+    z = torch.randn(40, 12, generator=generator)
+    rank = effective_rank(z)
+    assert effective_rank(3 * z + 5) == pytest.approx(rank, rel=1e-3)
+    assert effective_rank(z.T) != pytest.approx(rank)  # rows and columns are not alike
+    padded = torch.cat([z, torch.zeros(40, 50)], dim=1)  # more columns than rows: through the other Gram matrix
+    assert effective_rank(padded) == pytest.approx(rank, rel=1e-3)
+    assert math.isnan(effective_rank(torch.ones(8, 4)))
+    assert math.isnan(effective_rank(torch.full((8, 4), float("inf"))))
+
+
+def test_matched_and_shuffled_cosine_against_all_pairs(generator):
+    a, b = torch.randn(2, 30, 5, generator=generator) + 0.3
+    cosines = torch.nn.functional.cosine_similarity(a[:, None], b[None], dim=-1)
+    matched, shuffled = matched_and_shuffled_cosine(a, b)
+    assert matched == pytest.approx(cosines.diagonal().mean().item(), abs=1e-5)
+    off_diagonal = cosines[~torch.eye(30, dtype=torch.bool)]
+    assert shuffled == pytest.approx(off_diagonal.mean().item(), abs=1e-5)
+
+
+def test_embedding_health(generator):
+    z_v, z_t = torch.randn(2, 200, 8, generator=generator)
+    health = embedding_health(z_v.requires_grad_(), z_t, z_t.bfloat16(), z_v)  # perfect predictions
+    assert list(health) == ["effective_rank_vision", "effective_rank_text", "cosine_matched", "cosine_shuffled"]
+    assert health["cosine_matched"] == pytest.approx(1, abs=1e-3) and abs(health["cosine_shuffled"]) < 0.05
+    assert 7 < health["effective_rank_vision"] <= 8
+    without = embedding_health(z_v, z_t)
+    assert without["cosine_matched"] == pytest.approx(matched_and_shuffled_cosine(z_v, z_t)[0])
+
+
+def test_sigreg_floor_is_what_sigreg_gives_on_a_gaussian(generator):
+    z = torch.randn(4000, 8, generator=generator)
+    sigreg = SIGReg(num_directions=2048).eval()
+    assert sigreg_floor() == pytest.approx(1, abs=0.1)
+    assert sigreg(z).item() == pytest.approx(sigreg_floor(), rel=0.25)  # one sample of N(0, I), so not exact
+    scaled = SIGReg(num_directions=512, sample_size_scale=100.0).eval()(z[:200]).item()
+    plain = SIGReg(num_directions=512).eval()(z[:200]).item()
+    floor = sigreg_floor(sample_size=200, sample_size_scale=100.0)
+    assert scaled / plain == pytest.approx(floor / sigreg_floor(), rel=1e-4)
+    with pytest.raises(ValueError, match="pass sample_size"):
+        sigreg_floor(sample_size_scale=100.0)
+
+
+# ----------------------------------------------------------------------------------------------------------- pictures
+
+
+def test_patch_pca_separates_two_kinds_of_patches(generator):
+    direction = torch.randn(32, generator=generator)
+    kind = (torch.arange(4 * 9) % 2).view(4, 9, 1)
+    features = 5 * kind * direction + 0.1 * torch.randn(4, 9, 32, generator=generator)
+    colors = patch_pca(features)
+    assert colors.shape == (4, 9, 3) and 0 <= colors.min() and colors.max() <= 1
+    first = colors[..., 0]
+    gap = (first[kind.squeeze(-1) == 0].mean() - first[kind.squeeze(-1) == 1].mean()).abs()
+    assert gap > 0.9
+
+
+def test_pictures_are_written(tmp_path, generator):
+    images = [Image.new("RGB", (16, 16), color) for color in ("red", "green", "blue")]
+    log_history = [{"step": 1, "loss": 3.0}, {"step": 2, "loss": 2.0}, {"eval_loss": 1.0}]
+    plot_losses(log_history, tmp_path / "new" / "loss.png")
+    plot_patch_pca(images, torch.randn(3, 6, 8, generator=generator), tmp_path / "pca.png", grid=(2, 3))
+    plot_nearest(["a", "b"], images, torch.randn(3, 2, generator=generator), tmp_path / "nearest.png")
+    for name in ("new/loss.png", "pca.png", "nearest.png"):
+        with Image.open(tmp_path / name) as picture:
+            assert min(picture.size) > 100 and len(picture.convert("RGB").getcolors(1 << 20)) > 2
+    with pytest.raises(ValueError, match="6 patches do not fill a grid of 2 x 2"):
+        plot_patch_pca(images, torch.randn(3, 6, 8, generator=generator), tmp_path / "pca.png")
+
+
+def test_nearest_images_are_in_order(tmp_path, monkeypatch):
+    from levljepa_hf.evaluation import pictures
+
+    drawn = []
+    monkeypatch.setattr(pictures, "_save", lambda figure, path, axes_off: drawn.extend(figure.axes))
+    images = [Image.new("RGB", (2, 2), (i, 0, 0)) for i in range(3)]
+    plot_nearest(["a", "b"], images, torch.tensor([[0.1, 0.9], [0.5, 0.2], [0.3, 0.4]]), tmp_path / "x.png")
+    shown = [int(axis.images[0].get_array()[0, 0, 0]) for axis in drawn]
+    assert shown == [1, 2, 0, 0, 2, 1]
+    assert drawn[0].get_title(loc="left") == "a" and drawn[3].get_title(loc="left") == "b"

@@ -1,0 +1,220 @@
+"""training/pretrain.py by its real `main`: recipes, datasets, resuming, two processes, and what it refuses."""
+
+import importlib.util
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModel, AutoProcessor
+
+from levljepa_hf import LeVLJEPAModel
+from test_data import NUM_TRAIN, imagefolder, webdataset  # noqa: F401  (fixtures)
+
+SCRIPT = Path(__file__).parents[1] / "training" / "pretrain.py"
+_spec = importlib.util.spec_from_file_location("pretrain", SCRIPT)
+pretrain = importlib.util.module_from_spec(_spec)
+sys.modules["pretrain"] = pretrain
+_spec.loader.exec_module(pretrain)
+
+RECIPE = """
+preset: debug
+config: {projection_dim: 8, vision_config: {num_hidden_layers: 1}}
+per_device_train_batch_size: 4
+max_steps: 3
+learning_rate: 1e-3
+lr_scheduler_type: cosine_with_min_lr
+lr_scheduler_kwargs: {min_lr: 1e-4}
+logging_steps: 1
+save_strategy: "no"
+use_cpu: true
+disable_tqdm: true
+"""
+
+
+@pytest.fixture
+def run(tmp_path: Path):
+    """Calls main with a small recipe, and gives the metrics and the logs."""
+
+    def run(*argv: str, folder: str = "run", recipe: str = RECIPE) -> tuple[dict[str, float], list[dict[str, Any]]]:
+        (tmp_path / "recipe.yaml").write_text(recipe)
+        common = ["--recipe", str(tmp_path / "recipe.yaml"), "--cache_dir", str(tmp_path / "cache")]
+        metrics = pretrain.main([*common, "--output_dir", str(tmp_path / folder), *argv])
+        return metrics, json.loads((tmp_path / folder / "trainer_state.json").read_text())["log_history"]
+
+    return run
+
+
+def test_a_run_on_a_folder_of_photos(run, imagefolder: Path, tmp_path: Path, capsys) -> None:  # noqa: F811
+    metrics, logs = run("--dataset", str(imagefolder), "--eval_split", "validation", "--learning_rate", "2e-3")
+    assert [entry["step"] for entry in logs if "loss" in entry] == [1, 2, 3]
+    assert max(entry.get("learning_rate", 0) for entry in logs) == pytest.approx(2e-3), "the command line wins"
+    assert metrics["eval_text_to_image_R@10"] == 1.0, "there are 4 candidates"
+    for name in ("train_results.json", "eval_results.json", "model.safetensors", "tokenizer.json", "losses.png"):
+        assert (tmp_path / "run" / name).exists(), name
+    assert f'from_pretrained("{tmp_path / "run"}")' in capsys.readouterr().out
+
+    model, processor = AutoModel.from_pretrained(tmp_path / "run"), AutoProcessor.from_pretrained(tmp_path / "run")
+    assert (model.config.projection_dim, model.config.vision_config.num_hidden_layers) == (8, 1)
+    assert processor.image_processor.crop_size["height"] == 32
+
+    again, _ = run(
+        "--dataset", str(imagefolder), "--eval_split", "validation", "--model_name_or_path", str(tmp_path / "run"),
+        "--learning_rate", "0", "--lr_scheduler_type", "constant", "--lr_scheduler_kwargs", "{}", folder="again",
+    )  # fmt: skip
+    assert again["eval_effective_rank_text"] == pytest.approx(metrics["eval_effective_rank_text"], rel=0.2)
+
+
+def test_a_run_on_streamed_shards_evaluated_on_photos(run, imagefolder: Path, webdataset: Path) -> None:  # noqa: F811
+    metrics, logs = run(
+        "--dataset", f"{webdataset}/train-*.tar", "--streaming", "--caption_column", "json.captions",
+        "--eval_dataset", str(imagefolder), "--eval_split", "validation", "--max_steps", "7",
+        "--max_eval_samples", "3", "--dataloader_num_workers", "1", "--eval_strategy", "steps", "--eval_steps", "4",
+    )  # fmt: skip
+    assert [entry["step"] for entry in logs if "loss" in entry] == list(range(1, 8)), "more than two passes"
+    assert len([entry for entry in logs if "eval_loss" in entry]) == 2
+    assert metrics["eval_text_to_image_R@5"] == 1.0
+
+
+def test_resuming_gives_the_uninterrupted_run(run, imagefolder: Path, tmp_path: Path) -> None:  # noqa: F811
+    common = ["--dataset", str(imagefolder), "--save_strategy", "steps", "--save_steps", "2", "--max_steps", "4"]
+    _, whole = run(*common)
+    for checkpoint in (str(tmp_path / "run" / "checkpoint-2"), "true"):
+        if checkpoint == "true":  # the last one
+            os.rename(tmp_path / "run" / "checkpoint-4", tmp_path / "run" / "put-away")
+        _, resumed = run(*common, "--resume_from_checkpoint", checkpoint)
+        assert [entry["loss"] for entry in resumed if "loss" in entry] == [e["loss"] for e in whole if "loss" in e]
+
+
+def test_overrides_of_the_config_add_to_the_recipes(run, imagefolder: Path, tmp_path: Path) -> None:  # noqa: F811
+    run("--dataset", str(imagefolder), "--config", "projection_dim=12", "text_config.n_layer=1", "--max_steps", "1")
+    config = LeVLJEPAModel.from_pretrained(tmp_path / "run").config
+    assert (config.projection_dim, config.text_config.n_layer, config.vision_config.num_hidden_layers) == (12, 1, 1)
+    with pytest.raises(ValueError, match="--config takes name=value.*not 'projection_dim'"):
+        run("--dataset", str(imagefolder), "--config", "projection_dim")
+
+
+def test_two_processes_give_the_run_of_one(run, imagefolder: Path, tmp_path: Path) -> None:  # noqa: F811
+    """torchrun with 2 processes of 3 samples: the losses, the evaluation and the weights of one process of 6."""
+    argv = ["--dataset", str(imagefolder), "--max_steps", "2", "--eval_split", "validation", "--health_steps", "2"]
+    argv += ["--optim", "sgd", "--learning_rate", "0.1"]  # Adam would turn rounding errors into whole steps
+    one, logs = run(*argv, "--per_device_train_batch_size", "6")
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone", str(SCRIPT)]
+    command += ["--recipe", str(tmp_path / "recipe.yaml"), "--cache_dir", str(tmp_path / "cache"), *argv]
+    command += ["--output_dir", str(tmp_path / "two"), "--per_device_train_batch_size", "3", "--ddp_backend", "gloo"]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+
+    two = json.loads((tmp_path / "two" / "all_results.json").read_text())
+    for name in ("train_loss", "eval_loss", "eval_prediction_loss", "eval_text_to_image_R@1", "eval_cosine_matched"):
+        assert two[name] == pytest.approx(one[name], rel=1e-3, abs=1e-4), name
+    logs_of_two = json.loads((tmp_path / "two" / "trainer_state.json").read_text())["log_history"]
+    for entry, other in zip(logs, logs_of_two, strict=True):
+        for name in {"loss", "prediction_loss", "sigreg_vision", "grad_norm", "effective_rank_vision"} & set(entry):
+            assert other[name] == pytest.approx(entry[name], rel=1e-3), name
+    a, b = (LeVLJEPAModel.from_pretrained(tmp_path / folder).state_dict() for folder in ("run", "two"))
+    for name in a:
+        torch.testing.assert_close(a[name], b[name], rtol=1e-3, atol=1e-4, msg=name)
+
+
+# Recipes
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in pretrain.RECIPES.glob("*.yaml")))
+def test_every_recipe_parses_and_its_model_config_is_valid(name: str, tmp_path: Path) -> None:
+    argv = ["--recipe", name, "--dataset", "some/dataset", "--use_cpu", "--bf16", "False"]
+    model_args, _, args = pretrain.parse_args([*argv, "--output_dir", str(tmp_path)])
+    config = pretrain.LeVLJEPAConfig.from_preset(model_args.preset, **pretrain._as_config(model_args.config))
+    assert config.vision_config.image_size % config.vision_config.patch_size == 0
+    assert args.output_dir == str(tmp_path) and not args.bf16
+
+
+@pytest.mark.parametrize("name", ["datacomp-vit-base", "cc12m-vit-base"])
+def test_the_released_recipe(name: str) -> None:
+    recipe = pretrain.read_recipe(name, [*_options(), "config"])
+    wanted = {
+        "preset": "base",
+        "learning_rate": 2e-4,
+        "weight_decay": 0.01,
+        "weight_decay_parameters": "all",
+        "warmup_steps": 1000,
+        "lr_scheduler_type": "cosine_with_min_lr",
+        "lr_scheduler_kwargs": {"min_lr": 2e-5},
+        "max_grad_norm": 1.0,
+        "bf16": True,
+        "config": {"sigreg_sample_size_scale": 256},
+    }
+    assert {key: recipe[key] for key in wanted} == wanted
+    if name == "datacomp-vit-base":
+        assert recipe["max_steps"] == 200_000
+
+
+def _options() -> list[str]:
+    return [name for group in pretrain.OPTIONS for name in group.__dataclass_fields__]
+
+
+def test_unknown_options_of_a_recipe_are_named(run, imagefolder: Path) -> None:  # noqa: F811
+    with pytest.raises(ValueError, match="unknown options: learning_rte .did you mean learning_rate.., zzz[.]"):
+        run("--dataset", str(imagefolder), recipe=RECIPE + "learning_rte: 1\nzzz: 2\n")
+
+
+def test_unknown_recipe_and_options_and_what_is_missing(capsys) -> None:
+    with pytest.raises(FileNotFoundError, match="No recipe 'flickr'.*flickr8k"):
+        pretrain.parse_args(["--recipe", "flickr", "--dataset", "x"])
+    with pytest.raises(FileNotFoundError, match="No recipe 'nowhere.yaml'"):
+        pretrain.parse_args(["--recipe", "nowhere.yaml", "--dataset", "x"])
+    with pytest.raises(ValueError, match="not used by the HfArgumentParser: .*--lerning_rate"):
+        pretrain.parse_args(["--dataset", "x", "--lerning_rate", "1"])
+    for argv, message in (
+        ([], "--dataset is missing"),
+        (["--dataset", "x", "--streaming"], "length of the run with --max_steps"),
+        (["--dataset", "x", "--eval_dataset", "y"], "--eval_dataset needs --eval_split"),
+    ):
+        with pytest.raises(SystemExit):
+            pretrain.parse_args(argv)
+        assert message in capsys.readouterr().err
+
+
+def test_there_is_no_evaluation_without_a_split() -> None:
+    argv = ["--dataset", "x", "--eval_strategy", "steps", "--eval_steps", "5", "--use_cpu"]
+    assert pretrain.parse_args(argv)[2].eval_strategy == "no"
+    assert pretrain.parse_args([*argv, "--eval_split", "test"])[2].eval_strategy == "steps"
+
+
+def test_exponents_without_a_point_are_numbers() -> None:
+    parsed = pretrain.yaml.load("{a: 2e-4, b: 1E5, c: 1.5e3, d: e5, e: 12}", pretrain._RecipeLoader)
+    assert parsed == {"a": 2e-4, "b": 1e5, "c": 1500.0, "d": "e5", "e": 12}
+
+
+def test_help_shows_the_example_first(capsys) -> None:
+    with pytest.raises(SystemExit):
+        pretrain.main(["--help"])
+    text = capsys.readouterr().out
+    assert text.index("python training/pretrain.py --recipe flickr8k") < text.index("--learning_rate")
+    assert "--resume_from_checkpoint" in text and "--report_to" in text and "--push_to_hub" in text
+
+
+# Bad input
+
+
+def test_a_dataset_without_the_named_column(run, imagefolder: Path) -> None:  # noqa: F811
+    with pytest.raises(ValueError, match=r"no column caption_column='caption'. Did you mean.*'image' \(Image\)"):
+        run("--dataset", str(imagefolder), "--caption_column", "caption")
+
+
+def test_images_that_do_not_decode_stop_a_run(run, imagefolder: Path, tmp_path: Path) -> None:  # noqa: F811
+    shutil.copytree(imagefolder, tmp_path / "photos")
+    (tmp_path / "photos" / "train" / "3.jpg").write_bytes(b"no image")
+    with pytest.raises(RuntimeError, match=f"Of {NUM_TRAIN} samples, 1 were skipped because their image"):
+        run("--dataset", str(tmp_path / "photos"), "--num_train_epochs", "2", "--max_steps", "-1")
+
+
+def test_a_batch_of_one(run, imagefolder: Path) -> None:  # noqa: F811
+    with pytest.raises(ValueError, match="is a batch of one"):
+        run("--dataset", str(imagefolder), "--per_device_train_batch_size", "1")

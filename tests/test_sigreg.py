@@ -1,0 +1,301 @@
+"""SIGReg in one process: value and gradient against the equation, its behaviour, its directions, and bad input."""
+
+import os
+import shutil
+import subprocess
+import sys
+
+import pytest
+import torch
+from torch import nn
+
+from levljepa_hf.sigreg_levljepa import SIGReg, draw_directions
+
+
+def equation(z, directions, num_knots=17, t_max=3.0, scale=None):
+    """SIGReg as the paper has it, in float64."""
+    z, directions = z.double(), directions.double()
+    t = torch.linspace(0, t_max, num_knots, dtype=torch.float64)
+    spacing = t_max / (num_knots - 1)
+    weights = torch.full_like(t, 2 * spacing)
+    weights[0] = weights[-1] = spacing
+    phi = torch.exp(-(t**2) / 2)
+    x = (z @ directions)[..., None] * t  # (..., N, S, K)
+    error = (x.cos().mean(-3) - phi) ** 2 + x.sin().mean(-3) ** 2
+    return ((z.shape[-2] if scale is None else scale) * (error * weights * phi).sum(-1)).mean()
+
+
+def value_and_gradient(function, z):
+    z = z.detach().clone().requires_grad_()
+    value = function(z)
+    value.backward()
+    return value.detach(), z.grad
+
+
+def assert_equals_equation(module, z, directions, scale=None, rtol=1e-5):
+    value, gradient = value_and_gradient(lambda z: module(z, directions=directions), z)
+    knots = {"num_knots": module.num_knots, "t_max": module.t_max, "scale": scale}
+    expected, expected_gradient = value_and_gradient(lambda z: equation(z, directions, **knots), z.double())
+    torch.testing.assert_close(value.double(), expected, rtol=rtol, atol=1e-6)
+    error = (gradient - expected_gradient).norm() / expected_gradient.norm()
+    assert error < rtol, f"relative error of the gradient {error:.1e}"
+
+
+@pytest.fixture(autouse=True)
+def seed():
+    torch.manual_seed(0)
+
+
+# --- the equation ---
+
+
+@pytest.mark.parametrize("implementation", ["auto", "tiled", "plain"])
+@pytest.mark.parametrize(
+    "shape, num_directions",
+    [((50, 24), 30), ((3, 20, 7), 33), ((2, 3, 4, 5), 6), ((1, 5), 3), ((400, 8), 500)],
+    ids=["batch", "views", "views of views", "one sample", "several tiles"],
+)
+def test_value_and_gradient_equal_the_equation(shape, num_directions, implementation):
+    z = 1.5 * torch.randn(shape) + 0.3
+    assert_equals_equation(SIGReg(implementation=implementation), z, torch.randn(shape[-1], num_directions))
+
+
+@pytest.mark.parametrize("num_knots, t_max", [(2, 3.0), (3, 1.0), (4, 3.0), (10, 5.0), (18, 3.0), (33, 4.0)])
+def test_any_number_of_knots(num_knots, t_max):
+    assert_equals_equation(SIGReg(num_knots=num_knots, t_max=t_max), torch.randn(40, 8), torch.randn(8, 20) / 3)
+
+
+def test_float64_is_exact():
+    z, directions = torch.randn(30, 6, dtype=torch.float64), torch.randn(6, 9, dtype=torch.float64)
+    assert_equals_equation(SIGReg(), z, directions, rtol=1e-12)
+
+
+def test_sums_and_their_gradient_in_two_passes():
+    """The path of data-parallel training and of CUDA: the statistic outside of the operator."""
+    module, z, directions = SIGReg(), torch.randn(2, 30, 6), torch.randn(6, 9)
+    expected = value_and_gradient(lambda z: module(z, directions=directions), z)
+    module._in_one_pass = lambda z: False
+    torch.testing.assert_close(value_and_gradient(lambda z: module(z, directions=directions), z), expected)
+
+
+def test_non_contiguous_input():
+    z = torch.randn(12, 2, 40).permute(2, 1, 0)[:, 1]
+    assert not z.is_contiguous()
+    assert_equals_equation(SIGReg(), z, torch.randn(12, 20))
+
+
+def test_sample_size_scale_replaces_the_batch():
+    assert_equals_equation(SIGReg(sample_size_scale=256), torch.randn(40, 8), torch.randn(8, 20), scale=256)
+
+
+def test_gradient_with_respect_to_directions():
+    z, directions = torch.randn(20, 4), torch.randn(4, 7, requires_grad=True)
+    SIGReg()(z, directions=directions).backward()
+    _, expected = value_and_gradient(lambda directions: equation(z, directions), directions.double())
+    torch.testing.assert_close(directions.grad.double(), expected, rtol=1e-4, atol=1e-6)
+
+
+# --- what it measures ---
+
+
+@pytest.mark.parametrize("samples", [16, 64, 256, 1024])
+def test_about_one_on_a_standard_normal(samples):
+    values = torch.stack([SIGReg(64)(torch.randn(samples, 256)) for _ in range(20)])
+    assert values.mean() == pytest.approx(1.0, abs=0.15)
+
+
+def test_grows_with_the_batch_on_collapse():
+    collapsed = [SIGReg(64)(torch.ones(samples, 16)).item() for samples in (16, 64, 256)]
+    assert collapsed[0] > 3
+    torch.testing.assert_close(torch.tensor(collapsed[1:]) / collapsed[0], torch.tensor([4.0, 16.0]))
+
+
+def test_descent_makes_a_collapsed_batch_normal():
+    z = (1e-2 * torch.randn(128, 4) + 2.0).requires_grad_()
+    module, optimizer = SIGReg(32), torch.optim.Adam([z], lr=0.1)
+    before = module(z).item()
+    for _ in range(100):
+        optimizer.zero_grad()
+        module(z).backward()
+        optimizer.step()
+    assert before > 20 > 2 > module(z).item()
+    torch.testing.assert_close(torch.cov(z.detach().t()), torch.eye(4), rtol=0, atol=0.5)
+
+
+# --- directions ---
+
+
+def test_directions_are_uniform_on_the_sphere():
+    rows = draw_directions(0, torch.tensor(7), 6, 50_000)
+    assert rows.shape == (50_000, 6) and rows.dtype == torch.float32
+    torch.testing.assert_close(rows.norm(dim=1), torch.ones(50_000))
+    torch.testing.assert_close(rows.mean(0), torch.zeros(6), rtol=0, atol=0.01)
+    torch.testing.assert_close(6 * rows.t() @ rows / 50_000, torch.eye(6), rtol=0, atol=0.02)
+    torch.testing.assert_close(48 / 3 * rows.pow(4).mean(0), torch.ones(6), rtol=0, atol=0.05)  # D (D + 2) / 3
+
+
+def test_directions_depend_on_seed_and_step_alone():
+    keys = [(seed, step) for seed in (0, 1, -3) for step in (0, 1, 2)]
+    first, second = (torch.stack([draw_directions(s, torch.tensor(t), 5, 8) for s, t in keys]) for _ in range(2))
+    assert torch.equal(first, second)
+    assert torch.cdist(first.flatten(1), first.flatten(1)).fill_diagonal_(9).min() > 1
+
+
+def test_step_counts_training_calls_and_resumes():
+    z = torch.randn(20, 6)
+    module = SIGReg(16)
+    values = [module(z).item() for _ in range(4)]
+    assert len(set(values)) == 4 and module.step == 4
+    resumed = SIGReg(16)
+    resumed.load_state_dict({"step": torch.tensor(2)})
+    assert [resumed(z).item() for _ in range(2)] == values[2:]
+    assert SIGReg(16, seed=1)(z).item() != values[0]
+
+
+def test_eval_mode_repeats_itself_and_counts_nothing():
+    z, module = torch.randn(20, 6), SIGReg(16).eval()
+    assert module(z) == module(z) and module.step == 0
+
+
+def test_global_random_state_is_left_alone():
+    state = torch.get_rng_state()
+    SIGReg(16)(torch.ones(4, 3))
+    torch.testing.assert_close(torch.get_rng_state(), state)
+
+
+def test_generator_draws_the_directions():
+    z, module = torch.randn(20, 6), SIGReg(16)
+    first, second, third = (module(z, generator=torch.Generator().manual_seed(s)).item() for s in (1, 1, 2))
+    assert first == second != third and module.step == 0
+
+
+# --- precision, transformations, compilation ---
+
+
+def test_float32_under_autocast():
+    z, directions = torch.randn(60, 8), torch.randn(8, 20)
+    expected = value_and_gradient(lambda z: SIGReg()(z, directions=directions), z)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        torch.testing.assert_close(value_and_gradient(lambda z: SIGReg()(z, directions=directions), z), expected)
+    half = SIGReg()(z.bfloat16(), directions=directions)
+    assert half.dtype == torch.float32
+    torch.testing.assert_close(half, SIGReg()(z.bfloat16().float(), directions=directions))
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_what_is_not_finite_comes_through(value):
+    z = torch.randn(20, 6)
+    z[3, 2] = value
+    result, gradient = value_and_gradient(SIGReg(16), z)
+    assert not result.isfinite() and not gradient[3].isfinite().all()
+
+
+class Head(nn.Module):
+    def __init__(self, width=6):
+        super().__init__()
+        self.linear, self.sigreg = nn.Linear(width, width), SIGReg(24)
+
+    def forward(self, x):
+        return self.sigreg(self.linear(x)) + self.sigreg(x.new_ones(3, 2, 5))
+
+
+@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
+def test_compiles_without_a_graph_break(backend):
+    if backend == "inductor" and not (shutil.which("g++") or shutil.which("clang++")):
+        pytest.skip("inductor needs a C++ compiler, and this machine has none")
+    x, eager, compiled = torch.randn(20, 6), Head(), Head()
+    compiled.load_state_dict(eager.state_dict())
+    function = torch.compile(compiled, fullgraph=True, backend=backend)
+    for _ in range(2):
+        expected, result = eager(x), function(x)
+        expected.backward()
+        result.backward()
+        torch.testing.assert_close(result, expected)
+        torch.testing.assert_close(compiled.linear.weight.grad, eager.linear.weight.grad)
+    assert compiled.sigreg.step == eager.sigreg.step == 4
+
+
+def test_torch_func():
+    module, z, directions = SIGReg().eval(), torch.randn(3, 12, 5), torch.randn(5, 9)
+
+    def sigreg(z):
+        return module(z, directions=directions)
+
+    gradients, values = torch.func.vmap(torch.func.grad_and_value(sigreg))(z)
+    expected = [value_and_gradient(sigreg, sample) for sample in z]
+    torch.testing.assert_close(values, torch.stack([value for value, _ in expected]))
+    torch.testing.assert_close(gradients, torch.stack([gradient for _, gradient in expected]))
+    with pytest.raises(NotImplementedError, match="jvp"):
+        torch.func.jvp(sigreg, (z,), (z,))
+
+
+@pytest.mark.parametrize("in_one_pass", [True, False])
+def test_second_derivative_is_refused(in_one_pass):
+    module, z = SIGReg(9), torch.randn(5, 3, requires_grad=True)
+    module._in_one_pass = lambda z: in_one_pass
+    (gradient,) = torch.autograd.grad(module(z), z, create_graph=True)
+    with pytest.raises(RuntimeError, match='implementation="plain"'):
+        gradient.square().sum().backward()
+
+
+def test_second_derivative_of_the_plain_form():
+    z, directions = torch.randn(4, 3, dtype=torch.float64, requires_grad=True), torch.randn(3, 5, dtype=torch.float64)
+    module = SIGReg(implementation="plain")
+    assert torch.autograd.gradgradcheck(lambda z: module(z, directions=directions), z)
+
+
+# --- bad input ---
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        ({"num_directions": 0}, "at least 1 direction"),
+        ({"num_knots": 1}, "at least 2 knots"),
+        ({"t_max": 0.0}, "t_max=0.0"),
+        ({"sample_size_scale": -1.0}, "sample_size_scale=-1.0"),
+        ({"implementation": "fast"}, "choose one of auto, tiled"),
+    ],
+)
+def test_bad_arguments(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        SIGReg(**arguments)
+
+
+@pytest.mark.parametrize(
+    "z, directions, message",
+    [
+        (torch.ones(5, 4), torch.ones(3, 7), r"\(3, 7\) do not fit embeddings of width 4"),
+        (torch.ones(5, 4), torch.ones(4, 0), "at least 1 direction"),
+        (torch.ones(5, 4), torch.ones(4), r"directions of shape \(4,\)"),
+        (torch.ones(4), None, r"shape \(\.\.\., N, D\), got \(4,\)"),
+        (torch.ones(0, 4), None, "empty batch"),
+        (torch.ones(0, 5, 4), None, r"got \(0, 5, 4\)"),
+        (torch.ones(5, 0), None, r"got \(5, 0\)"),
+    ],
+)
+def test_bad_input(z, directions, message):
+    with pytest.raises(ValueError, match=message):
+        SIGReg(8)(z, directions=directions)
+
+
+# --- Triton ---
+
+TRITON_CHECK = """
+import torch
+from test_sigreg import SIGReg, assert_equals_equation
+
+torch.manual_seed(0)
+module = SIGReg(implementation="triton")
+assert_equals_equation(module, 1.5 * torch.randn(130, 24) + 0.3, torch.randn(24, 70))
+assert_equals_equation(module, torch.randn(2, 9, 40), torch.randn(40, 5))
+assert_equals_equation(SIGReg(num_knots=6, implementation="triton"), torch.randn(1, 3), torch.randn(3, 1))
+"""
+
+
+def test_triton_kernels_in_the_interpreter():
+    """In a process of its own: Triton reads TRITON_INTERPRET when the kernels are made."""
+    pytest.importorskip("triton", reason="needs Triton, which this platform's torch does not bring")
+    environment = {**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run([sys.executable, "-c", TRITON_CHECK], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

@@ -1,0 +1,353 @@
+"""LeVLJEPATrainer: what it logs and evaluates, accumulation, weight decay, resuming, and what stops it."""
+
+import json
+import math
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import PIL.Image
+import pytest
+import torch
+from torch import nn
+from transformers import TrainerCallback, TrainingArguments
+
+from levljepa_hf import LeVLJEPAConfig, LeVLJEPAModel, LeVLJEPAProcessor
+from levljepa_hf.data import EndlessStream, LeVLJEPADataCollator, load_pretraining_dataset
+from levljepa_hf.distributed import GlobalBatchNorm
+from levljepa_hf.evaluation.health import embedding_health
+from levljepa_hf.evaluation.retrieval import retrieval_recall
+from levljepa_hf.trainer import LeVLJEPATrainer, LeVLJEPATrainingArguments
+
+TERMS = ("prediction_loss", "sigreg_vision", "sigreg_text")
+
+
+def samples(number: int) -> list[dict[str, Any]]:
+    """Images of one colour each, and captions that number them."""
+    rng = np.random.default_rng(0)
+    colors = rng.integers(0, 256, (number, 3)).tolist()
+    return [
+        {"image": PIL.Image.new("RGB", (40, 36), tuple(color)), "captions": [f"colour {i}", f"the {i}th colour"]}
+        for i, color in enumerate(colors)
+    ]
+
+
+def new_model(**config: Any) -> LeVLJEPAModel:
+    torch.manual_seed(0)
+    return LeVLJEPAModel(LeVLJEPAConfig.from_preset("debug", **config))
+
+
+def trainer(
+    folder: Path, processor: LeVLJEPAProcessor, number: int = 16, model: nn.Module | None = None, **options: Any
+) -> LeVLJEPATrainer:
+    data = {name: options.pop(name) for name in ("train_dataset", "eval_dataset", "callbacks") if name in options}
+    options = {
+        "per_device_train_batch_size": 4,
+        "max_steps": 4,
+        "logging_steps": 2,
+        "learning_rate": 1e-3,
+        "health_steps": 0,
+        "save_strategy": "no",
+        "use_cpu": True,
+        "disable_tqdm": True,
+        **options,
+    }
+    return LeVLJEPATrainer(
+        model=new_model() if model is None else model,
+        args=LeVLJEPATrainingArguments(str(folder), **options),
+        processing_class=processor,
+        **{"train_dataset": samples(number), **data},
+    )
+
+
+class Recorder(nn.Module):
+    """A model that keeps every output it gives in training mode."""
+
+    def __init__(self, model: LeVLJEPAModel) -> None:
+        super().__init__()
+        self.model, self.config, self.sigreg = model, model.config, model.sigreg
+        self.outputs: list[Any] = []
+
+    def forward(self, **inputs: Any) -> Any:
+        outputs = self.model(**inputs)
+        if self.training:
+            self.outputs.append(outputs)
+        return outputs
+
+
+# Logging
+
+
+@pytest.mark.parametrize("accumulation", [1, 2])
+def test_logged_terms_are_the_means_over_the_window(tmp_path: Path, processor, accumulation: int) -> None:
+    model = Recorder(new_model())
+    run = trainer(tmp_path, processor, model=model, gradient_accumulation_steps=accumulation, max_steps=6)
+    run.train()
+    logs = [entry for entry in run.state.log_history if "loss" in entry]
+    assert [entry["step"] for entry in logs] == [2, 4, 6]
+    window = 2 * accumulation
+    for i, entry in enumerate(logs):
+        outputs = model.outputs[i * window : (i + 1) * window]
+        assert len(outputs) == window
+        for name in ("loss", *TERMS):
+            mean = torch.stack([output[name].detach() for output in outputs]).mean().item()
+            assert entry[name] == pytest.approx(mean, rel=1e-5), name
+
+
+def test_health_describes_the_current_batch_without_another_forward_pass(tmp_path: Path, processor) -> None:
+    model = Recorder(new_model())
+    run = trainer(tmp_path, processor, model=model, health_steps=3, logging_steps=2, max_steps=6)
+    run.train()
+    assert len(model.outputs) == 6
+    logs = {entry["step"]: entry for entry in run.state.log_history if "loss" in entry}
+    assert list(logs) == [2, 3, 4, 6], "a health step is a logging step"
+    for step in (3, 6):
+        output = model.outputs[step - 1]
+        names = ("image_embeds", "text_embeds", "predicted_text_embeds", "predicted_image_embeds")
+        for name, value in embedding_health(*(output[name] for name in names)).items():
+            assert logs[step][name] == pytest.approx(value, rel=1e-4), name
+        assert logs[step]["sigreg_floor"] == pytest.approx(1.0, abs=0.1)
+    assert "effective_rank_vision" not in logs[2] and "effective_rank_vision" not in logs[4]
+
+
+# Evaluation
+
+
+def test_evaluation_gives_loss_terms_and_recalls_of_every_sample(tmp_path: Path, processor) -> None:
+    dataset = samples(11)
+    run = trainer(tmp_path, processor, eval_dataset=dataset, per_device_eval_batch_size=4)
+    metrics = run.evaluate()
+
+    collator = LeVLJEPADataCollator(processor).for_evaluation()
+    with torch.no_grad():
+        output = run.model.eval()(**collator(dataset))
+    names = ("image_embeds", "text_embeds", "predicted_text_embeds", "predicted_image_embeds")
+    embeds = [output[name] for name in names]
+    for name, value in {**retrieval_recall(*embeds), **embedding_health(*embeds)}.items():
+        assert metrics[f"eval_{name}"] == pytest.approx(value, rel=1e-3, abs=1e-4), name
+    assert {f"eval_{way}_R@{k}" for way in ("text_to_image", "image_to_text") for k in (1, 5, 10)} <= set(metrics)
+    # the mean over batches of 4, 4 and 3 weighs each sample the same: so does the mean over all of them
+    assert metrics["eval_prediction_loss"] == pytest.approx(output.prediction_loss.item(), rel=1e-4)
+    assert math.isfinite(metrics["eval_loss"]) and {f"eval_{name}" for name in TERMS} <= set(metrics)
+
+
+def test_evaluation_leaves_out_samples_that_do_not_decode(tmp_path: Path, processor) -> None:
+    dataset = samples(120)
+    run = trainer(tmp_path, processor, per_device_eval_batch_size=16)
+    expected = run.evaluate([s for i, s in enumerate(dataset) if i != 5])
+    broken = [{**s, "image": b"broken"} if i == 5 else s for i, s in enumerate(dataset)]
+    metrics = run.evaluate(broken)
+    assert metrics["eval_text_to_image_R@10"] == pytest.approx(expected["eval_text_to_image_R@10"], abs=1e-6)
+    assert metrics["eval_cosine_matched"] == pytest.approx(expected["eval_cosine_matched"], abs=1e-6)
+    with pytest.raises(RuntimeError, match="Of 4 samples, 1 were skipped"):
+        trainer(tmp_path, processor).evaluate([dataset[0], dataset[1], dataset[2], broken[5]])
+
+
+def test_several_evaluation_sets(tmp_path: Path, processor) -> None:
+    run = trainer(tmp_path, processor, eval_dataset={"a": samples(4), "b": samples(6)})
+    metrics = run.evaluate()
+    assert {"eval_a_text_to_image_R@1", "eval_b_text_to_image_R@1", "eval_a_prediction_loss"} <= set(metrics)
+    assert metrics["eval_a_text_to_image_R@5"] == 1.0 > metrics["eval_b_text_to_image_R@1"]
+
+
+# The step
+
+
+def test_accumulated_gradients_are_the_mean_and_not_the_sum(tmp_path: Path, processor) -> None:
+    """One step of SGD over two micro-batches moves the weights by the mean of their gradients."""
+    reference = new_model().train()
+    reference.sigreg.seed = 42
+    run = trainer(
+        tmp_path,
+        processor,
+        number=8,
+        optim="sgd",
+        gradient_accumulation_steps=2,
+        max_steps=1,
+        learning_rate=0.1,
+        lr_scheduler_type="constant",
+        weight_decay=0.0,
+        max_grad_norm=0.0,
+    )
+    for batch in run.get_train_dataloader():
+        (reference(**batch).loss / 2).backward()
+    run.train()
+    trained = dict(run.model.named_parameters())
+    for name, parameter in reference.named_parameters():
+        expected = parameter.detach() - 0.1 * parameter.grad
+        torch.testing.assert_close(trained[name].detach(), expected, rtol=1e-4, atol=1e-6, msg=name)
+
+
+def test_weight_decay_groups(tmp_path: Path, processor) -> None:
+    model = new_model(vision_config={"num_register_tokens": 2})
+    run = trainer(tmp_path, processor, model=model)
+    decayed = set(run.get_decay_parameter_names(model))
+    for name, parameter in model.named_parameters():
+        exempt = parameter.dim() <= 1 or name.endswith(("pos_embed", "cls_token", "reg_token"))
+        assert (name in decayed) == (not exempt), name
+    norms = {"vision_projection.1.weight", "vision_predictor.1.bias", "text_model.ln_f.weight"}
+    assert not norms & decayed
+    assert {"text_model.wte.weight", "vision_predictor.0.weight"} <= decayed
+    groups = {group["weight_decay"]: len(group["params"]) for group in run.create_optimizer().param_groups}
+    assert groups == {0.01: len(decayed), 0.0: len(list(model.parameters())) - len(decayed)}
+
+    run = trainer(tmp_path, processor, model=model, weight_decay_parameters="all")
+    assert len(run.get_decay_parameter_names(model)) == len(list(model.parameters()))
+
+
+def test_seed_reaches_sigreg_and_model_init_is_prepared(tmp_path: Path, processor, monkeypatch) -> None:
+    assert trainer(tmp_path, processor, seed=7).model.sigreg.seed == 7
+    monkeypatch.setattr(LeVLJEPATrainingArguments, "world_size", 2)
+    args = LeVLJEPATrainingArguments(str(tmp_path), use_cpu=True, seed=7)
+    for run in (LeVLJEPATrainer(new_model(), args), LeVLJEPATrainer(model_init=lambda: new_model(), args=args)):
+        assert run.model.sigreg.seed == 7
+        assert isinstance(run.model.vision_projection[1], GlobalBatchNorm)
+
+
+def test_a_frozen_tower_stays_as_it_is(tmp_path: Path, processor) -> None:
+    model = new_model()
+    model.freeze_vision()
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    trainer(tmp_path, processor, model=model).train()
+    for name, parameter in model.named_parameters():
+        assert torch.equal(parameter, before[name]) == name.startswith("vision_model"), name
+
+
+# Saving and resuming
+
+
+def trajectory(run: LeVLJEPATrainer, *names: str) -> list[dict[str, float]]:
+    names = names or ("step", "loss", *TERMS)
+    return [{name: entry[name] for name in names} for entry in run.state.log_history if "loss" in entry]
+
+
+@pytest.mark.parametrize("accumulation, save_at", [(1, 3), (2, 2), (1, 4), (1, 5)])
+def test_a_resumed_run_is_the_uninterrupted_one(tmp_path: Path, processor, accumulation: int, save_at: int) -> None:
+    """Epochs of 4 batches (16 samples), saved inside one, at its end, in the next; with dropout and augmentation."""
+
+    def run(resume: str | None = None) -> LeVLJEPATrainer:
+        model = new_model(text_config={"embd_pdrop": 0.1})
+        torch.manual_seed(99 if resume else 1)  # the state outside must not matter
+        options = {"save_strategy": "steps", "save_steps": save_at, "max_steps": 6, "logging_steps": 1}
+        one = trainer(tmp_path, processor, model=model, gradient_accumulation_steps=accumulation, **options)
+        one.train(resume_from_checkpoint=resume)
+        return one
+
+    whole = run()
+    resumed = run(str(tmp_path / f"checkpoint-{save_at}"))
+    assert trajectory(resumed) == trajectory(whole)
+    for (name, a), b in zip(whole.model.state_dict().items(), resumed.model.state_dict().values(), strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=0, msg=name)
+
+
+def test_a_resumed_stream_is_the_uninterrupted_one(tmp_path: Path, processor) -> None:
+    from datasets import Dataset, Features, Image, List, Value
+
+    features = Features({"image": Image(), "captions": List(Value("string"))})
+    Dataset.from_list(samples(10), features=features).save_to_disk(tmp_path / "data")
+
+    def run(resume: str | None = None) -> LeVLJEPATrainer:
+        stream = load_pretraining_dataset(str(tmp_path / "data"), streaming=True)
+        options = {"save_strategy": "steps", "save_steps": 4, "max_steps": 6, "logging_steps": 1}
+        one = trainer(tmp_path / "run", processor, train_dataset=stream, stream_buffer_size=5, **options)
+        assert isinstance(one.train_dataset, EndlessStream)
+        one.train(resume_from_checkpoint=resume)
+        return one
+
+    whole = run()
+    assert len({entry["loss"] for entry in trajectory(whole)}) == 6, "no two batches are the same"
+    assert trajectory(run(str(tmp_path / "run" / "checkpoint-4"))) == trajectory(whole)
+
+
+def test_model_and_processor_are_saved_together(tmp_path: Path, processor) -> None:
+    run = trainer(tmp_path, processor)
+    run.train()
+    run.save_model()
+    model, loaded = LeVLJEPAModel.from_pretrained(tmp_path), LeVLJEPAProcessor.from_pretrained(tmp_path)
+    for (name, a), b in zip(run.model.state_dict().items(), model.state_dict().values(), strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=0, msg=name)
+    image = PIL.Image.new("RGB", (50, 40), (10, 100, 200))
+    one, other = (p(images=image, text=["a b"], return_tensors="pt") for p in (processor, loaded))
+    for name in one:
+        torch.testing.assert_close(one[name], other[name])
+
+
+# What stops it
+
+
+class StopAt(TrainerCallback):
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        control.should_training_stop = state.global_step >= self.step
+
+
+class Poison(nn.Module):
+    """A head whose output is not a number, from some call on."""
+
+    def __init__(self, head: nn.Module, calls: int) -> None:
+        super().__init__()
+        self.head, self.calls = head, calls
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.calls -= 1
+        return self.head(x if self.calls >= 0 else x * float("nan"))
+
+
+def test_a_loss_that_is_not_finite_stops_with_a_sound_checkpoint(tmp_path: Path, processor) -> None:
+    model = new_model()
+    model.text_projection = Poison(model.text_projection, calls=2)
+    run = trainer(tmp_path, processor, model=model, logging_steps=100)
+    message = "Not finite since step 3: loss, prediction_loss, sigreg_text[.] .*checkpoint-2"  # and not sigreg_vision
+    with pytest.raises(FloatingPointError, match=message):
+        run.train()
+    assert json.loads((tmp_path / "checkpoint-2" / "trainer_state.json").read_text())["global_step"] == 2
+    assert (tmp_path / "checkpoint-2" / "optimizer.pt").exists()
+
+    sound = trainer(tmp_path / "sound", processor, max_steps=4, callbacks=[StopAt(2)])
+    sound.train()
+    expected = sound.model.state_dict()
+    for name, tensor in model.state_dict().items():  # weights, BatchNorm's statistics and SIGReg's step
+        torch.testing.assert_close(tensor, expected[re.sub("text_projection.head", "text_projection", name)], msg=name)
+
+
+def test_too_many_samples_skipped_stop_the_run_at_the_end_of_the_epoch(tmp_path: Path, processor) -> None:
+    dataset = samples(15) + [{"image": b"broken", "captions": "x"}]
+    with pytest.raises(RuntimeError, match="Of 16 samples, 1 were skipped because their image"):
+        trainer(tmp_path, processor, train_dataset=dataset, max_steps=20).train()
+
+
+def test_few_skipped_samples_are_reported(tmp_path: Path, processor) -> None:
+    dataset = [{"image": b"broken", "captions": "x"}] + samples(300)
+    options = {"per_device_train_batch_size": 100, "max_steps": 4, "train_sampling_strategy": "sequential"}
+    run = trainer(tmp_path, processor, train_dataset=dataset, **options)
+    metrics = run.train().metrics
+    assert metrics["skipped_images"] == 2, "once in each of the two epochs that were begun"
+    assert [entry["skipped_images"] for entry in trajectory(run, "skipped_images")] == [1, 2]
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"per_device_train_batch_size": 1}, "per_device_train_batch_size=1 .* is a batch of one"),
+        ({"per_device_train_batch_size": 17}, "has 16 samples, less than one batch .17 a process"),
+    ],
+)
+def test_batches_that_are_too_small(tmp_path: Path, processor, options: dict[str, int], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        trainer(tmp_path, processor, **options)
+
+
+def test_a_model_without_a_loss(tmp_path: Path, processor) -> None:
+    run = trainer(tmp_path, processor, model=new_model(predictor_num_layers=0))
+    with pytest.raises(ValueError, match="returned no loss: it needs predictors"):
+        run.train()
+    metrics = run.evaluate(samples(6))
+    assert "eval_loss" not in metrics and "eval_text_to_image_R@1" in metrics
+
+
+def test_plain_training_arguments(tmp_path: Path) -> None:
+    with pytest.raises(TypeError, match="LeVLJEPATrainingArguments, not TrainingArguments"):
+        LeVLJEPATrainer(new_model(), TrainingArguments(str(tmp_path), use_cpu=True))

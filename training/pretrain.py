@@ -1,0 +1,283 @@
+"""Pretrains a LeVLJEPA model on captioned images: a recipe, a dataset, and overrides from the command line.
+
+Example, a few minutes on two CPU cores with a folder of captioned photos (images and a metadata.jsonl):
+
+    python training/pretrain.py --recipe flickr8k --dataset path/to/photos --output_dir runs/first --max_steps 200
+
+The same with webdataset shards, streamed, and with several GPUs:
+
+    python training/pretrain.py --recipe flickr8k --dataset "path/to/train-*.tar" --streaming --max_steps 200
+    accelerate launch --num_processes 16 training/pretrain.py --recipe datacomp-vit-base --dataset "shards/*.tar"
+
+A recipe is a YAML file of the options below, by its path or by its name in training/recipes. The command line wins.
+"""
+
+import argparse
+import difflib
+import importlib.util
+import json
+import os
+import re
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+from transformers import HfArgumentParser, IntervalStrategy, set_seed
+
+from levljepa_hf import LeVLJEPAConfig, LeVLJEPAModel, LeVLJEPAProcessor
+from levljepa_hf.data import (
+    LeVLJEPADataCollator,
+    find_columns,
+    image_size,
+    load_pretraining_dataset,
+    training_transform,
+)
+from levljepa_hf.trainer import LeVLJEPATrainer, LeVLJEPATrainingArguments
+
+RECIPES = Path(__file__).parent / "recipes"
+
+
+def _option(default: Any, help: str) -> Any:
+    return field(default=default, metadata={"help": help})
+
+
+@dataclass
+class ModelArguments:
+    """The model: a preset with overrides, or a checkpoint to go on from."""
+
+    preset: str = _option("small", "Size of a new model: tiny, small, base (the released one), or debug.")
+    config: list[str] = field(
+        default_factory=list,
+        metadata={"help": "Fields that replace the preset's, beside the recipe's: projection_dim=128 ..."},
+    )
+    model_name_or_path: str | None = _option(
+        None, "Start from this checkpoint (weights and processor), a folder or Hub id, and not from a preset."
+    )
+
+
+@dataclass
+class DataArguments:
+    """The dataset and how it is augmented."""
+
+    dataset: str | None = _option(
+        None, "Hub id; folder of images, webdataset or parquet shards; a file or glob; or what save_to_disk wrote."
+    )
+    dataset_config: str | None = _option(None, "Configuration of a Hub dataset that has several.")
+    image_column: str | None = _option(None, "Column of the images; found by itself where it has a usual name.")
+    caption_column: str | None = _option(
+        None, "Column of the caption or of the list of captions; dots address nested fields, as in json.captions."
+    )
+    train_split: str = _option("train", "Split to train on.")
+    eval_split: str | None = _option(None, "Split to evaluate on; without it there is no evaluation.")
+    eval_dataset: str | None = _option(None, "Another dataset to evaluate on; by default the same one.")
+    eval_image_column: str | None = _option(None, "Its column of images, as --image_column.")
+    eval_caption_column: str | None = _option(None, "Its column of captions, as --caption_column.")
+    streaming: bool = _option(False, "Read the data as a stream; needs --max_steps.")
+    max_train_samples: int | None = _option(None, "Keep the first so many training samples.")
+    max_eval_samples: int = _option(1000, "Evaluate on the first so many samples at most.")
+    cache_dir: str | None = _option(None, "Where `datasets` keeps what it prepares.")
+    crop_scale: list[float] = field(
+        default_factory=lambda: [0.8, 1.0], metadata={"help": "Range of the random crop's share of the area."}
+    )
+    flip_probability: float = _option(0.5, "Probability of mirroring; 0 for captions that tell left from right.")
+    color_jitter_probability: float = _option(0.3, "Probability of the colour jitter.")
+    grayscale_probability: float = _option(0.05, "Probability of removing the colour.")
+    pad_to_multiple_of: int | None = _option(None, "Pad captions to a multiple of this many tokens.")
+
+
+OPTIONS = (ModelArguments, DataArguments, LeVLJEPATrainingArguments)
+
+
+def main(argv: Sequence[str] | None = None) -> dict[str, float]:
+    """Trains, evaluates and saves; returns the metrics."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # the DataLoader's workers are parallel enough
+    model_args, data_args, args = parse_args(argv)
+    set_seed(args.seed)
+    model, processor = build_model(model_args)
+    collator = build_collator(data_args, processor, args.seed)
+    with args.main_process_first(desc="preparing the dataset"):
+        train_dataset, columns = load_train_data(data_args)
+        eval_dataset, eval_columns = load_eval_data(data_args)
+    trainer = LeVLJEPATrainer(
+        model=model,
+        args=args,
+        data_collator=replace(collator, **columns),
+        eval_data_collator=collator.for_evaluation(**eval_columns),
+        train_dataset=train_dataset,
+        eval_dataset=eval_dataset,
+        processing_class=processor,
+    )
+    resume = args.resume_from_checkpoint
+    metrics = trainer.train(resume_from_checkpoint={"true": True, "True": True}.get(resume, resume)).metrics
+    trainer.save_model()
+    trainer.save_state()
+    trainer.save_metrics("train", metrics)
+    if eval_dataset is not None:
+        eval_metrics = trainer.evaluate()
+        trainer.save_metrics("eval", eval_metrics)
+        metrics |= eval_metrics
+    if trainer.is_world_process_zero():
+        report(trainer, metrics)
+    if args.push_to_hub:
+        trainer.push_to_hub()
+    return metrics
+
+
+def parse_args(argv: Sequence[str] | None) -> tuple[ModelArguments, DataArguments, LeVLJEPATrainingArguments]:
+    """The three groups of options, from the recipe and, over it, from the command line."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    parser = HfArgumentParser(
+        OPTIONS,
+        usage="%(prog)s [--recipe RECIPE] --dataset DATASET [options]",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--recipe", help=f"A YAML file, or one of: {', '.join(_recipe_names())}.")
+    selector = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    selector.add_argument("--recipe")
+    name = selector.parse_known_args(argv)[0].recipe
+    recipe = {} if name is None else read_recipe(name, [action.dest for action in parser._actions])
+    recipe_config = _as_overrides(recipe.pop("config", {}))
+    parser.set_defaults(**recipe)
+
+    model_args, data_args, args, _ = parser.parse_args_into_dataclasses(argv, look_for_args_file=False)
+    model_args.config = recipe_config + model_args.config
+    if data_args.dataset is None:
+        parser.error("--dataset is missing: a Hub id, a folder, or a glob of files.")
+    if data_args.streaming and args.max_steps <= 0:
+        parser.error("--streaming has no epochs: give the length of the run with --max_steps.")
+    if data_args.eval_dataset is not None and data_args.eval_split is None:
+        parser.error("--eval_dataset needs --eval_split.")
+    if data_args.eval_split is None:
+        args.eval_strategy = IntervalStrategy.NO
+    return model_args, data_args, args
+
+
+def read_recipe(name: str, options: Sequence[str]) -> dict[str, Any]:
+    """The options of a recipe, a name in training/recipes or a path; unknown ones are an error."""
+    path = Path(name) if name.endswith((".yaml", ".yml")) else RECIPES / f"{name}.yaml"
+    if not path.is_file():
+        raise FileNotFoundError(f"No recipe {name!r}: give a YAML file, or one of {', '.join(_recipe_names())}.")
+    recipe = yaml.load(path.read_text(), _RecipeLoader) or {}
+    unknown = [key for key in recipe if key not in options]
+    if unknown:
+        close = {key: difflib.get_close_matches(key, options, n=1) for key in unknown}
+        named = ", ".join(key + (f" (did you mean {match[0]}?)" if match else "") for key, match in close.items())
+        raise ValueError(f"Recipe {path} has unknown options: {named}. `--help` lists the known ones.")
+    return recipe
+
+
+class _RecipeLoader(yaml.SafeLoader):
+    """YAML in which 2e-4 is a number, as it is everywhere else; PyYAML would read a string."""
+
+
+_RecipeLoader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
+)
+
+
+def _recipe_names() -> list[str]:
+    return sorted(path.stem for path in RECIPES.glob("*.yaml"))
+
+
+def _as_overrides(config: dict[str, Any]) -> list[str]:
+    """{"vision_config": {"image_size": 112}} to ["vision_config.image_size=112"], as on the command line."""
+    overrides = []
+    for name, value in config.items():
+        inner = _as_overrides(value) if isinstance(value, dict) else None
+        overrides += [f"{name}={json.dumps(value)}"] if inner is None else [f"{name}.{one}" for one in inner]
+    return overrides
+
+
+def _as_config(overrides: Sequence[str]) -> dict[str, Any]:
+    """The way back; where a name occurs twice, the last one counts."""
+    config: dict[str, Any] = {}
+    for override in overrides:
+        name, equals, value = override.partition("=")
+        if not equals:
+            raise ValueError(f"--config takes name=value, such as projection_dim=128, not {override!r}.")
+        group, _, field_name = name.rpartition(".")
+        (config.setdefault(group, {}) if group else config)[field_name] = yaml.load(value, _RecipeLoader)
+    return config
+
+
+def build_model(model_args: ModelArguments) -> tuple[LeVLJEPAModel, LeVLJEPAProcessor]:
+    if model_args.model_name_or_path is not None:
+        model = LeVLJEPAModel.from_pretrained(model_args.model_name_or_path)
+        return model, LeVLJEPAProcessor.from_pretrained(model_args.model_name_or_path)
+    config = LeVLJEPAConfig.from_preset(model_args.preset, **_as_config(model_args.config))
+    return LeVLJEPAModel(config), LeVLJEPAProcessor.from_image_size(config.vision_config.image_size)
+
+
+def load_train_data(data_args: DataArguments) -> tuple[Any, dict[str, str]]:
+    """The training set, and the collator's arguments that name its columns."""
+    columns = (data_args.image_column, data_args.caption_column)
+    dataset = load_pretraining_dataset(
+        data_args.dataset,
+        data_args.train_split,
+        *columns,
+        streaming=data_args.streaming,
+        max_samples=data_args.max_train_samples,
+        config_name=data_args.dataset_config,
+        cache_dir=data_args.cache_dir,
+    )
+    return dataset, _named(find_columns(dataset, *columns))
+
+
+def load_eval_data(data_args: DataArguments) -> tuple[Any, dict[str, str]]:
+    """The evaluation set (None without a split) and its columns. What is streamed is held in memory, still encoded."""
+    if data_args.eval_split is None:
+        return None, {}
+    same = data_args.eval_dataset is None
+    columns = (
+        data_args.eval_image_column or (data_args.image_column if same else None),
+        data_args.eval_caption_column or (data_args.caption_column if same else None),
+    )
+    dataset = load_pretraining_dataset(
+        data_args.dataset if same else data_args.eval_dataset,
+        data_args.eval_split,
+        *columns,
+        streaming=data_args.streaming,
+        max_samples=data_args.max_eval_samples,
+        config_name=data_args.dataset_config if same else None,
+        cache_dir=data_args.cache_dir,
+    )
+    found = _named(find_columns(dataset, *columns))
+    return list(dataset) if data_args.streaming else dataset, found
+
+
+def _named(columns: tuple[str, str]) -> dict[str, str]:
+    return dict(zip(("image_column", "caption_column"), columns, strict=True))
+
+
+def build_collator(data_args: DataArguments, processor: LeVLJEPAProcessor, seed: int) -> LeVLJEPADataCollator:
+    transform = training_transform(
+        image_size(processor),
+        crop_scale=tuple(data_args.crop_scale),
+        flip_probability=data_args.flip_probability,
+        color_jitter_probability=data_args.color_jitter_probability,
+        grayscale_probability=data_args.grayscale_probability,
+    )
+    return LeVLJEPADataCollator(
+        processor, transform=transform, seed=seed, pad_to_multiple_of=data_args.pad_to_multiple_of
+    )
+
+
+def report(trainer: LeVLJEPATrainer, metrics: dict[str, float]) -> None:
+    """Draws the loss curves where matplotlib is at hand, and prints the metrics and how to load the model."""
+    folder = trainer.args.output_dir
+    if importlib.util.find_spec("matplotlib") is not None:
+        from levljepa_hf.evaluation.pictures import plot_losses
+
+        plot_losses(trainer.state.log_history, Path(folder) / "losses.png")
+    for name in sorted(metrics):
+        print(f"{name:40s} {metrics[name]:.4f}")
+    print(f'Saved. Load it with: LeVLJEPAModel.from_pretrained("{folder}")')
+
+
+if __name__ == "__main__":
+    main()
