@@ -20,7 +20,7 @@ def synchronize(device: torch.device) -> None:
 
 
 def interleaved(forms: dict[str, Step], repeats: int, device: torch.device, warmup: int = 2) -> dict[str, list[float]]:
-    """Seconds of each form, `repeats` times. The forms take turns, so that other load on the machine meets them all."""
+    """Seconds of each form, `repeats` times. The forms take turns, so that other load meets them all."""
     for form in forms.values():
         for _ in range(warmup):
             form()
