@@ -9,13 +9,12 @@ ratios medians over the turns. Every form but the products draws its directions 
 """
 
 import argparse
-import ctypes
 import json
-import platform
 import statistics
 import time
 from collections.abc import Callable
 
+import measure
 import torch
 from torch import Tensor
 
@@ -60,75 +59,41 @@ def make_forms(args: argparse.Namespace, z: Tensor) -> dict[str, Callable[[], ob
     }
 
 
-def seconds(run: Callable[[], object], device: torch.device, clock: Callable[[], float]) -> float:
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-    start = clock()
-    run()
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-    return clock() - start
+def take_turns(
+    forms: dict[str, Callable[[], object]], repeats: int, device: torch.device, clock: Callable[[], float]
+) -> dict[str, list[float]]:
+    """Seconds of each form in each turn."""
+    times: dict[str, list[float]] = {name: [] for name in forms}
+    for _ in range(repeats):
+        for name, run in forms.items():
+            measure.synchronize(device)
+            start = clock()
+            run()
+            measure.synchronize(device)
+            times[name].append(clock() - start)
+    return times
 
 
-def _resident(field: str) -> int:
-    with open("/proc/self/status") as status:
-        return next(int(line.split()[1]) * 1024 for line in status if line.startswith(field))
-
-
-def peak_extra_bytes(run: Callable[[], object], device: torch.device) -> int | None:
-    """Peak memory of one run beyond what was held before; None where the platform doesn't tell."""
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        run()
-        return torch.cuda.max_memory_allocated() - before
-    try:
-        ctypes.CDLL("libc.so.6").malloc_trim(0)  # so that memory freed earlier is not used unseen
-        with open("/proc/self/clear_refs", "w") as clear:
-            clear.write("5")  # resets the high-water mark
-        before = _resident("VmRSS")
-        run()
-        return _resident("VmHWM") - before
-    except OSError:
-        return None
-
-
-def measure(args: argparse.Namespace) -> dict:
+def benchmark(args: argparse.Namespace) -> dict:
     device = torch.device(args.device)
-    clock = time.process_time if args.clock == "cpu" else time.perf_counter
     if args.threads is not None:
         torch.set_num_threads(args.threads)
     torch.manual_seed(0)
     z = torch.randn(args.samples, args.dim, device=device, requires_grad=True)
     forms = {name: run for name, run in make_forms(args, z).items() if name not in args.skip}
-    for run in forms.values():
-        run()  # compiles, and warms up
-    times: dict[str, list[float]] = {name: [] for name in forms}
-    for _ in range(args.repeats):
-        for name, run in forms.items():
-            times[name].append(seconds(run, device, clock))
-    rows = {}
-    for name, run in forms.items():
-        ratio = statistics.median(a / b for a, b in zip(times["plain"], times[name], strict=True))
-        rows[name] = {
+    peaks = {name: measure.peak_memory(run, device) for name, run in forms.items()}  # compiles and warms up, too
+    times = take_turns(forms, args.repeats, device, time.process_time if args.clock == "cpu" else time.perf_counter)
+    rows = {
+        name: {
             "median_ms": 1e3 * statistics.median(times[name]),
             "best_ms": 1e3 * min(times[name]),
-            "times_faster_than_plain": ratio,
-            "peak_extra_mib": None if (peak := peak_extra_bytes(run, device)) is None else peak / 2**20,
+            "times_faster_than_plain": measure.median_ratio(times["plain"], times[name]),
+            "peak_extra_mib": peaks[name] / 2**20,
         }
-    return {
-        "samples": args.samples,
-        "dim": args.dim,
-        "directions": args.directions,
-        "knots": args.knots,
-        "repeats": args.repeats,
-        "clock": args.clock,
-        "device": torch.cuda.get_device_name() if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads",
-        "machine": platform.machine(),
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-        "forms": rows,
+        for name in forms
     }
+    sizes = {name: getattr(args, name) for name in ("samples", "dim", "directions", "knots", "repeats", "clock")}
+    return sizes | measure.environment(device) | {"forms": rows}
 
 
 def print_table(result: dict) -> None:
@@ -137,9 +102,8 @@ def print_table(result: dict) -> None:
     print(f"{result['device']}, torch {result['torch']}, {result['clock']} time, {result['repeats']} turns\n")
     print(f"{'':16}{'median ms':>11}{'best ms':>10}{'x plain':>9}{'peak MiB':>10}")
     for name, row in result["forms"].items():
-        peak = "-" if row["peak_extra_mib"] is None else f"{row['peak_extra_mib']:.0f}"
-        speed = f"{row['times_faster_than_plain']:.1f}"
-        print(f"{name:16}{row['median_ms']:11.2f}{row['best_ms']:10.2f}{speed:>9}{peak:>10}")
+        times = f"{row['median_ms']:11.2f}{row['best_ms']:10.2f}{row['times_faster_than_plain']:9.1f}"
+        print(f"{name:16}{times}{row['peak_extra_mib']:10.1f}")
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -162,7 +126,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
-    result = measure(args)
+    result = benchmark(args)
     if args.json:
         print(json.dumps(result, indent=2))
     else:
