@@ -290,16 +290,19 @@ def test_fresh_model_has_the_official_distributions():
     assert 0.9 * 192**-0.5 < linear.bias.abs().max() <= 192**-0.5
 
 
-def test_missing_weights_get_the_same_distributions(tmp_path):
+def test_missing_weights_get_the_same_distributions():
     """Loading builds the model on the meta device, where timm's initialisation is lost."""
     torch.manual_seed(0)
     config = LeVLJEPAConfig.from_preset("tiny", vision_config={"num_hidden_layers": 2}, text_config={"n_layer": 2})
     model = LeVLJEPAModel(config)
     state = model.state_dict()
-    kept = {
-        k: v for k, v in state.items() if not k.startswith(("vision_model.timm_model.blocks.1", "vision_projection"))
-    }
-    kept.pop("vision_model.timm_model.pos_embed")
+    missing = (
+        "vision_model.timm_model.blocks.1",
+        "vision_model.timm_model.pos_embed",
+        "vision_projection",
+        "text_model",
+    )
+    kept = {name: tensor for name, tensor in state.items() if not name.startswith(missing)}
     loaded = LeVLJEPAModel.from_pretrained(None, config=config, state_dict=kept)
     vit = loaded.vision_model.timm_model
     torch.testing.assert_close(
@@ -308,6 +311,7 @@ def test_missing_weights_get_the_same_distributions(tmp_path):
     assert vit.pos_embed.std().item() == pytest.approx(0.02, rel=0.05)
     assert vit.blocks[1].mlp.fc1.weight.std().item() == pytest.approx(0.02, rel=0.05)
     assert vit.blocks[1].norm1.weight.min() == 1
+    assert loaded.text_model.h[0].mlp.c_proj.weight.std().item() == pytest.approx(0.02 / math.sqrt(2 * 2), rel=0.05)
     assert loaded.vision_projection[0].weight.std().item() == pytest.approx(192**-0.5 / math.sqrt(3), rel=0.05)
     assert loaded.sigreg.step == 0
 
