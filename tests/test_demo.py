@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from levljepa_hf import LeVLJEPAModel, LeVLJEPAProcessor, cli, demo
+from levljepa_hf import LeVLJEPAConfig, LeVLJEPAModel, LeVLJEPAProcessor, cli, demo
 from levljepa_hf.evaluation.embeddings import embed_images
 from levljepa_hf.scenes import CLASS_NAMES, SceneDataset
 
@@ -19,6 +19,10 @@ def small(monkeypatch):
     """The demo with few test scenes and small batches."""
     monkeypatch.setattr(demo, "NUM_TEST_SCENES", 40)
     monkeypatch.setattr(demo, "TRAINING", {**demo.TRAINING, "per_device_train_batch_size": 16, "logging_steps": 1})
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)  # the number of threads decides the rounding
+    yield
+    torch.set_num_threads(before)
 
 
 def test_demo_trains_measures_draws_and_saves(small, tmp_path, capsys):
@@ -57,6 +61,26 @@ def test_demo_returns_what_the_saved_model_gives_and_repeats_itself(small, tmp_p
 def test_demo_stops_when_the_time_is_up(small, tmp_path, capsys):
     demo.run_demo(tmp_path, steps=1000, num_scenes=32, max_minutes=0)
     assert "The time was up after 1 of 1000 steps." in capsys.readouterr().out
+
+
+def test_the_quicker_number_of_threads_is_taken(monkeypatch):
+    """With a clock that runs slower or faster in two threads than in one."""
+    model = LeVLJEPAModel(LeVLJEPAConfig.from_preset("debug"))
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        for cost, expected in (({1: 3.0, 2: 2.0}, 2), ({1: 3.0, 2: 30.0}, 1)):
+            now = [0.0]
+
+            def clock(cost=cost, now=now):
+                now[0] += cost[torch.get_num_threads()]
+                return now[0]
+
+            monkeypatch.setattr(demo.time, "perf_counter", clock)
+            assert demo.fastest_num_threads(model) == expected
+            assert torch.get_num_threads() == 2 and all(p.grad is None for p in model.parameters())
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_learning_rate_falls_by_steps_or_by_the_clock():

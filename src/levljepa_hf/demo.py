@@ -124,7 +124,7 @@ def run_demo(
 
     Args:
         output_dir: where the checkpoint (model and processor) and the pictures go.
-        steps: length of the training. The same steps and seed give the same model, unless the time runs out.
+        steps: length of the training. Unless the time runs out, steps and seed decide the model, up to rounding.
         max_minutes: for everything. Where the machine is too slow for `steps`, the learning rate falls by the clock.
         num_scenes: training scenes, seen several times each.
         image_size: side of the scenes in pixels, a multiple of the patch size.
@@ -145,6 +145,7 @@ def run_demo(
     model = LeVLJEPAModel(config)
     # timm's default, a standard deviation of 0.02, suits wider models. Its other one, Xavier's, learns faster here.
     model.vision_model.timm_model.init_weights("jax")
+    torch.set_num_threads(fastest_num_threads(model))
     trainer = train(model, processor, train_scenes, output_dir, steps, deadline, seed)
     test_scenes = SceneDataset("test", NUM_TEST_SCENES, image_size, seed, pair_fraction=0)
     metrics = measure_and_draw(model, processor, [*test_scenes], trainer.state.log_history, output_dir)
@@ -154,6 +155,28 @@ def run_demo(
 
 
 # ----------------------------------------------------------------------------------------------------------- training
+
+
+def fastest_num_threads(model: LeVLJEPAModel) -> int:
+    """One thread, or as many as torch has now: whichever is quicker at the vision tower.
+
+    Threads wait for each other many times a step. Where something else keeps a core busy, two are slower than one.
+    """
+    config, before = model.config.vision_config, torch.get_num_threads()
+    pixel_values = torch.randn(64, 3, config.image_size, config.image_size, device=model.device)
+    seconds = {}
+    try:
+        for num_threads in {1, before}:
+            torch.set_num_threads(num_threads)
+            model.vision_model(pixel_values)  # warm-up
+            start = time.perf_counter()
+            for _ in range(5):
+                model.vision_model(pixel_values).pooler_output.sum().backward()
+            seconds[num_threads] = time.perf_counter() - start
+    finally:
+        torch.set_num_threads(before)
+        model.zero_grad()
+    return min(seconds, key=seconds.get)
 
 
 def learning_rate_factor(step: int, num_steps: int, warmup_steps: int, elapsed: float) -> float:

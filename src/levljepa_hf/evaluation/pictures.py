@@ -77,9 +77,10 @@ def plot_nearest(
     for row, (caption, indices) in enumerate(zip(captions, best, strict=True)):
         for column, index in enumerate(indices):
             axes[row * num_images + column].imshow(images[index])
-        title = axes[row * num_images].set_title(caption, loc="left", fontsize=9)
-        title.set_in_layout(False)  # it spans the row: the first column need not be as wide
-    figure.get_layout_engine().set(hspace=0.15)
+        first = axes[row * num_images]
+        text = first.text(0, 1.05, caption, transform=first.transAxes, fontsize=9)
+        text.set_in_layout(False)  # it spans the row: the first column need not be as wide
+    figure.get_layout_engine().set(hspace=0.15, h_pad=0.15)
     _save(figure, path, axes_off=True)
 
 
