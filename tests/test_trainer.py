@@ -351,3 +351,22 @@ def test_a_model_without_a_loss(tmp_path: Path, processor) -> None:
 def test_plain_training_arguments(tmp_path: Path) -> None:
     with pytest.raises(TypeError, match="LeVLJEPATrainingArguments, not TrainingArguments"):
         LeVLJEPATrainer(new_model(), TrainingArguments(str(tmp_path), use_cpu=True))
+
+
+def test_compiles_once_for_captions_of_every_length(tmp_path: Path, processor) -> None:
+    torch._dynamo.reset()
+    counters = torch._dynamo.utils.counters
+    counters.clear()
+    lengths = [{"image": samples(1)[0]["image"], "captions": "cat " * (1 + i // 2)} for i in range(16)]
+    args = LeVLJEPATrainingArguments(
+        str(tmp_path),
+        use_cpu=True,
+        per_device_train_batch_size=4,
+        max_steps=4,
+        save_strategy="no",
+        report_to="none",
+        torch_compile=True,
+        torch_compile_backend="eager",
+    )
+    LeVLJEPATrainer(new_model(), args, LeVLJEPADataCollator(processor), lengths, processing_class=processor).train()
+    assert counters["stats"]["unique_graphs"] == 1 and not counters["graph_break"]

@@ -213,10 +213,10 @@ class _Tile:
 
 def _tile_sizes(samples: int, num_directions: int, device: torch.device) -> tuple[int, int]:
     """Directions per tile and per panel; a tile's table should fit the cache, a panel shares its matrix products."""
-    # On the CPU twice the least that torch gives a thread: fewer and longer parallel loops cost nothing.
-    elements = (1 << 16) * min(8, torch.get_num_threads()) if device.type == "cpu" else 1 << 21
+    # Smaller tiles are no faster on the CPU, and suffer more where other processes keep its cores busy.
+    elements = (1 << 17) * min(8, torch.get_num_threads()) if device.type == "cpu" else 1 << 21
     tile = max(1, min(num_directions, elements // samples))
-    return tile, max(1, 8 * elements // (samples * tile)) * tile
+    return tile, max(1, 4 * elements // (samples * tile)) * tile
 
 
 @torch.no_grad()
