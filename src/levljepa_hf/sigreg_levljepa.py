@@ -19,7 +19,7 @@ IMPLEMENTATIONS = ("auto", "tiled", "triton", "plain")
 _GOLDEN = 0x9E3779B97F4A7C15 - (1 << 64)  # the constants of splitmix64, as signed 64-bit integers
 _MIX_1 = 0xBF58476D1CE4E5B9 - (1 << 64)
 _MIX_2 = 0x94D049BB133111EB - (1 << 64)
-_DRAW_BLOCK = 1 << 16  # counters hashed at a time on the CPU, so that the integers stay in cache
+_DRAW_BLOCK = 1 << 19  # numbers drawn at a time on the CPU, so that the integers stay in cache
 
 
 def _shift_right(x: Tensor, bits: int) -> Tensor:
