@@ -98,7 +98,7 @@ def test_prediction_loss_sends_no_gradient_through_its_targets():
 def test_without_sigreg_each_tower_learns_from_its_own_branch_only(model, inputs):
     """With lv = lt = 0 and the image branch's predictor frozen at zero slope, the vision tower gets no gradient."""
     model.config.sigreg_vision_weight = model.config.sigreg_text_weight = 0.0
-    torch.nn.init.zeros_(model.vision_predictor[-1].weight)
+    torch.nn.init.zeros_(model.vision_predictor[-2].weight)
     model.train()(**inputs).loss.backward()
     vision = sum(p.grad.abs().sum() for p in model.vision_model.parameters() if p.grad is not None)
     text = sum(p.grad.abs().sum() for p in model.text_model.parameters() if p.grad is not None)
@@ -318,7 +318,7 @@ def test_missing_weights_get_the_same_distributions():
 
 def test_presets():
     base = LeVLJEPAConfig.from_preset("base")
-    assert base.vision_config.hidden_size == base.text_config.hidden_size == 768 and base.projection_dim == 256
+    assert base.vision_config.hidden_size == base.text_config.hidden_size == 768 and base.projection_dim == 768
     assert base.prediction_weight == pytest.approx(0.96)
     assert [LeVLJEPAConfig.from_preset(p).text_config.n_head for p in ("tiny", "small", "base")] == [3, 6, 12]
     assert base.text_config.resid_pdrop == base.text_config.attn_pdrop == base.text_config.embd_pdrop == 0

@@ -3,7 +3,9 @@
 The text tower's configuration is transformers' own `GPT2Config`. This file travels to the Hub with a saved model.
 """
 
+import dataclasses
 import difflib
+from collections.abc import Iterable, Mapping
 from functools import lru_cache
 from typing import Any
 
@@ -17,6 +19,10 @@ from transformers.configuration_utils import PreTrainedConfig
 
 # The text tower of the official code: GPT-2 without dropout, used as an encoder.
 TEXT_DEFAULTS = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0, "use_cache": False}
+
+# `tiny`, `small` and `base` are the official code's sizes: embeddings as wide as the towers. `released` is the checkpoint
+# lukaskuhndkfz/LeVLJEPA-ViT-B-DataComp-200k: `base` with embeddings of 256.
+TEXT_READOUTS = ("eot", "pad77")
 
 PRESETS: dict[str, dict[str, Any]] = {
     "debug": {
@@ -38,16 +44,20 @@ PRESETS: dict[str, dict[str, Any]] = {
     "tiny": {
         "vision_config": {"architecture": "vit_tiny_patch16_224"},
         "text_config": {"n_embd": 192, "n_layer": 12, "n_head": 3},
+        "projection_dim": 192,
     },
     "small": {
         "vision_config": {"architecture": "vit_small_patch16_224"},
         "text_config": {"n_embd": 384, "n_layer": 12, "n_head": 6},
+        "projection_dim": 384,
     },
     "base": {
         "vision_config": {"architecture": "vit_base_patch16_224"},
         "text_config": {"n_embd": 768, "n_layer": 12, "n_head": 12},
+        "projection_dim": 768,
     },
 }
+PRESETS["released"] = {**PRESETS["base"], "projection_dim": 256}
 
 
 def create_timm_vit(architecture: str, **kwargs: Any) -> VisionTransformer:
@@ -197,10 +207,17 @@ class LeVLJEPAConfig(PreTrainedConfig):
         vision_config: A `LeVLJEPAVisionConfig` or a dict of its fields.
         text_config: A `GPT2Config` or a dict of its fields. A dict's dropouts default to 0, as in the official code.
         projection_dim: D, the dimension of the embeddings Z_V and Z_T.
-        head_hidden_size: Width of the heads' and the predictors' hidden layers.
-        predictor_num_layers: Hidden layers of each predictor. 0 means no predictors (the InfoNCE sibling): the
-            predictions are `None`, the logits use the `zeroshot` readout and there is no loss.
-        predictor_dropout: Dropout after each hidden layer of the predictors.
+        head_hidden_size: Width of the heads' hidden layers; a list has the width of each.
+        head_num_layers: Hidden layers of each head; 1, or the length of a list. 0 makes the heads linear.
+        predictor_hidden_size: Width of the predictors' hidden layers; a list has the width of each, and an empty one
+            makes the predictors linear. `None` is `head_hidden_size`.
+        predictor_num_layers: Hidden layers of each predictor; 4, or the length of a list. 0 without a list means no
+            predictors (the InfoNCE sibling): the predictions are `None`, the logits use the `zeroshot` readout, and
+            the loss compares the embeddings themselves.
+        predictor_dropout: Dropout after each hidden layer of the predictors and after their last layer, as in
+            `torchvision.ops.MLP`, which the official code uses.
+        text_readout: Where the text feature is read. `"eot"`: at the last unmasked token, which is EOS. `"pad77"`, the
+            readout of older official runs: at the last position, after captions without EOS are padded to 77.
         prediction_loss_type: `"mse"`, the squared error, or `"cosine"`, `2 - 2 cos`.
         sigreg_vision_weight: lv, the weight of SIGReg(Z_V).
         sigreg_text_weight: lt, the weight of SIGReg(Z_T). The prediction term weighs `1 - lv - lt`.
@@ -209,9 +226,13 @@ class LeVLJEPAConfig(PreTrainedConfig):
         sigreg_t_max: The last knot.
         sigreg_sample_size_scale: The factor in front of the statistic. `None` is N, the batch, as in the paper (the
             released recipe: 256 per device); a number keeps the meaning of the weights when the batch changes.
+        sigreg_distributed: Whether SIGReg's means run over the samples of all devices. `False` takes them on each
+            device alone, as the released recipe does: exact for reproducing it, but the objective then depends on how
+            many devices share the batch. With `True` many devices equal one with the whole batch.
         logit_scale: Factor of the cosine similarities in `logits_per_image` and `logits_per_text`. Fixed, and used for
-            inference alone. 20 gives the best calibrated probabilities on the scores that the authors publish for
-            the released model on 500 Imagenette photos (negative log-likelihood 0.17; at 100 it is 0.51).
+            inference alone. 20 is a guess for the `avg` readout: it calibrates best (negative log-likelihood 0.17; 0.51
+            at 100) the scores that the authors publish for 500 Imagenette photos, which are those of the `proj_text`
+            readout on images normalised with ImageNet's statistics.
         semantic_loss_ignore_index: The label of void pixels, left out of the segmentation loss.
 
     Raises:
@@ -227,14 +248,18 @@ class LeVLJEPAConfig(PreTrainedConfig):
     ```"""
 
     model_type = "levljepa"
+    keys_to_ignore_at_inference = ["vision_model_output", "text_model_output"]
     sub_configs = {"vision_config": LeVLJEPAVisionConfig, "text_config": GPT2Config}
 
     vision_config: dict | PreTrainedConfig | None = None
     text_config: dict | PreTrainedConfig | None = None
     projection_dim: int = 256
-    head_hidden_size: int = 2048
-    predictor_num_layers: int = 4
+    head_hidden_size: int | list[int] = 2048
+    head_num_layers: int | None = None
+    predictor_hidden_size: int | list[int] | None = None
+    predictor_num_layers: int | None = None
     predictor_dropout: float | int = 0.0
+    text_readout: str = "eot"
     prediction_loss_type: str = "mse"
     sigreg_vision_weight: float | int = 0.02
     sigreg_text_weight: float | int = 0.02
@@ -242,6 +267,7 @@ class LeVLJEPAConfig(PreTrainedConfig):
     sigreg_num_knots: int = 17
     sigreg_t_max: float | int = 3.0
     sigreg_sample_size_scale: float | int | None = None
+    sigreg_distributed: bool = True
     logit_scale: float | int = 20.0
     semantic_loss_ignore_index: int = 255
 
@@ -250,6 +276,10 @@ class LeVLJEPAConfig(PreTrainedConfig):
             self.vision_config = LeVLJEPAVisionConfig(**(self.vision_config or {}))
         if not isinstance(self.text_config, PreTrainedConfig):
             self.text_config = GPT2Config(**{**TEXT_DEFAULTS, **(self.text_config or {})})
+        self.head_num_layers = _num_layers("head", self.head_hidden_size, self.head_num_layers, default=1)
+        self.predictor_num_layers = _num_layers(
+            "predictor", self.predictor_hidden_size, self.predictor_num_layers, default=4
+        )
         self._check_values()
         super().__post_init__(**kwargs)
 
@@ -262,17 +292,33 @@ class LeVLJEPAConfig(PreTrainedConfig):
             )
         if self.prediction_loss_type not in ("mse", "cosine"):
             raise ValueError(f"prediction_loss_type={self.prediction_loss_type!r} is unknown: use 'mse' or 'cosine'.")
-        if self.predictor_num_layers < 0:
-            raise ValueError(f"predictor_num_layers={self.predictor_num_layers} is negative: 0 means no predictors.")
+        if self.text_readout not in TEXT_READOUTS:
+            raise ValueError(f"text_readout={self.text_readout!r} is unknown: use one of {', '.join(TEXT_READOUTS)}.")
+        if not 0 <= self.predictor_dropout < 1:
+            raise ValueError(f"predictor_dropout={self.predictor_dropout} must be at least 0 and less than 1.")
         weights = (self.sigreg_vision_weight, self.sigreg_text_weight)
         if min(weights) < 0 or sum(weights) > 1:
             raise ValueError(
                 f"sigreg_vision_weight={weights[0]} and sigreg_text_weight={weights[1]} must be at least 0 and add up "
                 "to at most 1: the prediction term weighs what they leave."
             )
-        for name in ("projection_dim", "head_hidden_size", "sigreg_num_directions"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)} must be at least 1.")
+        for name in ("projection_dim", "head_hidden_size", "predictor_hidden_size", "sigreg_num_directions"):
+            value = getattr(self, name)
+            if value is not None and min(value if isinstance(value, list) else [value], default=1) < 1:
+                raise ValueError(f"{name}={value} must be at least 1.")
+
+    @property
+    def head_hidden_sizes(self) -> list[int]:
+        """Widths of the hidden layers of each head."""
+        return _widths(self.head_hidden_size, self.head_num_layers)
+
+    @property
+    def predictor_hidden_sizes(self) -> list[int] | None:
+        """Widths of the hidden layers of each predictor, none for a linear one; `None` without predictors."""
+        if self.predictor_num_layers == 0 and not isinstance(self.predictor_hidden_size, list):
+            return None
+        size = self.head_hidden_size if self.predictor_hidden_size is None else self.predictor_hidden_size
+        return _widths(size, self.predictor_num_layers)
 
     @property
     def prediction_weight(self) -> float:
@@ -281,15 +327,20 @@ class LeVLJEPAConfig(PreTrainedConfig):
 
     @classmethod
     def from_preset(cls, name: str, **overrides: Any) -> "LeVLJEPAConfig":
-        """One of the sizes `tiny`, `small`, `base` (the released one), or `debug` for tests.
+        """One of the official code's sizes `tiny`, `small`, `base`, with embeddings as wide as the towers (192, 384,
+        768); `released`, the published checkpoint: `base` with embeddings of 256; or `debug` for tests.
 
         Args:
             name: The preset.
             overrides: Fields of this class that replace the preset's; dicts for `vision_config` and `text_config` are
                 merged into the preset's.
+
+        Raises:
+            ValueError: if the preset or a field, also one inside a dict, is unknown; or a value is out of its range.
         """
         if name not in PRESETS:
             raise ValueError(f"Unknown preset {name!r}: use one of {', '.join(PRESETS)}.")
+        check_field_names(cls, overrides)
         fields = dict(PRESETS[name])
         for key, value in overrides.items():
             merge = isinstance(value, dict) and isinstance(fields.get(key), dict)
@@ -304,6 +355,50 @@ class LeVLJEPAConfig(PreTrainedConfig):
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> "LeVLJEPAConfig":
         return super().from_dict(_whole(_from_released(config_dict)), **kwargs)
+
+
+def check_field_names(config_class: type[PreTrainedConfig], names: Iterable[str], prefix: str = "") -> None:
+    """Refuses what is no field of a configuration class, which the class itself would keep and never read.
+
+    Args:
+        config_class: The configuration class.
+        names: Names of fields. Of a mapping, the values that are mappings too are checked against the class of that
+            sub-configuration.
+        prefix: Where the names stand, for the message: `"vision_config."`.
+
+    Raises:
+        ValueError: for the first unknown name; the message has the close ones.
+    """
+    known = {f.name.removeprefix("_") for f in dataclasses.fields(config_class)}
+    known |= {*config_class.attribute_map, "num_labels"}
+    for name in names:
+        if name not in known:
+            close = difflib.get_close_matches(name, known, n=3, cutoff=0.6)
+            hint = f"Did you mean {' or '.join(prefix + one for one in close)}?" if close else "It has no such field."
+            raise ValueError(f"{prefix}{name} is no field of {config_class.__name__}. {hint}")
+        if isinstance(names, Mapping) and isinstance(names[name], Mapping) and name in config_class.sub_configs:
+            check_field_names(config_class.sub_configs[name], names[name], f"{prefix}{name}.")
+
+
+def _num_layers(part: str, hidden_size: int | list[int] | None, num_layers: int | None, default: int) -> int:
+    """The number of hidden layers of the heads or the predictors, checked against a list of their widths."""
+    if isinstance(hidden_size, list):
+        if num_layers not in (None, len(hidden_size)):
+            raise ValueError(
+                f"{part}_hidden_size={hidden_size} has {len(hidden_size)} widths, but {part}_num_layers={num_layers}: "
+                f"a list has one width a hidden layer, so leave {part}_num_layers out."
+            )
+        return len(hidden_size)
+    if num_layers is None:
+        return default
+    if num_layers < 0:
+        meaning = "no predictors" if part == "predictor" else "a linear head"
+        raise ValueError(f"{part}_num_layers={num_layers} is negative: 0 means {meaning}.")
+    return num_layers
+
+
+def _widths(hidden_size: int | list[int], num_layers: int) -> list[int]:
+    return list(hidden_size) if isinstance(hidden_size, list) else [hidden_size] * num_layers
 
 
 def _from_released(config_dict: dict[str, Any]) -> dict[str, Any]:

@@ -10,6 +10,7 @@ This file travels to the Hub with a saved model, together with the files it impo
 """
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -139,27 +140,28 @@ def prediction_distance(prediction: Tensor, target: Tensor, loss_type: str) -> T
     return (2 - 2 * F.cosine_similarity(prediction, target, dim=-1)).mean()
 
 
-def projection_head(config: LeVLJEPAConfig, in_features: int) -> nn.Sequential:
+def projection_head(in_features: int, hidden_sizes: Sequence[int], out_features: int) -> nn.Sequential:
     """The pre-projection head: pooled features `(N, in_features)` to embeddings `(N, D)`. Indices as released."""
-    return nn.Sequential(
-        nn.Linear(in_features, config.head_hidden_size),
-        nn.BatchNorm1d(config.head_hidden_size),
-        nn.GELU(),
-        nn.Linear(config.head_hidden_size, config.projection_dim),
-    )
+    layers: list[nn.Module] = []
+    for width in hidden_sizes:
+        layers += [nn.Linear(in_features, width), nn.BatchNorm1d(width), nn.GELU()]
+        in_features = width
+    return nn.Sequential(*layers, nn.Linear(in_features, out_features))
 
 
-def predictor(config: LeVLJEPAConfig) -> nn.Sequential | None:
-    """A predictor q: embeddings of one modality to predictions of the other's, both `(N, D)`. Indices as released."""
-    if config.predictor_num_layers == 0:
+def predictor(dim: int, hidden_sizes: Sequence[int] | None, dropout: float = 0.0) -> nn.Sequential | None:
+    """A predictor q: embeddings of one modality to predictions of the other's, both `(N, D)`. Indices as released.
+
+    The official code's is `torchvision.ops.MLP`, whose dropout follows every linear layer, the last one too.
+    """
+    if hidden_sizes is None:
         return None
     layers: list[nn.Module] = []
-    in_features = config.projection_dim
-    for _ in range(config.predictor_num_layers):
-        layers += [nn.Linear(in_features, config.head_hidden_size), nn.BatchNorm1d(config.head_hidden_size)]
-        layers += [nn.GELU(), nn.Dropout(config.predictor_dropout)]
-        in_features = config.head_hidden_size
-    return nn.Sequential(*layers, nn.Linear(in_features, config.projection_dim))
+    in_features = dim
+    for width in hidden_sizes:
+        layers += [nn.Linear(in_features, width), nn.BatchNorm1d(width), nn.GELU(), nn.Dropout(dropout)]
+        in_features = width
+    return nn.Sequential(*layers, nn.Linear(in_features, dim), nn.Dropout(dropout))
 
 
 class LeVLJEPAVisionLayer(GradientCheckpointingLayer, Block):
@@ -445,15 +447,17 @@ class LeVLJEPAModel(LeVLJEPAPreTrainedModel):
         super().__init__(config)
         self.vision_model = LeVLJEPAVisionModel._from_config(config.vision_config)
         self.text_model = GPT2Model._from_config(config.text_config)
-        self.vision_projection = projection_head(config, config.vision_config.hidden_size)
-        self.text_projection = projection_head(config, config.text_config.hidden_size)
-        self.vision_predictor = predictor(config)
-        self.text_predictor = predictor(config)
+        dim, head_sizes, predictor_sizes = config.projection_dim, config.head_hidden_sizes, config.predictor_hidden_sizes
+        self.vision_projection = projection_head(config.vision_config.hidden_size, head_sizes, dim)
+        self.text_projection = projection_head(config.text_config.hidden_size, head_sizes, dim)
+        self.vision_predictor = predictor(dim, predictor_sizes, config.predictor_dropout)
+        self.text_predictor = predictor(dim, predictor_sizes, config.predictor_dropout)
         self.sigreg = SIGReg(
             num_directions=config.sigreg_num_directions,
             num_knots=config.sigreg_num_knots,
             t_max=config.sigreg_t_max,
             sample_size_scale=config.sigreg_sample_size_scale,
+            distributed=config.sigreg_distributed,
         )
         self.post_init()
 
