@@ -343,6 +343,15 @@ class LeVLJEPAConfig(PreTrainedConfig):
                 f"sigreg_vision_weight={weights[0]} and sigreg_text_weight={weights[1]} must be at least 0 and add up "
                 "to at most 1: the prediction term weighs what they leave."
             )
+        if (
+            isinstance(self.head_hidden_size, list)
+            and self.predictor_hidden_size is None
+            and self.predictor_num_layers
+        ):
+            raise ValueError(
+                f"head_hidden_size={self.head_hidden_size} is a list, and predictor_hidden_size=None would be the same: "
+                "give predictor_hidden_size a width or a list of its own."
+            )
         for name in ("projection_dim", "head_hidden_size", "predictor_hidden_size", "sigreg_num_directions"):
             value = getattr(self, name)
             if value is not None and min(value if isinstance(value, list) else [value], default=1) < 1:
@@ -383,6 +392,9 @@ class LeVLJEPAConfig(PreTrainedConfig):
             raise ValueError(f"Unknown preset {name!r}: use one of {', '.join(PRESETS)}.")
         check_field_names(cls, overrides)
         fields = dict(PRESETS[name])
+        for part in ("head", "predictor"):
+            if isinstance(overrides.get(f"{part}_hidden_size"), list):  # says how many by itself
+                fields.pop(f"{part}_num_layers", None)
         for key, value in overrides.items():
             merge = isinstance(value, dict) and isinstance(fields.get(key), dict)
             fields[key] = {**fields[key], **value} if merge else value

@@ -365,11 +365,12 @@ class LeVLJEPAVisionModel(LeVLJEPAPreTrainedModel):
             self._fused_attention = fused
 
     @can_return_tuple
+    @known_arguments_only
     def forward(
         self,
         pixel_values: Tensor,
         output_hidden_states: bool | int | list[int] | None = None,
-        **kwargs: Any,
+        **kwargs: Unpack[TransformersKwargs],
     ) -> BaseModelOutputWithPooling:
         """
         Args:
@@ -445,7 +446,10 @@ class LeVLJEPABackbone(BackboneMixin, LeVLJEPAPreTrainedModel):
         return self.vision_model.get_input_embeddings()
 
     @can_return_tuple
-    def forward(self, pixel_values: Tensor, output_hidden_states: bool | None = None, **kwargs: Any) -> BackboneOutput:
+    @known_arguments_only
+    def forward(
+        self, pixel_values: Tensor, output_hidden_states: bool | None = None, **kwargs: Unpack[TransformersKwargs]
+    ) -> BackboneOutput:
         """
         Args:
             pixel_values: Normalised images `(N, C, H, W)`; the patch size must divide H and W.

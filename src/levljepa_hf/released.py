@@ -496,7 +496,9 @@ def _agreed(heads: dict[Path, dict[str, Any]]) -> dict[str, Any]:
         "projection_dim": fields["projection_dim"],
         "head_hidden_size": head_size,
         "head_num_layers": head_layers,
-        "predictor_hidden_size": None if predictor_size == head_size else predictor_size,
+        "predictor_hidden_size": predictor_size
+        if isinstance(head_size, list) or predictor_size != head_size
+        else None,
         "predictor_num_layers": predictor_layers,
     }
 
