@@ -230,7 +230,7 @@ def test_heads_and_predictors_are_the_official_ones(case, inputs, tmp_path):
     [
         ({"predictor_hidden_size": [8, 8], "predictor_num_layers": 3}, "has 2 widths, but predictor_num_layers=3"),
         ({"head_num_layers": -1}, "head_num_layers=-1 is negative: 0 means a linear head"),
-        ({"head_hidden_size": [8]}, "predictor_hidden_size=None would be the same: give predictor_hidden_size"),
+        ({"head_hidden_size": [8]}, "predictor_hidden_size=None would repeat: give predictor_hidden_size"),
         ({"head_hidden_size": [8, 0], "predictor_hidden_size": 8}, "head_hidden_size=.8, 0. must be at least 1"),
         ({"predictor_dropout": 1.0}, "predictor_dropout=1.0 must be at least 0 and less than 1"),
         ({"text_readout": "last"}, "text_readout='last' is unknown: use one of eot, pad77"),

@@ -401,7 +401,7 @@ def test_a_pt_file_runs_no_code(towers, tmp_path, monkeypatch):
     with pytest.raises(OSError, match="holds other objects than tensors"):
         convert(folder, tmp_path / "native")
     with (folder / "run_vision_step5.pt").open("wb") as file:  # not in torch's zip format
-        pickle.dump(Payload(), file)
+        pickle.dump(Payload(), file, protocol=2)
     with pytest.raises(OSError, match="holds other objects than tensors"):
         convert(folder, tmp_path / "native")
     assert not (tmp_path / "executed").exists() and not (tmp_path / "native").exists()

@@ -349,7 +349,7 @@ class LeVLJEPAConfig(PreTrainedConfig):
             and self.predictor_num_layers
         ):
             raise ValueError(
-                f"head_hidden_size={self.head_hidden_size} is a list, and predictor_hidden_size=None would be the same: "
+                f"head_hidden_size={self.head_hidden_size} is a list, which predictor_hidden_size=None would repeat: "
                 "give predictor_hidden_size a width or a list of its own."
             )
         for name in ("projection_dim", "head_hidden_size", "predictor_hidden_size", "sigreg_num_directions"):
