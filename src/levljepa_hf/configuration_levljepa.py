@@ -82,6 +82,25 @@ def create_timm_vit(architecture: str, **kwargs: Any) -> VisionTransformer:
     return model
 
 
+def create_vit(config: "LeVLJEPAVisionConfig") -> VisionTransformer:
+    """Builds the timm Vision Transformer that `config` describes, whose dimensions replace the architecture's."""
+    mlp = {}
+    if config.intermediate_size is not None:  # timm truncates hidden_size * mlp_ratio
+        mlp = {"mlp_ratio": (config.intermediate_size + 0.5) / config.hidden_size}
+    return create_timm_vit(
+        config.architecture,
+        img_size=config.image_size,
+        patch_size=config.patch_size,
+        in_chans=config.num_channels,
+        embed_dim=config.hidden_size,
+        depth=config.num_hidden_layers,
+        num_heads=config.num_attention_heads,
+        reg_tokens=config.num_register_tokens,
+        drop_path_rate=config.drop_path_rate,
+        **mlp,
+    )
+
+
 def _not_a_vit(architecture: str, class_name: str = "another model class") -> str:
     return (
         f"architecture={architecture!r} builds {class_name}, but LeVLJEPA's vision tower is timm's VisionTransformer "

@@ -31,7 +31,7 @@ from transformers.modeling_outputs import (
 from transformers.utils import ModelOutput
 from transformers.utils.generic import can_return_tuple
 
-from .configuration_levljepa import LeVLJEPAConfig, LeVLJEPAVisionConfig, create_timm_vit
+from .configuration_levljepa import LeVLJEPAConfig, LeVLJEPAVisionConfig, create_vit
 from .sigreg_levljepa import SIGReg
 
 # What a saved checkpoint offers to a process without the package, by `model_type`.
@@ -270,7 +270,7 @@ class LeVLJEPAVisionModel(LeVLJEPAPreTrainedModel):
 
     def __init__(self, config: LeVLJEPAVisionConfig) -> None:
         super().__init__(config)
-        self.timm_model = self._create_timm_model()
+        self.timm_model = create_vit(config)
         for block in self.timm_model.blocks:
             if type(block) is Block:
                 block.__class__ = LeVLJEPAVisionLayer
@@ -279,31 +279,13 @@ class LeVLJEPAVisionModel(LeVLJEPAPreTrainedModel):
         self._timm_has_initialized = self.timm_model.patch_embed.proj.weight.device.type != "meta"
         self.post_init()
 
-    def _create_timm_model(self) -> VisionTransformer:
-        config = self.config
-        mlp = {}
-        if config.intermediate_size is not None:  # timm truncates hidden_size * mlp_ratio
-            mlp = {"mlp_ratio": (config.intermediate_size + 0.5) / config.hidden_size}
-        return create_timm_vit(
-            config.architecture,
-            img_size=config.image_size,
-            patch_size=config.patch_size,
-            in_chans=config.num_channels,
-            embed_dim=config.hidden_size,
-            depth=config.num_hidden_layers,
-            num_heads=config.num_attention_heads,
-            reg_tokens=config.num_register_tokens,
-            drop_path_rate=config.drop_path_rate,
-            **mlp,
-        )
-
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         """timm's own initialisation, whatever the architecture: what was not loaded is copied from a fresh model."""
         if not isinstance(module, VisionTransformer) or self._timm_has_initialized:
             return
         with torch.device("cpu"):
-            fresh = self._create_timm_model().state_dict()
+            fresh = create_vit(self.config).state_dict()
         for name, tensor in module.state_dict(keep_vars=True).items():
             init.copy_(tensor, fresh[name].to(tensor.device, tensor.dtype))
 

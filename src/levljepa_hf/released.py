@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from transformers import GPT2Config, GPT2Model, PreTrainedConfig
 from transformers.utils import cached_file, has_file, logging
 
-from .configuration_levljepa import LeVLJEPAConfig, LeVLJEPAVisionConfig, create_timm_vit
+from .configuration_levljepa import LeVLJEPAConfig, LeVLJEPAVisionConfig, create_vit
 
 logger = logging.get_logger(__name__)
 
@@ -508,7 +508,7 @@ def _layout(
     """The names and shapes of the tensors of one released file (no memory is allocated)."""
     is_text = isinstance(encoder_config, GPT2Config)
     with torch.device("meta"):
-        parts = nn.ModuleDict({"encoder": GPT2Model(encoder_config) if is_text else _timm_vit(encoder_config)})
+        parts = nn.ModuleDict({"encoder": GPT2Model(encoder_config) if is_text else create_vit(encoder_config)})
         in_features = encoder_config.hidden_size
         parts["pre_proj"] = nn.Sequential(
             *_hidden_layer(in_features, head_hidden_size), nn.Linear(head_hidden_size, projection_dim)
@@ -524,23 +524,6 @@ def _layout(
 
 def _hidden_layer(in_features: int, width: int) -> list[nn.Module]:
     return [nn.Linear(in_features, width), nn.BatchNorm1d(width), nn.GELU()]
-
-
-def _timm_vit(config: LeVLJEPAVisionConfig) -> nn.Module:
-    mlp = {}
-    if config.intermediate_size is not None:  # timm truncates hidden_size * mlp_ratio
-        mlp = {"mlp_ratio": (config.intermediate_size + 0.5) / config.hidden_size}
-    return create_timm_vit(
-        config.architecture,
-        img_size=config.image_size,
-        patch_size=config.patch_size,
-        in_chans=config.num_channels,
-        embed_dim=config.hidden_size,
-        depth=config.num_hidden_layers,
-        num_heads=config.num_attention_heads,
-        reg_tokens=config.num_register_tokens,
-        **mlp,
-    )
 
 
 def _check_tensors(tensors: _Tensors, layout: dict[str, Shape]) -> None:
