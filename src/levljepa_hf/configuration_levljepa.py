@@ -149,6 +149,9 @@ class LeVLJEPAVisionConfig(BackboneConfigMixin, PreTrainedConfig):
             the outputs.
         num_channels: Channels of the images.
         drop_path_rate: Rate of stochastic depth at the last block (it grows linearly from 0 at the first).
+        apply_layernorm: Whether the backbone's feature maps are normalised by the final norm.
+        reshape_hidden_states: Whether the backbone's feature maps are maps `(N, C, H, W)`. `False` leaves tokens
+            `(N, 1 + patches, C)`, the class token first, as DPT and Depth Anything take them.
 
     Raises:
         ValueError: if timm does not know the architecture, or the dimensions do not divide each other.
@@ -177,6 +180,8 @@ class LeVLJEPAVisionConfig(BackboneConfigMixin, PreTrainedConfig):
     num_register_tokens: int | None = None
     num_channels: int = 3
     drop_path_rate: float | int = 0.0
+    apply_layernorm: bool = True
+    reshape_hidden_states: bool = True
     _out_features: list[str] | None = None
     _out_indices: list[int] | None = None
 
