@@ -83,6 +83,25 @@ def create_timm_vit(architecture: str, **kwargs: Any) -> VisionTransformer:
     return model
 
 
+def create_vit(config: "LeVLJEPAVisionConfig") -> VisionTransformer:
+    """Builds the timm Vision Transformer that `config` describes, whose dimensions replace the architecture's."""
+    mlp = {}
+    if config.intermediate_size is not None:  # timm truncates hidden_size * mlp_ratio
+        mlp = {"mlp_ratio": (config.intermediate_size + 0.5) / config.hidden_size}
+    return create_timm_vit(
+        config.architecture,
+        img_size=config.image_size,
+        patch_size=config.patch_size,
+        in_chans=config.num_channels,
+        embed_dim=config.hidden_size,
+        depth=config.num_hidden_layers,
+        num_heads=config.num_attention_heads,
+        reg_tokens=config.num_register_tokens,
+        drop_path_rate=config.drop_path_rate,
+        **mlp,
+    )
+
+
 def _not_a_vit(architecture: str, class_name: str = "another model class") -> str:
     return (
         f"architecture={architecture!r} builds {class_name}, but LeVLJEPA's vision tower is timm's VisionTransformer "
@@ -131,6 +150,9 @@ class LeVLJEPAVisionConfig(BackboneConfigMixin, PreTrainedConfig):
             the outputs.
         num_channels: Channels of the images.
         drop_path_rate: Rate of stochastic depth at the last block (it grows linearly from 0 at the first).
+        apply_layernorm: Whether the backbone's feature maps are normalised by the final norm.
+        reshape_hidden_states: Whether the backbone's feature maps are maps `(N, C, H, W)`. `False` leaves tokens
+            `(N, 1 + patches, C)`, the class token first, as DPT and Depth Anything take them.
 
     Raises:
         ValueError: if timm does not know the architecture, or the dimensions do not divide each other.
@@ -159,6 +181,8 @@ class LeVLJEPAVisionConfig(BackboneConfigMixin, PreTrainedConfig):
     num_register_tokens: int | None = None
     num_channels: int = 3
     drop_path_rate: float | int = 0.0
+    apply_layernorm: bool = True
+    reshape_hidden_states: bool = True
     _out_features: list[str] | None = None
     _out_indices: list[int] | None = None
 
