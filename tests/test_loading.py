@@ -1,5 +1,6 @@
 """Every class from every kind of checkpoint (full, a bare tower, the released files), and what loading reports."""
 
+import json
 import logging
 import re
 
@@ -184,3 +185,14 @@ def test_a_fine_tuned_checkpoint_without_its_classifier_is_reported(model, save,
     head.save_pretrained(folder, state_dict=state)
     LeVLJEPAForImageClassification.from_pretrained(folder)
     assert re.search(r"classifier.weight\s*\|\s*MISSING", report())
+
+
+@pytest.mark.parametrize("model_class", [LeVLJEPAVisionModel, LeVLJEPATextModel])
+def test_a_tower_is_not_taken_from_quantised_weights(model_class, save):
+    """They would be read as they are: as 8-bit numbers without their scale."""
+    folder = save("full")
+    stated = json.loads((folder / "config.json").read_text())
+    quantised = {**stated, "quantization_config": {"quant_method": "bitsandbytes", "load_in_8bit": True}}
+    (folder / "config.json").write_text(json.dumps(quantised))
+    with pytest.raises(ValueError, match=f"{re.escape(str(folder))} holds quantised weights.*take its tower"):
+        model_class.from_pretrained(folder)

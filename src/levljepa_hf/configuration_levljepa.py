@@ -223,6 +223,8 @@ class LeVLJEPAVisionConfig(BackboneConfigMixin, PreTrainedConfig):
         config_dict = _from_released(config_dict)
         if config_dict.get("model_type") == LeVLJEPATextConfig.model_type:
             raise ValueError(other_tower(pretrained_model_name_or_path, "text", "vision"))
+        if "quantization_config" in config_dict and "vision_config" in config_dict:
+            raise ValueError(_quantised(pretrained_model_name_or_path))
         return config_dict, kwargs
 
 
@@ -257,6 +259,8 @@ class LeVLJEPATextConfig(GPT2Config):
         config_dict = _from_released(config_dict)
         if config_dict.get("model_type") == LeVLJEPAVisionConfig.model_type:
             raise ValueError(other_tower(pretrained_model_name_or_path, "vision", "text"))
+        if "quantization_config" in config_dict and "text_config" in config_dict:
+            raise ValueError(_quantised(pretrained_model_name_or_path))
         return _text_alone(config_dict), kwargs
 
     @classmethod
@@ -488,6 +492,13 @@ def other_tower(source: str, has: str, wanted: str) -> str:
     return (
         f"{source} holds a {has} tower alone and no {wanted} tower: load it with "
         f"LeVLJEPA{has.capitalize()}Model, or name a full checkpoint."
+    )
+
+
+def _quantised(source: str) -> str:
+    return (
+        f"{source} holds quantised weights of the whole model, from which a tower can't be loaded alone: load "
+        "LeVLJEPAModel and take its tower, or quantise the tower while loading it from a checkpoint in full precision."
     )
 
 
