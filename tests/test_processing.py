@@ -5,11 +5,13 @@ import PIL.Image
 import pytest
 import torch
 from torchvision import transforms
+from torchvision.transforms import v2
 from transformers import AutoImageProcessor, AutoProcessor, AutoTokenizer
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
 import levljepa_hf.processing_levljepa as processing
 from levljepa_hf import LeVLJEPAImageProcessor, LeVLJEPAImageProcessorPil, LeVLJEPAProcessor, build_tokenizer
+from levljepa_hf.processing_levljepa import evaluation_image_processor
 
 EOS = 50256
 ONE_LEVEL = 1.01 / 255 / min(OPENAI_CLIP_STD)  # one grey level after normalisation
@@ -39,11 +41,43 @@ def test_images_equal_the_official_transform(photo):
             assert (ours - official(image)).abs().max() < ONE_LEVEL
 
 
-def test_zero_shot_resize_256_then_crop_224(photo):
-    ours = LeVLJEPAImageProcessor(size={"shortest_edge": 256})(photo, return_tensors="pt").pixel_values[0]
-    official = transforms.Compose([transforms.Resize(256), transforms.CenterCrop(224), transforms.ToTensor()])(photo)
-    normalised = transforms.functional.normalize(official, OPENAI_CLIP_MEAN, OPENAI_CLIP_STD)
-    assert (ours - normalised).abs().max() < ONE_LEVEL
+def test_evaluation_transform_equals_torchvision_on_each_backend(photo):
+    """Resize(256), CenterCrop(224), CLIP's statistics: on tensors (as the official evaluation) and on PIL images."""
+    first = {LeVLJEPAImageProcessor: v2.ToImage(), LeVLJEPAImageProcessorPil: v2.Identity()}
+    for backend, to_backend in first.items():
+        official = v2.Compose(
+            [
+                to_backend,
+                v2.Resize(256),
+                v2.CenterCrop(224),
+                v2.ToImage(),
+                v2.ToDtype(torch.float32, scale=True),
+                v2.Normalize(OPENAI_CLIP_MEAN, OPENAI_CLIP_STD),
+            ]
+        )
+        image_processor = evaluation_image_processor(backend())
+        for image in (photo, photo.rotate(90, expand=True), photo.resize((225, 301)), photo.resize((100, 51))):
+            ours = image_processor(image, return_tensors="pt").pixel_values[0]
+            torch.testing.assert_close(ours.float(), official(image), rtol=0, atol=1e-5)
+
+
+def test_evaluation_transform_by_name(photo, tmp_path):
+    original = LeVLJEPAImageProcessor(image_mean=[0.4] * 3, resample=PIL.Image.Resampling.BICUBIC)
+    copied = evaluation_image_processor(original)
+    assert original.size["shortest_edge"] == 224 and copied.size["shortest_edge"] == 256
+    assert list(copied.image_mean) == [0.4] * 3 and copied.resample == original.resample
+
+    processor = LeVLJEPAProcessor.from_image_size(112, transform="evaluation")
+    assert processor.image_processor.size["shortest_edge"] == 128
+    assert processor(images=photo, return_tensors="pt").pixel_values.shape == (1, 3, 112, 112)
+    LeVLJEPAProcessor.from_image_size(112).save_pretrained(tmp_path)
+    loaded = LeVLJEPAProcessor.from_pretrained(tmp_path, transform="evaluation")
+    assert loaded.image_processor.to_dict() == processor.image_processor.to_dict()
+    with pytest.raises(ValueError, match="transform='eval' is unknown: use one of default, evaluation"):
+        LeVLJEPAProcessor.from_image_size(112, transform="eval")
+    for wrong in ({"do_center_crop": False}, {"crop_size": {"height": 32, "width": 48}}):
+        with pytest.raises(ValueError, match="crops a square out of the resized image"):
+            evaluation_image_processor(LeVLJEPAImageProcessor(**wrong))
 
 
 @pytest.mark.parametrize("crop", [(31, 40), (224, 224), (300, 361)])
@@ -124,6 +158,33 @@ def test_captions_are_cut_at_76_tokens_and_eos(processor):
 def test_processor_pads_to_the_longest_unless_told_otherwise(processor):
     assert processor(text=["a", "a b c"], return_tensors="pt").input_ids.shape == (2, 4)
     assert processor(text=["a"], padding="max_length", return_tensors="pt").input_ids.shape == (1, 77)
+
+
+def test_pad77_pads_to_77_without_eos(tmp_path):
+    """The older official readout: GPT-2's tokenizer as it comes, EOS as padding."""
+    built = LeVLJEPAProcessor.from_image_size(32, text_readout="pad77")
+    built.save_pretrained(tmp_path)
+    for processor in (built, LeVLJEPAProcessor.from_pretrained(tmp_path), AutoProcessor.from_pretrained(tmp_path)):
+        assert processor.text_readout == "pad77"
+        batch = processor(text=["a cat", "", "cat " * 200], return_tensors="pt")
+        assert batch.input_ids.shape == (3, 77)
+        assert batch.input_ids[0].tolist() == [64, 3797, *[EOS] * 75] and batch.attention_mask[0].sum() == 2
+        assert batch.attention_mask[1].sum() == 0
+        assert EOS not in batch.input_ids[2] and batch.attention_mask[2].all()
+        assert processor(text=["a cat"], padding=True).input_ids == [[64, 3797]]
+        assert processor(text=["a cat"], text_kwargs={"padding": False}).input_ids == [[64, 3797]]
+        assert processor(text="a cat").input_ids[:3] == [64, 3797, EOS]
+
+
+def test_text_readout_is_known_and_goes_with_the_tokenizer(processor, tmp_path):
+    assert processor.text_readout == "eot"
+    with pytest.raises(ValueError, match="text_readout='last' is unknown: use one of eot, pad77"):
+        LeVLJEPAProcessor.from_image_size(32, text_readout="last")
+    with pytest.raises(ValueError, match="'eot' does not go with a tokenizer that appends no EOS"):
+        LeVLJEPAProcessor(processor.image_processor, build_tokenizer(text_readout="pad77"))
+    processor.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"appends EOS: take build_tokenizer\(text_readout='pad77'\)"):
+        LeVLJEPAProcessor.from_pretrained(tmp_path, text_readout="pad77")
 
 
 def test_vocabulary_is_gpt2s(processor):
