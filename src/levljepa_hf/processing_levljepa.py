@@ -28,6 +28,7 @@ from .configuration_levljepa import TEXT_READOUTS, LeVLJEPAConfig, LeVLJEPAVisio
 GPT2_REPO = "openai-community/gpt2"
 MAX_LENGTH = 77  # 76 tokens and EOS
 TRANSFORMS = ("default", "evaluation")
+VOID = 255  # the label of no class, `semantic_loss_ignore_index` by default
 
 
 class _ImageProcessing:
@@ -54,6 +55,34 @@ class _ImageProcessing:
                 return PIL.ImageOps.exif_transpose(PIL.Image.open(image_url_or_urls))
             return load_image(str(image_url_or_urls))
         return super().fetch_images(image_url_or_urls)
+
+    def preprocess(self, images: Any, segmentation_maps: Any = None, **kwargs: Any) -> BatchFeature:
+        """
+        Args:
+            images: An image or a list of images.
+            segmentation_maps: The map of class indices of each image, `(H, W)`: PIL images of one channel, arrays,
+                tensors, or paths. They go through the same resize (nearest), crop and padding as the images; pixels
+                that are added become 255, no class.
+            kwargs: Every argument of transformers' image processors.
+
+        Returns:
+            `pixel_values` `(N, 3, H, W)` and, of the maps, `labels` `(N, H, W)` (int64).
+
+        Raises:
+            ValueError: if the maps are not as many as the images, or have several channels.
+        """
+        return super().preprocess(images, segmentation_maps, **kwargs)
+
+    def _preprocess_image_like_inputs(self, images: Any, segmentation_maps: Any = None, **kwargs: Any) -> BatchFeature:
+        features = super()._preprocess_image_like_inputs(images, **kwargs)
+        if segmentation_maps is not None:
+            labels = LeVLJEPAImageProcessor()._labels(segmentation_maps, **kwargs)
+            if len(labels) != len(features["pixel_values"]):
+                raise ValueError(
+                    f"Got {len(labels)} segmentation_maps for {len(features['pixel_values'])} images: give one each."
+                )
+            features.update(BatchFeature({"labels": labels}, tensor_type=kwargs["return_tensors"]))
+        return features
 
     def post_process_semantic_segmentation(
         self,
@@ -120,6 +149,20 @@ class LeVLJEPAImageProcessor(_ImageProcessing, TorchvisionBackend):
     def center_crop(self, image: torch.Tensor, size: SizeDict, **kwargs: Any) -> torch.Tensor:
         """torchvision's own centre crop (it rounds half a pixel where transformers floors), `(..., H, W)`."""
         return tvF.center_crop(image, [size.height, size.width])
+
+    def _labels(self, segmentation_maps: Any, **kwargs: Any) -> list[torch.Tensor]:
+        """Segmentation maps after the geometry of the images, each `(H, W)`: PIL resizes no integers beyond a byte."""
+        kwargs.update(do_convert_rgb=False, input_data_format="channels_first")
+        maps = self._prepare_image_like_inputs(segmentation_maps, expected_ndims=2, **kwargs)
+        for i, one in enumerate(maps):
+            if len(one) != 1:
+                raise ValueError(
+                    f"segmentation_maps[{i}] has shape {tuple(one.shape)}: give class indices of one channel, (H, W)."
+                )
+        kwargs.update(do_rescale=False, do_normalize=False, return_tensors=None)
+        kwargs["resample"] = tvF.InterpolationMode.NEAREST_EXACT
+        shifted = [one.to(torch.int64) - VOID for one in maps]  # crop and padding add zeros
+        return [one[0] + VOID for one in self._preprocess(shifted, **kwargs)["pixel_values"]]
 
 
 class LeVLJEPAImageProcessorPil(_ImageProcessing, PilBackend):
@@ -214,7 +257,7 @@ class LeVLJEPAProcessor(ProcessorMixin):
             the tokenizer appends; or `"pad77"`, at the last of 77 positions, for runs of older official code.
 
     Raises:
-        ValueError: if the readout is unknown, or the tokenizer is made for the other one.
+        ValueError: if the readout is unknown, or the tokenizer is made for the other one or has no vocabulary.
     """
 
     valid_processor_kwargs = LeVLJEPAProcessorKwargs
@@ -223,7 +266,13 @@ class LeVLJEPAProcessor(ProcessorMixin):
         self, image_processor: BaseImageProcessor, tokenizer: PreTrainedTokenizerBase, text_readout: str = "eot"
     ) -> None:
         _check_choice("text_readout", text_readout, TEXT_READOUTS)
-        appends_eos = tokenizer("a").input_ids[-1] == tokenizer.eos_token_id
+        input_ids = tokenizer("a").input_ids
+        if not input_ids:  # what transformers makes of a folder without tokenizer.json
+            raise ValueError(
+                f"The tokenizer of {tokenizer.name_or_path!r} has no vocabulary: its tokenizer.json is missing. Pair "
+                "the image processor, LeVLJEPAImageProcessor.from_pretrained, with build_tokenizer()."
+            )
+        appends_eos = input_ids[-1] == tokenizer.eos_token_id
         if appends_eos == (text_readout == "pad77"):
             raise ValueError(
                 f"text_readout={text_readout!r} does not go with a tokenizer that appends "
