@@ -127,6 +127,17 @@ class _ImageProcessing:
         """Leaves out `auto_map`: it names the class and the files of the folder it was read from."""
         return super().from_dict({k: v for k, v in image_processor_dict.items() if k != "auto_map"}, **kwargs)
 
+    def to_dict(self) -> dict[str, Any]:
+        """Names the classes of both backends in `auto_map`, for `AutoImageProcessor` without the package.
+
+        A pipeline makes a video processor's name of a single name, and asks whether to run its code.
+        """
+        fields = super().to_dict()
+        if "AutoImageProcessor" in fields.get("auto_map", {}):
+            classes = (LeVLJEPAImageProcessorPil, LeVLJEPAImageProcessor)  # transformers' order
+            fields["auto_map"]["AutoImageProcessor"] = [f"processing_levljepa.{one.__name__}" for one in classes]
+        return fields
+
     def save_pretrained(self, save_directory: str | os.PathLike, **kwargs: Any) -> list[str]:
         saved = super().save_pretrained(save_directory, **kwargs)
         _forget_auto_map(self)
