@@ -2,17 +2,20 @@
 embeddings.
 
 Notable features:
-- no negatives, temperature, momentum encoder or teacher: a prediction loss with stopped targets, and SIGReg
+- no negatives, temperature, momentum encoder or teacher: a prediction loss with stop-gradient, and SIGReg
 - the vision tower alone gives dense patch features at any image size that its patch size divides
 - reads its own checkpoints and the released two-file layout (`released.py`)
 
 This file travels to the Hub with a saved model, together with the files it imports from this folder.
 """
 
+import difflib
+import functools
+import inspect
 import os
-from collections.abc import Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 import torch.nn.functional as F
@@ -28,10 +31,18 @@ from transformers.modeling_outputs import (
     ImageClassifierOutput,
     SemanticSegmenterOutput,
 )
-from transformers.utils import ModelOutput
+from transformers.utils import ModelOutput, TransformersKwargs
 from transformers.utils.generic import can_return_tuple
 
-from .configuration_levljepa import LeVLJEPAConfig, LeVLJEPAVisionConfig, create_timm_vit
+from .configuration_levljepa import (
+    LeVLJEPAConfig,
+    LeVLJEPATextConfig,
+    LeVLJEPAVisionConfig,
+    create_timm_vit,
+    other_tower,
+)
+from .heads_levljepa import predictor, projection_head
+from .released import HUB_KWARGS, find_released_files, released_config, released_state_dict
 from .sigreg_levljepa import SIGReg
 
 # What a saved checkpoint offers to a process without the package, by `model_type`.
@@ -43,6 +54,10 @@ AUTO_MAPS = {
         "AutoModelForSemanticSegmentation": "modeling_levljepa.LeVLJEPAForSemanticSegmentation",
         "AutoModelForZeroShotImageClassification": "modeling_levljepa.LeVLJEPAModel",
     },
+    "levljepa_text_model": {
+        "AutoConfig": "configuration_levljepa.LeVLJEPATextConfig",
+        "AutoModel": "modeling_levljepa.LeVLJEPATextModel",
+    },
     "levljepa_vision_model": {
         "AutoBackbone": "modeling_levljepa.LeVLJEPABackbone",
         "AutoConfig": "configuration_levljepa.LeVLJEPAVisionConfig",
@@ -50,6 +65,7 @@ AUTO_MAPS = {
     },
 }
 READOUTS = ("zeroshot", "proj", "proj_text", "avg", "predictor_pair")
+PAD77_LENGTH = 77
 
 
 @dataclass
@@ -132,36 +148,53 @@ def similarity(
     return zhat_t @ zhat_v.T
 
 
+def retrieval_embeds(in_text_space: Tensor, in_image_space: Tensor | None) -> Tensor:
+    """Embeddings whose cosine is the `avg` readout, for vector stores and other clients that know one vector an item.
+
+    An image is [Zhat_T; Z_V] and a text [Z_T; Zhat_V], each half of unit length.
+
+    Args:
+        in_text_space: Zhat_T of images, or Z_T of texts, `(N, D)`.
+        in_image_space: Z_V of images, or Zhat_V of texts, `(N, D)`; `None` without predictors.
+
+    Returns:
+        `(N, 2 D)`, of length sqrt(2); without predictors `(N, D)` of unit length, whose cosine is `zeroshot`.
+    """
+    halves = [half for half in (in_text_space, in_image_space) if half is not None]
+    return torch.cat([F.normalize(half, dim=-1) for half in halves], dim=-1)
+
+
 def prediction_distance(prediction: Tensor, target: Tensor, loss_type: str) -> Tensor:
-    """Distance of predictions to stopped targets, `(N, D)`: mean squared error, or mean of `2 - 2 cos`."""
-    prediction, target = prediction.float(), target.detach().float()
+    """Distance of predictions to targets behind a stop-gradient, `(N, D)`: mean squared error, or mean of `2 - 2 cos`.
+
+    In float32, or in float64 if the predictions are.
+    """
+    dtype = torch.promote_types(prediction.dtype, torch.float32)
+    prediction, target = prediction.to(dtype), target.detach().to(dtype)
     if loss_type == "mse":
         return F.mse_loss(prediction, target)
     return (2 - 2 * F.cosine_similarity(prediction, target, dim=-1)).mean()
 
 
-def projection_head(in_features: int, hidden_sizes: Sequence[int], out_features: int) -> nn.Sequential:
-    """The pre-projection head: pooled features `(N, in_features)` to embeddings `(N, D)`. Indices as released."""
-    layers: list[nn.Module] = []
-    for width in hidden_sizes:
-        layers += [nn.Linear(in_features, width), nn.BatchNorm1d(width), nn.GELU()]
-        in_features = width
-    return nn.Sequential(*layers, nn.Linear(in_features, out_features))
+def known_arguments_only(method: Callable[..., Any]) -> Callable[..., Any]:
+    """Refuses keyword arguments that are neither the method's own nor transformers' common ones, `TransformersKwargs`.
 
-
-def predictor(dim: int, hidden_sizes: Sequence[int] | None, dropout: float = 0.0) -> nn.Sequential | None:
-    """A predictor q: embeddings of one modality to predictions of the other's, both `(N, D)`. Indices as released.
-
-    The official code's is `torchvision.ops.MLP`, whose dropout follows every linear layer, the last one too.
+    `**kwargs` passes these on to the towers; anything else, such as `attention_masks`, would silently change nothing.
     """
-    if hidden_sizes is None:
-        return None
-    layers: list[nn.Module] = []
-    in_features = dim
-    for width in hidden_sizes:
-        layers += [nn.Linear(in_features, width), nn.BatchNorm1d(width), nn.GELU(), nn.Dropout(dropout)]
-        in_features = width
-    return nn.Sequential(*layers, nn.Linear(in_features, dim), nn.Dropout(dropout))
+    known = frozenset(inspect.signature(method).parameters) | frozenset(TransformersKwargs.__annotations__)
+
+    @functools.wraps(method)
+    def wrapper(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        for name in [name for name in kwargs if name not in known]:
+            if kwargs.pop(name) is not None:  # callers that know many models pass `inputs_embeds=None` and the like
+                close = difflib.get_close_matches(name, known - {"self", "kwargs"}, n=1)
+                hint = f" Did you mean {close[0]!r}?" if close else ""
+                raise TypeError(
+                    f"{type(self).__name__}.{method.__name__}() got an unexpected keyword argument {name!r}.{hint}"
+                )
+        return method(self, *args, **kwargs)
+
+    return wrapper
 
 
 class LeVLJEPAVisionLayer(GradientCheckpointingLayer, Block):
@@ -182,6 +215,11 @@ class LeVLJEPAPreTrainedModel(PreTrainedModel):
     _supports_sdpa = True
     _released_towers = ("vision",)
 
+    def __init__(self, config: PreTrainedConfig, *inputs: Any, **kwargs: Any) -> None:
+        if isinstance(config, LeVLJEPAVisionConfig) and self.config_class is LeVLJEPAConfig:
+            config = LeVLJEPAConfig.from_dict(config.to_dict())
+        super().__init__(config, *inputs, **kwargs)
+
     @classmethod
     def from_pretrained(
         cls,
@@ -194,14 +232,13 @@ class LeVLJEPAPreTrainedModel(PreTrainedModel):
 
         Takes every argument of transformers' `PreTrainedModel.from_pretrained`.
         """
-        from .released import find_released_files, released_config, released_state_dict
-
-        hub_names = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
-        hub_kwargs = {name: kwargs[name] for name in hub_names if name in kwargs}
+        hub_kwargs = {name: kwargs[name] for name in HUB_KWARGS if name in kwargs}
         files = None
         if pretrained_model_name_or_path is not None and kwargs.get("gguf_file") is None:
             files = find_released_files(pretrained_model_name_or_path, towers=cls._released_towers, **hub_kwargs)
         if files is None:
+            if isinstance(config, LeVLJEPAVisionConfig) and cls.config_class is LeVLJEPAConfig:
+                config = LeVLJEPAConfig.from_dict(config.to_dict())
             return super().from_pretrained(pretrained_model_name_or_path, *model_args, config=config, **kwargs)
 
         if not isinstance(config, PreTrainedConfig):
@@ -209,13 +246,15 @@ class LeVLJEPAPreTrainedModel(PreTrainedModel):
             config = released_config(files, config).to_dict()  # also where config.json is wrong or missing
             config, kwargs = LeVLJEPAConfig.from_dict(config, return_unused_kwargs=True, **kwargs)
             kwargs.update(dtypes)  # the model's alone: on a configuration "auto" would stay a string
-        if isinstance(config, LeVLJEPAVisionConfig):
-            config = LeVLJEPAConfig(vision_config=config)
+        if not isinstance(config, LeVLJEPAConfig):  # that of a tower alone
+            config = LeVLJEPAConfig.from_dict(config.to_dict())
         config = released_config(files, config)
         state_dict = released_state_dict(files, config, towers=cls._released_towers)
         if cls.config_class is LeVLJEPAVisionConfig:
             config = config.vision_config
-        for name in hub_names:
+        elif cls.config_class is LeVLJEPATextConfig:
+            config = LeVLJEPATextConfig.from_dict(config.to_dict())
+        for name in HUB_KWARGS:
             kwargs.pop(name, None)
         model = super().from_pretrained(None, *model_args, config=config, state_dict=state_dict, **kwargs)
         loaded = model[0] if isinstance(model, tuple) else model
@@ -435,19 +474,167 @@ class LeVLJEPABackbone(BackboneMixin, LeVLJEPAPreTrainedModel):
         )
 
 
+def encode_captions(
+    text_model: GPT2Model,
+    readout: str,
+    input_ids: Tensor,
+    attention_mask: Tensor | None = None,
+    position_ids: Tensor | None = None,
+    **kwargs: Any,
+) -> BaseModelOutputWithPooling:
+    """A GPT-2's output for captions; `pooler_output` `(N, hidden_size)` is the feature that `readout` names.
+
+    `eot` is the last unmasked token. There the tokens are first moved to the left of their row, so that causal
+    attention needs no padding mask, padding on either side gives the same features and SDPA runs its causal kernel.
+    The outputs are in the order of the input. `pad77` is the last of 77 positions, whatever the mask.
+
+    Raises:
+        ValueError: if the captions are longer than the text tower's positions, or not 77 tokens long under `pad77`; or
+            for attention maps of another attention implementation than "eager".
+    """
+    config = text_model.config
+    if kwargs.get("output_attentions") and config._attn_implementation != "eager":
+        raise ValueError(
+            f"output_attentions=True needs attention maps, which attn_implementation={config._attn_implementation!r} "
+            'never makes: load the model with attn_implementation="eager".'
+        )
+    length, max_length = input_ids.shape[-1], config.max_position_embeddings
+    if readout == "pad77" and length != PAD77_LENGTH:
+        raise ValueError(
+            f'The captions have {length} tokens, but text_readout="pad77" reads the last of {PAD77_LENGTH} positions: '
+            f'tokenize with `padding="max_length", truncation=True, max_length={PAD77_LENGTH}` and without EOS.'
+        )
+    if length > max_length:
+        raise ValueError(
+            f"The captions have {length} tokens, but the text tower has {max_length} positions: tokenize with "
+            f"`truncation=True, max_length={min(max_length, 77)}`."
+        )
+    # Given token ids, GPT-2 would look for padding, and wait for the GPU.
+    embed = text_model.get_input_embeddings()
+    kwargs |= {"return_dict": True, "use_cache": False}
+    if readout == "pad77" or attention_mask is None:
+        outputs = text_model(
+            inputs_embeds=embed(input_ids), attention_mask=attention_mask, position_ids=position_ids, **kwargs
+        )
+        return _with_pooling(outputs, outputs.last_hidden_state[:, -1], None)
+
+    mask = attention_mask.to(torch.long)
+    num_tokens = mask.sum(dim=-1, keepdim=True)  # (N, 1)
+    left = torch.where(mask.bool(), mask.cumsum(-1) - 1, num_tokens + (1 - mask).cumsum(-1) - 1)  # (N, L)
+    input_ids = torch.zeros_like(input_ids).scatter(1, left, input_ids)
+    if position_ids is not None:
+        position_ids = torch.zeros_like(input_ids).scatter(1, left, position_ids.expand_as(input_ids))
+    outputs = text_model(inputs_embeds=embed(input_ids), position_ids=position_ids, **kwargs)
+    last = (num_tokens - 1).clamp(min=0).unsqueeze(-1)  # (N, 1, 1)
+    return _with_pooling(outputs, _take(outputs.last_hidden_state, last).squeeze(1), left.unsqueeze(-1))
+
+
+def _take(hidden_states: Tensor, index: Tensor) -> Tensor:
+    """Rows `index` `(N, M, 1)` of `hidden_states` `(N, L, C)`, as `(N, M, C)`."""
+    return hidden_states.gather(1, index.expand(-1, -1, hidden_states.shape[-1]))
+
+
+def _with_pooling(outputs: ModelOutput, pooled: Tensor, order: Tensor | None) -> BaseModelOutputWithPooling:
+    """The text tower's output with its pooled feature; `order` `(N, L, 1)` puts tokens back where they came from."""
+    hidden_states, attentions = outputs.hidden_states, outputs.attentions
+    last_hidden_state = outputs.last_hidden_state
+    if order is not None:
+        last_hidden_state = _take(last_hidden_state, order)
+        hidden_states = hidden_states and tuple(h if h is None else _take(h, order) for h in hidden_states)
+        attentions = attentions and tuple(_reorder_attention(maps, order.squeeze(-1)) for maps in attentions)
+    return BaseModelOutputWithPooling(
+        last_hidden_state=last_hidden_state,
+        pooler_output=pooled,
+        hidden_states=hidden_states,
+        attentions=attentions,
+    )
+
+
+def _reorder_attention(maps: Tensor, order: Tensor) -> Tensor:
+    """Attention maps `(N, heads, L, L)` with queries and keys in the order of the input, given by `order` `(N, L)`."""
+    maps = maps.gather(2, order[:, None, :, None].expand_as(maps))
+    return maps.gather(3, order[:, None, None, :].expand_as(maps))
+
+
+class LeVLJEPATextModel(LeVLJEPAPreTrainedModel):
+    """The text tower alone: a GPT-2 that gives one feature a caption.
+
+    Loads from its own checkpoint, from a full LeVLJEPA checkpoint and from the released one.
+    """
+
+    config: LeVLJEPATextConfig
+    config_class = LeVLJEPATextConfig
+    base_model_prefix = "text_model"
+    main_input_name = "input_ids"
+    input_modalities = ("text",)
+    _released_towers = ("text",)
+    _keys_to_ignore_on_load_unexpected = [r"^(vision|sigreg|text_projection|text_predictor)"]
+
+    def __init__(self, config: LeVLJEPATextConfig) -> None:
+        super().__init__(config)
+        self.text_model = GPT2Model._from_config(config)
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.text_model.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        self.text_model.set_input_embeddings(value)
+
+    @can_return_tuple
+    @known_arguments_only
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> BaseModelOutputWithPooling:
+        """
+        Args:
+            input_ids: Token ids `(N, L)`, each caption ended by EOS.
+            attention_mask: 1 at tokens, 0 at padding, `(N, L)`; every row needs a token.
+            position_ids: Positions `(N, L)`; by default each row counts its tokens from 0.
+
+        Returns:
+            `last_hidden_state` `(N, L, hidden_size)` after the final norm, and `pooler_output` `(N, hidden_size)`: the
+            feature of the last unmasked token (or what `config.text_readout` says), *before* the head.
+
+        Raises:
+            ValueError: if the captions are longer than the text tower's positions.
+
+        Example:
+
+        ```python
+        >>> from levljepa_hf import LeVLJEPAProcessor, LeVLJEPATextModel
+
+        >>> model = LeVLJEPATextModel.from_pretrained(checkpoint)
+        >>> processor = LeVLJEPAProcessor.from_pretrained(checkpoint)
+        >>> features = model(**processor(text=["a photo of a cat."], return_tensors="pt")).pooler_output
+        ```"""
+        return encode_captions(
+            self.text_model, self.config.text_readout, input_ids, attention_mask, position_ids, **kwargs
+        )
+
+
 class LeVLJEPAModel(LeVLJEPAPreTrainedModel):
     """The whole model: both towers, their heads, the predictors and the loss (arXiv 2607.00784, section 3)."""
 
-    base_model_prefix = "levljepa"
+    base_model_prefix = "vision_model"  # a bare vision tower loads into its place
     input_modalities = ("image", "text")
     _released_towers = ("vision", "text")
     _keys_to_ignore_on_load_missing = [r"^sigreg\.step$"]
 
     def __init__(self, config: LeVLJEPAConfig) -> None:
         super().__init__(config)
+        config = self.config
         self.vision_model = LeVLJEPAVisionModel._from_config(config.vision_config)
         self.text_model = GPT2Model._from_config(config.text_config)
-        dim, head_sizes, predictor_sizes = config.projection_dim, config.head_hidden_sizes, config.predictor_hidden_sizes
+        dim, head_sizes, predictor_sizes = (
+            config.projection_dim,
+            config.head_hidden_sizes,
+            config.predictor_hidden_sizes,
+        )
         self.vision_projection = projection_head(config.vision_config.hidden_size, head_sizes, dim)
         self.text_projection = projection_head(config.text_config.hidden_size, head_sizes, dim)
         self.vision_predictor = predictor(dim, predictor_sizes, config.predictor_dropout)
@@ -460,6 +647,11 @@ class LeVLJEPAModel(LeVLJEPAPreTrainedModel):
             distributed=config.sigreg_distributed,
         )
         self.post_init()
+        self._keys_to_ignore_on_load_unexpected -= set(LeVLJEPAVisionModel._keys_to_ignore_on_load_unexpected)
+
+    @property
+    def base_model(self) -> "LeVLJEPAModel":
+        return self
 
     def get_input_embeddings(self) -> nn.Module:
         return self.text_model.get_input_embeddings()
@@ -475,56 +667,28 @@ class LeVLJEPAModel(LeVLJEPAPreTrainedModel):
         """Stops training the text tower; it then runs without storing activations. Its head keeps learning."""
         self.text_model.requires_grad_(False)
 
-    def encode_image(self, pixel_values: Tensor, **kwargs: Any) -> BaseModelOutputWithPooling:
+    @known_arguments_only
+    def encode_image(self, pixel_values: Tensor, **kwargs: Unpack[TransformersKwargs]) -> BaseModelOutputWithPooling:
         """The vision tower's output; `pooler_output` `(N, hidden_size)` is the feature *before* the head."""
         return self.vision_model(pixel_values=pixel_values, return_dict=True, **kwargs)
 
+    @known_arguments_only
     def encode_text(
         self,
         input_ids: Tensor,
         attention_mask: Tensor | None = None,
         position_ids: Tensor | None = None,
-        **kwargs: Any,
+        **kwargs: Unpack[TransformersKwargs],
     ) -> BaseModelOutputWithPooling:
-        """The text tower's output; `pooler_output` `(N, hidden_size)` is the feature of the last unmasked token.
-
-        The tokens are first moved to the left of their row, so that causal attention needs no padding mask, padding on
-        either side gives the same features and SDPA runs its causal kernel. The outputs are in the order of the input.
-
-        Args:
-            input_ids: Token ids `(N, L)`.
-            attention_mask: 1 at tokens, 0 at padding, `(N, L)`; every row needs a token.
-            position_ids: Positions `(N, L)`; by default each row counts its tokens from 0.
-
-        Raises:
-            ValueError: if the captions are longer than the text tower's positions.
-        """
-        kwargs["return_dict"] = True
-        length, max_length = input_ids.shape[-1], self.config.text_config.max_position_embeddings
-        if length > max_length:
-            raise ValueError(
-                f"The captions have {length} tokens, but the text tower has {max_length} positions: tokenize with "
-                f"`truncation=True, max_length={min(max_length, 77)}`."
-            )
-        embed = (
-            self.text_model.get_input_embeddings()
-        )  # given token ids, GPT-2 looks for padding, and waits for the GPU
-        if attention_mask is None:
-            outputs = self.text_model(inputs_embeds=embed(input_ids), position_ids=position_ids, **kwargs)
-            return _with_pooling(outputs, outputs.last_hidden_state[:, -1], None)
-
-        mask = attention_mask.to(torch.long)
-        num_tokens = mask.sum(dim=-1, keepdim=True)  # (N, 1)
-        left = torch.where(mask.bool(), mask.cumsum(-1) - 1, num_tokens + (1 - mask).cumsum(-1) - 1)  # (N, L)
-        input_ids = torch.zeros_like(input_ids).scatter(1, left, input_ids)
-        if position_ids is not None:
-            position_ids = torch.zeros_like(input_ids).scatter(1, left, position_ids.expand_as(input_ids))
-        outputs = self.text_model(inputs_embeds=embed(input_ids), position_ids=position_ids, **kwargs)
-        last = (num_tokens - 1).clamp(min=0).unsqueeze(-1)  # (N, 1, 1)
-        return _with_pooling(outputs, _take(outputs.last_hidden_state, last).squeeze(1), left.unsqueeze(-1))
+        """The text tower's output, as of `LeVLJEPATextModel`; `pooler_output` is the feature *before* the head."""
+        readout = self.config.text_readout
+        return encode_captions(self.text_model, readout, input_ids, attention_mask, position_ids, **kwargs)
 
     @can_return_tuple
-    def get_image_features(self, pixel_values: Tensor, **kwargs: Any) -> BaseModelOutputWithPooling:
+    @known_arguments_only
+    def get_image_features(
+        self, pixel_values: Tensor, **kwargs: Unpack[TransformersKwargs]
+    ) -> BaseModelOutputWithPooling:
         """
         Args:
             pixel_values: Normalised images `(N, C, H, W)`.
@@ -544,12 +708,13 @@ class LeVLJEPAModel(LeVLJEPAPreTrainedModel):
         return outputs
 
     @can_return_tuple
+    @known_arguments_only
     def get_text_features(
         self,
         input_ids: Tensor,
         attention_mask: Tensor | None = None,
         position_ids: Tensor | None = None,
-        **kwargs: Any,
+        **kwargs: Unpack[TransformersKwargs],
     ) -> BaseModelOutputWithPooling:
         """
         Args:
@@ -562,6 +727,51 @@ class LeVLJEPAModel(LeVLJEPAPreTrainedModel):
         """
         outputs = self.encode_text(input_ids, attention_mask, position_ids, **kwargs)
         outputs.pooler_output = self.text_projection(outputs.pooler_output)
+        return outputs
+
+    @can_return_tuple
+    @known_arguments_only
+    def get_image_retrieval_features(
+        self, pixel_values: Tensor, **kwargs: Unpack[TransformersKwargs]
+    ) -> BaseModelOutputWithPooling:
+        """
+        Args:
+            pixel_values: Normalised images `(N, C, H, W)`.
+
+        Returns:
+            The vision tower's output with `pooler_output` = [Zhat_T; Z_V], `(N, 2 D)`, each half of unit length: its
+            cosine with a text's retrieval feature is the `avg` readout (`zeroshot` for a model without predictors).
+        """
+        outputs = self.get_image_features(pixel_values, return_dict=True, **kwargs)
+        z_v = outputs.pooler_output
+        zhat_t = None if self.vision_predictor is None else self.vision_predictor(z_v)
+        outputs.pooler_output = retrieval_embeds(z_v, None) if zhat_t is None else retrieval_embeds(zhat_t, z_v)
+        return outputs
+
+    @can_return_tuple
+    @known_arguments_only
+    def get_text_retrieval_features(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> BaseModelOutputWithPooling:
+        """
+        Args:
+            input_ids: Token ids `(N, L)`, each caption ended by EOS.
+            attention_mask: 1 at tokens, 0 at padding, `(N, L)`.
+            position_ids: Positions `(N, L)`; by default each row counts its tokens from 0.
+
+        Returns:
+            The text tower's output with `pooler_output` = [Z_T; Zhat_V], `(N, 2 D)`, each half of unit length: its
+            cosine with an image's retrieval feature is the `avg` readout (`zeroshot` for a model without predictors).
+        """
+        outputs = self.get_text_features(input_ids, attention_mask, position_ids, return_dict=True, **kwargs)
+        z_t = outputs.pooler_output
+        outputs.pooler_output = retrieval_embeds(
+            z_t, None if self.text_predictor is None else self.text_predictor(z_t)
+        )
         return outputs
 
     def forward_heads(self, image_features: Tensor, text_features: Tensor, return_loss: bool = True) -> LeVLJEPAOutput:
@@ -581,7 +791,7 @@ class LeVLJEPAModel(LeVLJEPAPreTrainedModel):
             zhat_v = self.text_predictor(z_t)  # q_T: the image predicted from the text
 
         loss = prediction_loss = sigreg_vision = sigreg_text = None
-        if return_loss and zhat_t is not None and z_v.shape == z_t.shape:
+        if return_loss and z_v.shape == z_t.shape:
             loss, prediction_loss, sigreg_vision, sigreg_text = self.compute_loss(z_v, z_t, zhat_t, zhat_v)
 
         with torch.no_grad():
@@ -602,14 +812,19 @@ class LeVLJEPAModel(LeVLJEPAPreTrainedModel):
         )
 
     def compute_loss(
-        self, z_v: Tensor, z_t: Tensor, zhat_t: Tensor, zhat_v: Tensor
+        self, z_v: Tensor, z_t: Tensor, zhat_t: Tensor | None = None, zhat_v: Tensor | None = None
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """The training loss from embeddings and predictions, all `(N, D)` (arXiv 2607.00784, section 3).
 
+        Without predictions the predictors are the identity: each embedding is compared with the other's.
+
         Returns:
-            `loss`, `prediction_loss`, `sigreg_vision`, `sigreg_text`: float32 scalars, the terms unweighted.
+            `loss`, `prediction_loss`, `sigreg_vision`, `sigreg_text`: scalars, the terms unweighted; float32, or
+            float64 if the embeddings are.
         """
         config = self.config
+        if zhat_t is None or zhat_v is None:
+            zhat_t, zhat_v = z_v, z_t
         prediction_loss = 0.5 * (
             prediction_distance(zhat_t, z_t, config.prediction_loss_type)
             + prediction_distance(zhat_v, z_v, config.prediction_loss_type)
@@ -623,6 +838,7 @@ class LeVLJEPAModel(LeVLJEPAPreTrainedModel):
         return loss, prediction_loss, sigreg_vision, sigreg_text
 
     @can_return_tuple
+    @known_arguments_only
     def forward(
         self,
         pixel_values: Tensor | None = None,
@@ -630,7 +846,7 @@ class LeVLJEPAModel(LeVLJEPAPreTrainedModel):
         attention_mask: Tensor | None = None,
         return_loss: bool = True,
         position_ids: Tensor | None = None,
-        **kwargs: Any,
+        **kwargs: Unpack[TransformersKwargs],
     ) -> LeVLJEPAOutput:
         """
         Args:
@@ -666,9 +882,11 @@ class LeVLJEPAModel(LeVLJEPAPreTrainedModel):
     def _check_batch(self, input_ids: Tensor | None, pixel_values: Tensor | None, return_loss: bool) -> None:
         if input_ids is None or pixel_values is None:
             missing, method = ("input_ids", "image") if input_ids is None else ("pixel_values", "text")
+            tower = "Vision" if method == "image" else "Text"
             raise ValueError(
-                f"LeVLJEPAModel needs both modalities and got no {missing}: call `get_{method}_features` for "
-                "one alone."
+                f"LeVLJEPAModel needs both modalities and got no {missing}: for one alone call "
+                f"`get_{method}_features`, or load the checkpoint with LeVLJEPA{tower}Model, which pipelines such as "
+                '"image-feature-extraction" take as their `model`.'
             )
         if not self.training:
             return
@@ -685,34 +903,19 @@ class LeVLJEPAModel(LeVLJEPAPreTrainedModel):
             )
 
 
-def _take(hidden_states: Tensor, index: Tensor) -> Tensor:
-    """Rows `index` `(N, M, 1)` of `hidden_states` `(N, L, C)`, as `(N, M, C)`."""
-    return hidden_states.gather(1, index.expand(-1, -1, hidden_states.shape[-1]))
-
-
-def _with_pooling(outputs: ModelOutput, pooled: Tensor, order: Tensor | None) -> BaseModelOutputWithPooling:
-    """The text tower's output with its pooled feature; `order` `(N, L, 1)` puts tokens back where they came from."""
-    hidden_states = outputs.hidden_states
-    last_hidden_state = outputs.last_hidden_state
-    if order is not None:
-        last_hidden_state = _take(last_hidden_state, order)
-        hidden_states = hidden_states and tuple(h if h is None else _take(h, order) for h in hidden_states)
-    return BaseModelOutputWithPooling(
-        last_hidden_state=last_hidden_state,
-        pooler_output=pooled,
-        hidden_states=hidden_states,
-        attentions=outputs.attentions,
-    )
-
-
-class LeVLJEPAForImageClassification(LeVLJEPAPreTrainedModel):
-    """The vision tower with a linear classifier on its pooled feature (the class token)."""
+class _LinearClassifier(LeVLJEPAPreTrainedModel):
+    """The vision tower and a linear classifier: what both task heads are made of."""
 
     base_model_prefix = "vision_model"
     _keys_to_ignore_on_load_unexpected = [r"^(text|sigreg|vision_projection|vision_predictor)"]
 
     def __init__(self, config: LeVLJEPAConfig) -> None:
         super().__init__(config)
+        config = self.config
+        if config.architectures == ["LeVLJEPATextModel"]:
+            raise ValueError(other_tower(config.name_or_path, "text", "vision"))
+        if type(self).__name__ not in (config.architectures or ()):  # a checkpoint without this head
+            self._keys_to_ignore_on_load_missing = [r"^classifier\."]
         self.num_labels = config.num_labels
         self.vision_model = LeVLJEPAVisionModel._from_config(config.vision_config)
         self.classifier = nn.Linear(config.vision_config.hidden_size, config.num_labels)
@@ -721,8 +924,15 @@ class LeVLJEPAForImageClassification(LeVLJEPAPreTrainedModel):
     def get_input_embeddings(self) -> nn.Module:
         return self.vision_model.get_input_embeddings()
 
+
+class LeVLJEPAForImageClassification(_LinearClassifier):
+    """The vision tower with a linear classifier on its pooled feature (the class token)."""
+
     @can_return_tuple
-    def forward(self, pixel_values: Tensor, labels: Tensor | None = None, **kwargs: Any) -> ImageClassifierOutput:
+    @known_arguments_only
+    def forward(
+        self, pixel_values: Tensor, labels: Tensor | None = None, **kwargs: Unpack[TransformersKwargs]
+    ) -> ImageClassifierOutput:
         """
         Args:
             pixel_values: Normalised images `(N, C, H, W)`.
@@ -739,24 +949,14 @@ class LeVLJEPAForImageClassification(LeVLJEPAPreTrainedModel):
         return ImageClassifierOutput(loss=loss, logits=logits, hidden_states=outputs.hidden_states)
 
 
-class LeVLJEPAForSemanticSegmentation(LeVLJEPAPreTrainedModel):
+class LeVLJEPAForSemanticSegmentation(_LinearClassifier):
     """The vision tower with a linear classifier on every patch token: the paper's linear segmentation protocol."""
 
-    base_model_prefix = "vision_model"
-    _keys_to_ignore_on_load_unexpected = [r"^(text|sigreg|vision_projection|vision_predictor)"]
-
-    def __init__(self, config: LeVLJEPAConfig) -> None:
-        super().__init__(config)
-        self.num_labels = config.num_labels
-        self.vision_model = LeVLJEPAVisionModel._from_config(config.vision_config)
-        self.classifier = nn.Linear(config.vision_config.hidden_size, config.num_labels)
-        self.post_init()
-
-    def get_input_embeddings(self) -> nn.Module:
-        return self.vision_model.get_input_embeddings()
-
     @can_return_tuple
-    def forward(self, pixel_values: Tensor, labels: Tensor | None = None, **kwargs: Any) -> SemanticSegmenterOutput:
+    @known_arguments_only
+    def forward(
+        self, pixel_values: Tensor, labels: Tensor | None = None, **kwargs: Unpack[TransformersKwargs]
+    ) -> SemanticSegmenterOutput:
         """
         Args:
             pixel_values: Normalised images `(N, C, H, W)`.
@@ -793,6 +993,8 @@ __all__ = [
     "LeVLJEPAModel",
     "LeVLJEPAOutput",
     "LeVLJEPAPreTrainedModel",
+    "LeVLJEPATextModel",
     "LeVLJEPAVisionModel",
+    "retrieval_embeds",
     "similarity",
 ]
