@@ -199,10 +199,14 @@ class Head(nn.Module):
         return self.sigreg(self.linear(x)) + self.sigreg(x.new_ones(3, 2, 5))
 
 
-@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
+needs_inductor = pytest.mark.skipif(
+    not (shutil.which("g++") or shutil.which("clang++")),
+    reason="inductor needs a C++ compiler, and this machine has none",
+)
+
+
+@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=needs_inductor)])
 def test_compiles_without_a_graph_break(backend):
-    if backend == "inductor" and not (shutil.which("g++") or shutil.which("clang++")):
-        pytest.skip("inductor needs a C++ compiler, and this machine has none")
     x, eager, compiled = torch.randn(20, 6), Head(), Head()
     compiled.load_state_dict(eager.state_dict())
     function = torch.compile(compiled, fullgraph=True, backend=backend)
@@ -213,6 +217,29 @@ def test_compiles_without_a_graph_break(backend):
         torch.testing.assert_close(result, expected)
         torch.testing.assert_close(compiled.linear.weight.grad, eager.linear.weight.grad)
     assert compiled.sigreg.step == eager.sigreg.step == 4
+
+
+@needs_inductor
+@pytest.mark.parametrize("constant", [True, False], ids=["constant step", "step as a tensor"])
+def test_compiled_directions_are_those_of_eager(constant):
+    """Integers of 64 bits wrap around in the draw, and must not be taken for indices, which do not."""
+
+    def draw(step):
+        step = torch.full_like(step, -1) if constant else step
+        return torch.stack([draw_directions(seed, step, 5, 7) for seed in (0, -3, 2**63, -(2**63), 2**64 + 5)])
+
+    torch._dynamo.reset()
+    torch.testing.assert_close(torch.compile(draw, fullgraph=True)(torch.tensor(3)), draw(torch.tensor(3)))
+
+
+@needs_inductor
+@pytest.mark.slow
+def test_whole_model_compiled_for_evaluation(model, inputs):
+    torch._dynamo.reset()
+    with torch.no_grad():
+        expected, outputs = model(**inputs), torch.compile(model)(**inputs)
+    for name in ("loss", "prediction_loss", "sigreg_vision", "sigreg_text", "logits_per_image"):
+        torch.testing.assert_close(outputs[name], expected[name], rtol=1e-4, atol=1e-4, msg=name)
 
 
 def test_torch_func():

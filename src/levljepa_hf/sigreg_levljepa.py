@@ -41,8 +41,9 @@ def _normalised(rows: Tensor) -> Tensor:
 def _draw_rows(key: Tensor, first: int, last: int, dim: int) -> Tensor:
     """Directions number `first` to `last` - 1 of the stream `key`: splitmix64 of a counter, then Box-Muller."""
     half = (dim + 1) // 2
-    counter = torch.arange(first * half + 1, last * half + 1, device=key.device)
-    bits = _splitmix64((key + counter) * _GOLDEN).view(last - first, half)  # key first: inductor's indices are int64
+    counter = torch.arange(first * half, last * half, device=key.device)
+    # key - ~counter is key + counter + 1, but inductor's arithmetic of indices, which does not wrap around, ends at ~.
+    bits = _splitmix64((key - ~counter) * _GOLDEN).view(last - first, half)
     uniform = (_shift_right(bits, 40) + 1).float() * 2.0**-24  # in (0, 1]: its logarithm is finite
     angle = ((bits >> 8) & 0xFFFFFF).float() * (2.0 * math.pi * 2.0**-24)
     radius = torch.sqrt(-2.0 * torch.log(uniform))
