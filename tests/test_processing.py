@@ -90,7 +90,7 @@ def test_any_pil_mode(photo, mode, backend):
 def test_path_array_tensor_and_image_give_the_same(photo, tmp_path):
     path = tmp_path / "photo.png"
     photo.save(path)
-    array = np.asarray(photo)
+    array = np.array(photo)
     forms = [photo, path, str(path), array, torch.from_numpy(array.copy()).permute(2, 0, 1)]
     for backend in (LeVLJEPAImageProcessor(), LeVLJEPAImageProcessorPil()):
         results = [backend(form, return_tensors="pt").pixel_values for form in forms]
