@@ -148,18 +148,32 @@ def test_frozen_tower_is_encoded_once(train_model, monkeypatch):
     assert train_model.text_model.wpe.weight.grad is not None
 
 
-def test_no_graph_holds_more_than_a_micro_batch(train_model, monkeypatch):
-    """The encoders never see the whole batch while gradients are recorded."""
-    sizes = []
-    encode_image = train_model.encode_image
-
-    def spy(pixel_values):
-        sizes.append((len(pixel_values), torch.is_grad_enabled()))
-        return encode_image(pixel_values=pixel_values)
-
-    monkeypatch.setattr(train_model, "encode_image", spy)
+def test_partly_frozen_tower_learns_the_rest(train_model):
+    train_model.vision_model.timm_model.patch_embed.requires_grad_(False)
+    train_model.text_model.wte.requires_grad_(False)
+    reference = copy.deepcopy(train_model)
+    reference(**batch()).loss.backward()
     large_batch_backward(train_model, batch(), 4)
-    assert sizes == [(4, False), (4, False), (2, False), (4, True), (4, True), (2, True)]
+    for name, parameter in train_model.named_parameters():
+        torch.testing.assert_close(parameter.grad, reference.get_parameter(name).grad, rtol=1e-4, atol=1e-6, msg=name)
+
+
+def test_no_graph_holds_more_than_a_micro_batch(train_model):
+    """The encoders, here given ones, never see the whole batch while gradients are recorded."""
+    calls = []
+
+    def spied(name, encode):
+        def spy(**inputs):
+            calls.append((name, len(next(iter(inputs.values()))), torch.is_grad_enabled()))
+            return encode(**inputs)
+
+        return spy
+
+    names = ("encode_image", "encode_text")
+    encoders = {name: spied(name, getattr(train_model, name)) for name in names}
+    large_batch_backward(train_model, batch(), 4, **encoders)
+    expected = [(name, size, grad) for grad in (False, True) for name in names for size in (4, 4, 2)]
+    assert calls == expected
 
 
 def test_bad_input(train_model):
@@ -246,6 +260,20 @@ def test_trainer_takes_the_same_steps_in_micro_batches(train_model, processor, t
     assert "sigreg_vision" in micro.state.log_history[0]
     for name, parameter in train_model.named_parameters():
         torch.testing.assert_close(parameter, reference.get_parameter(name), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_trainer_compiles_the_encoders(train_model, processor, tmp_path):
+    reference = copy.deepcopy(train_model)
+    train(reference, processor, tmp_path, encoder_micro_batch_size=4, max_steps=1)
+    torch._dynamo.reset()
+    counters = torch._dynamo.utils.counters
+    counters.clear()
+    options = {"torch_compile": True, "torch_compile_backend": "eager", "max_steps": 1}
+    train(train_model, processor, tmp_path, encoder_micro_batch_size=4, **options)
+    assert counters["stats"]["unique_graphs"] >= 2
+    for name, parameter in train_model.named_parameters():
+        torch.testing.assert_close(parameter, reference.get_parameter(name), rtol=1e-4, atol=1e-5, msg=name)
 
 
 @pytest.mark.parametrize(

@@ -190,7 +190,7 @@ def test_eval_mode_repeats_itself_whatever_the_step():
     before = module(z)
     module.step.fill_(5)
     assert module(z) == before and module.step == 5
-    assert SIGReg(16, seed=1).eval()(z) != before
+    assert SIGReg(16, seed=1).eval()(z) != before != SIGReg(16)(z)
 
 
 def test_global_random_state_is_left_alone():
