@@ -96,11 +96,9 @@ def test_dropout_masks_are_those_of_the_first_pass():
 
 
 def test_dropout_masks_of_several_micro_batches_are_those_of_the_first_pass():
-    config = LeVLJEPAConfig.from_preset(
-        "debug", text_config={"embd_pdrop": 0.5}, vision_config={"drop_path_rate": 0.5}
-    )
+    dropouts = {"text_config": {"embd_pdrop": 0.5}, "vision_config": {"drop_path_rate": 0.5}, "predictor_dropout": 0.2}
     torch.manual_seed(0)
-    model = LeVLJEPAModel(config).train()
+    model = LeVLJEPAModel(LeVLJEPAConfig.from_preset("debug", **dropouts)).train()
     reference, inputs = copy.deepcopy(model), batch()
     images = inputs.pop("pixel_values")
     parts = zip(*(tensor.split(4) for tensor in inputs.values()), strict=True)
