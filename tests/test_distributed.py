@@ -348,4 +348,8 @@ def test_conversion_keeps_tensors_names_and_mode():
     after = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     assert before.keys() == after.keys() and all(before[name] is after[name] for name in before)
     assert isinstance(model[1], GlobalBatchNorm) and not model[1].training and model[1].weight is None
-    assert convert_sync_batchnorm(model)[1] is model[1]
+    norm = model[1]
+    assert convert_sync_batchnorm(model)[1] is norm, "converted once only"
+    group = object()
+    inner = convert_sync_batchnorm(nn.Sequential(nn.Sequential(nn.BatchNorm1d(4))), group)[0][0]
+    assert inner.process_group is group
