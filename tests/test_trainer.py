@@ -3,6 +3,7 @@
 import json
 import math
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -525,3 +526,17 @@ def test_compiles_once_for_captions_of_every_length(tmp_path: Path, processor) -
     )
     LeVLJEPATrainer(new_model(), args, LeVLJEPADataCollator(processor), lengths, processing_class=processor).train()
     assert counters["stats"]["unique_graphs"] == 1 and not counters["graph_break"]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not (shutil.which("g++") or shutil.which("clang++")), reason="inductor needs a C++ compiler")
+def test_compiled_evaluation_without_training(tmp_path: Path, processor) -> None:
+    """The whole model with its loss in eval mode, where the step of SIGReg's draw is a constant for the compiler."""
+    torch._dynamo.reset()
+    small = {"vision_config": {"num_hidden_layers": 1}, "text_config": {"n_layer": 1}, "predictor_num_layers": 1}
+    metrics = []
+    for torch_compile in (False, True):
+        options = {"torch_compile": torch_compile, "per_device_eval_batch_size": 8}
+        metrics.append(trainer(tmp_path, processor, model=new_model(**small), **options).evaluate(samples(8)))
+    for name in ("loss", *TERMS, "cosine_matched"):
+        assert metrics[1][f"eval_{name}"] == pytest.approx(metrics[0][f"eval_{name}"], rel=1e-4), name

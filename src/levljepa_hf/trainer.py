@@ -292,7 +292,8 @@ class LeVLJEPATrainer(Trainer):
         bare = self.accelerator.unwrap_model(model)
         if self.args.torch_compile and self._compiled_encoders is None:
             encoders = ("encode_image", "encode_text")
-            self._compiled_encoders = {name: torch.compile(getattr(bare, name)) for name in encoders}
+            options = self.accelerator.state.dynamo_plugin.to_kwargs()
+            self._compiled_encoders = {name: torch.compile(getattr(bare, name), **options) for name in encoders}
         accumulation = self.current_gradient_accumulation_steps
         outputs = large_batch_backward(
             bare,
