@@ -23,6 +23,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from . import _train_extra  # noqa: F401  isort: skip  (says what to install)
 import fsspec
 import numpy as np
 import torch

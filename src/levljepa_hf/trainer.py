@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from . import _train_extra  # noqa: F401  isort: skip  (says what to install)
 import datasets
 import numpy as np
 import torch
