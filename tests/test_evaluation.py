@@ -351,6 +351,13 @@ def test_patch_pca_separates_two_kinds_of_patches(generator):
     assert gap > 0.9
 
 
+def test_patch_pca_runs_from_the_first_to_the_last_percentile():
+    ramp = torch.arange(1000.0)[:, None] * torch.tensor([3.0, 4.0])
+    first = patch_pca(ramp.view(10, 100, 2), num_components=1).flatten()
+    assert first.eq(0).sum() == first.eq(1).sum() == 10
+    assert first[(first > 0) & (first < 1)].diff().abs().max() < 0.0011
+
+
 def test_pictures_are_written(tmp_path, generator):
     images = [Image.new("RGB", (16, 16), color) for color in ("red", "green", "blue")]
     log_history = [{"step": 1, "loss": 3.0}, {"step": 2, "loss": 2.0}, {"eval_loss": 1.0}]
