@@ -578,6 +578,23 @@ def test_a_model_without_a_loss(tmp_path: Path, processor) -> None:
     assert "eval_loss" not in metrics and "eval_text_to_image_R@1" in metrics
 
 
+@pytest.mark.parametrize("encoder_micro_batch_size", [None, 2])
+def test_a_model_without_predictors_trains(tmp_path: Path, processor, encoder_micro_batch_size: int | None) -> None:
+    """The embeddings themselves are compared, and evaluated with the readout `zeroshot`."""
+    options = {"encoder_micro_batch_size": encoder_micro_batch_size, "eval_dataset": samples(12), "max_steps": 12}
+    run = trainer(tmp_path, processor, model=new_model(predictor_num_layers=0), health_steps=12, **options)
+    before = run.evaluate()
+    run.train()
+    after = run.evaluate()
+    assert after["eval_prediction_loss"] < before["eval_prediction_loss"]
+    assert any("cosine_matched" in entry for entry in run.state.log_history)
+    batch = run.eval_data_collator(samples(12))
+    with torch.no_grad():
+        output = run.model.eval()(**batch)
+    recalls = retrieval_recall(output.image_embeds, output.text_embeds, readout="zeroshot")
+    assert {f"eval_{name}": value for name, value in recalls.items()}.items() <= after.items()
+
+
 def test_plain_training_arguments(tmp_path: Path) -> None:
     with pytest.raises(TypeError, match="LeVLJEPATrainingArguments, not TrainingArguments"):
         LeVLJEPATrainer(new_model(), TrainingArguments(str(tmp_path), use_cpu=True))
