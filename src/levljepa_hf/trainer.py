@@ -115,7 +115,8 @@ class LeVLJEPATrainer(Trainer):
     - Each scalar of the model's output is logged: the mean over the steps since the last log, and over all ranks.
     - Every `health_steps` steps the embeddings of the current batch (of all ranks) are described, without another
       forward pass.
-    - Evaluation gives the loss, its terms and retrieval recalls, such as `eval_text_to_image_R@10`.
+    - Evaluation gives the loss, its terms and retrieval recalls, such as `eval_text_to_image_R@10`. Images go through
+      the processor as it is, not the official evaluation transform (`evaluation_image_processor`).
     - Samples are numbered (`NumberedDataset`) and streams repeated without end (`EndlessStream`), so that what the
       collator draws follows from the seed, and a resumed run continues as if it had not stopped.
     - With several processes BatchNorm and SIGReg take their statistics over all ranks.
