@@ -149,9 +149,8 @@ class LeVLJEPAImageProcessor(_ImageProcessing, TorchvisionBackend):
     Resizes the short side to `size` (bilinear), crops the centre, rescales to [0, 1] and normalises with CLIP's mean
     and standard deviation, batched on the tensors' device (torchvision).
 
-    The released checkpoint was trained and evaluated with CLIP's statistics; its model card shows ImageNet's, under
-    which its patch features degenerate. Give `image_mean` and `image_std` to choose others. For segmentation, where a
-    crop would lose pixels, give `do_center_crop=False, size={"height": 224, "width": 224}`.
+    CLIP's statistics are those of the official training; give `image_mean` and `image_std` to choose others. For
+    segmentation, where a crop would lose pixels, give `do_center_crop=False, size={"height": 224, "width": 224}`.
 
     Takes PIL images of any mode, arrays, tensors, paths, URLs, alone or in lists of mixed sizes, and every argument of
     transformers' `TorchvisionBackend`, at construction or in the call.
