@@ -16,6 +16,15 @@ from levljepa_hf import LeVLJEPAConfig, LeVLJEPAModel, LeVLJEPAProcessor
 CAPTIONS = ["a cat on a mat", "two dogs run along the beach", "", "rain"]
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skips what is marked `gpu` where there is none, so that the summary names it."""
+    if torch.cuda.is_available():
+        return
+    for item in items:
+        if item.get_closest_marker("gpu"):
+            item.add_marker(pytest.mark.skip(reason="needs a GPU, and torch sees none"))
+
+
 @pytest.fixture
 def config() -> LeVLJEPAConfig:
     return LeVLJEPAConfig.from_preset("debug")

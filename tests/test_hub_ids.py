@@ -86,6 +86,7 @@ def hub(tmp_path):
     threading.Thread(target=server.serve_forever, daemon=True).start()
     yield f"http://127.0.0.1:{server.server_port}"
     server.shutdown()
+    server.server_close()
 
 
 def load(repo: str, endpoint: str, tmp_path: Path, offline: bool) -> dict[str, torch.Tensor]:

@@ -1,5 +1,6 @@
-"""Every class from every kind of checkpoint: a full one, a bare tower, the released files; and what loading reports."""
+"""Every class from every kind of checkpoint (full, a bare tower, the released files), and what loading reports."""
 
+import json
 import logging
 import re
 
@@ -65,8 +66,8 @@ def save(model, tmp_path):
 def test_each_class_loads_from_each_source_or_says_why_not(model_class, source, model, save):
     folder = save(source)
     if (model_class, source) in REFUSED:
-        has = {"vision": "vision", "text": "text"}[source]
-        with pytest.raises(ValueError, match=f"{re.escape(str(folder))} holds a {has} tower alone.*{has.capitalize()}M"):
+        message = f"{re.escape(str(folder))} holds a {source} tower alone.*LeVLJEPA{source.capitalize()}Model"
+        with pytest.raises(ValueError, match=message):
             model_class.from_pretrained(folder)
         return
     loaded, info = model_class.from_pretrained(folder, output_loading_info=True)
@@ -184,3 +185,14 @@ def test_a_fine_tuned_checkpoint_without_its_classifier_is_reported(model, save,
     head.save_pretrained(folder, state_dict=state)
     LeVLJEPAForImageClassification.from_pretrained(folder)
     assert re.search(r"classifier.weight\s*\|\s*MISSING", report())
+
+
+@pytest.mark.parametrize("model_class", [LeVLJEPAVisionModel, LeVLJEPATextModel])
+def test_a_tower_is_not_taken_from_quantised_weights(model_class, save):
+    """They would be read as they are: as 8-bit numbers without their scale."""
+    folder = save("full")
+    stated = json.loads((folder / "config.json").read_text())
+    quantised = {**stated, "quantization_config": {"quant_method": "bitsandbytes", "load_in_8bit": True}}
+    (folder / "config.json").write_text(json.dumps(quantised))
+    with pytest.raises(ValueError, match=f"{re.escape(str(folder))} holds quantised weights.*take its tower"):
+        model_class.from_pretrained(folder)

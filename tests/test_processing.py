@@ -127,7 +127,7 @@ def test_path_array_tensor_and_image_give_the_same(photo, tmp_path):
     path = tmp_path / "photo.png"
     photo.save(path)
     array = np.array(photo)
-    forms = [photo, path, str(path), array, torch.from_numpy(array).permute(2, 0, 1)]
+    forms = [photo, path, str(path), array, torch.from_numpy(array.copy()).permute(2, 0, 1)]
     for backend in (LeVLJEPAImageProcessor(), LeVLJEPAImageProcessorPil()):
         results = [backend(form, return_tensors="pt").pixel_values for form in forms]
         for result in results[1:]:

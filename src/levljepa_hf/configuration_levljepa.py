@@ -83,6 +83,25 @@ def create_timm_vit(architecture: str, **kwargs: Any) -> VisionTransformer:
     return model
 
 
+def create_vit(config: "LeVLJEPAVisionConfig") -> VisionTransformer:
+    """Builds the timm Vision Transformer that `config` describes, whose dimensions replace the architecture's."""
+    mlp = {}
+    if config.intermediate_size is not None:  # timm truncates hidden_size * mlp_ratio
+        mlp = {"mlp_ratio": (config.intermediate_size + 0.5) / config.hidden_size}
+    return create_timm_vit(
+        config.architecture,
+        img_size=config.image_size,
+        patch_size=config.patch_size,
+        in_chans=config.num_channels,
+        embed_dim=config.hidden_size,
+        depth=config.num_hidden_layers,
+        num_heads=config.num_attention_heads,
+        reg_tokens=config.num_register_tokens,
+        drop_path_rate=config.drop_path_rate,
+        **mlp,
+    )
+
+
 def _not_a_vit(architecture: str, class_name: str = "another model class") -> str:
     return (
         f"architecture={architecture!r} builds {class_name}, but LeVLJEPA's vision tower is timm's VisionTransformer "
@@ -131,6 +150,9 @@ class LeVLJEPAVisionConfig(BackboneConfigMixin, PreTrainedConfig):
             the outputs.
         num_channels: Channels of the images.
         drop_path_rate: Rate of stochastic depth at the last block (it grows linearly from 0 at the first).
+        apply_layernorm: Whether the backbone's feature maps are normalised by the final norm.
+        reshape_hidden_states: Whether the backbone's feature maps are maps `(N, C, H, W)`. `False` leaves tokens
+            `(N, 1 + patches, C)`, the class token first, as DPT and Depth Anything take them.
 
     Raises:
         ValueError: if timm does not know the architecture, or the dimensions do not divide each other.
@@ -159,6 +181,8 @@ class LeVLJEPAVisionConfig(BackboneConfigMixin, PreTrainedConfig):
     num_register_tokens: int | None = None
     num_channels: int = 3
     drop_path_rate: float | int = 0.0
+    apply_layernorm: bool = True
+    reshape_hidden_states: bool = True
     _out_features: list[str] | None = None
     _out_indices: list[int] | None = None
 
@@ -199,6 +223,8 @@ class LeVLJEPAVisionConfig(BackboneConfigMixin, PreTrainedConfig):
         config_dict = _from_released(config_dict)
         if config_dict.get("model_type") == LeVLJEPATextConfig.model_type:
             raise ValueError(other_tower(pretrained_model_name_or_path, "text", "vision"))
+        if "quantization_config" in config_dict and "vision_config" in config_dict:
+            raise ValueError(_quantised(pretrained_model_name_or_path))
         return config_dict, kwargs
 
 
@@ -233,6 +259,8 @@ class LeVLJEPATextConfig(GPT2Config):
         config_dict = _from_released(config_dict)
         if config_dict.get("model_type") == LeVLJEPAVisionConfig.model_type:
             raise ValueError(other_tower(pretrained_model_name_or_path, "vision", "text"))
+        if "quantization_config" in config_dict and "text_config" in config_dict:
+            raise ValueError(_quantised(pretrained_model_name_or_path))
         return _text_alone(config_dict), kwargs
 
     @classmethod
@@ -343,6 +371,15 @@ class LeVLJEPAConfig(PreTrainedConfig):
                 f"sigreg_vision_weight={weights[0]} and sigreg_text_weight={weights[1]} must be at least 0 and add up "
                 "to at most 1: the prediction term weighs what they leave."
             )
+        if (
+            isinstance(self.head_hidden_size, list)
+            and self.predictor_hidden_size is None
+            and self.predictor_num_layers
+        ):
+            raise ValueError(
+                f"head_hidden_size={self.head_hidden_size} is a list, which predictor_hidden_size=None would repeat: "
+                "give predictor_hidden_size a width or a list of its own."
+            )
         for name in ("projection_dim", "head_hidden_size", "predictor_hidden_size", "sigreg_num_directions"):
             value = getattr(self, name)
             if value is not None and min(value if isinstance(value, list) else [value], default=1) < 1:
@@ -383,6 +420,9 @@ class LeVLJEPAConfig(PreTrainedConfig):
             raise ValueError(f"Unknown preset {name!r}: use one of {', '.join(PRESETS)}.")
         check_field_names(cls, overrides)
         fields = dict(PRESETS[name])
+        for part in ("head", "predictor"):
+            if isinstance(overrides.get(f"{part}_hidden_size"), list):  # says how many by itself
+                fields.pop(f"{part}_num_layers", None)
         for key, value in overrides.items():
             merge = isinstance(value, dict) and isinstance(fields.get(key), dict)
             fields[key] = {**fields[key], **value} if merge else value
@@ -452,6 +492,13 @@ def other_tower(source: str, has: str, wanted: str) -> str:
     return (
         f"{source} holds a {has} tower alone and no {wanted} tower: load it with "
         f"LeVLJEPA{has.capitalize()}Model, or name a full checkpoint."
+    )
+
+
+def _quantised(source: str) -> str:
+    return (
+        f"{source} holds quantised weights of the whole model, from which a tower can't be loaded alone: load "
+        "LeVLJEPAModel and take its tower, or quantise the tower while loading it from a checkpoint in full precision."
     )
 
 

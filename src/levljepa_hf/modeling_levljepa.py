@@ -13,12 +13,15 @@ import difflib
 import functools
 import inspect
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Unpack
 
 import torch
 import torch.nn.functional as F
+from timm.layers import Attention
+from timm.models.deit import VisionTransformerDistilled
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 from transformers import GPT2Model, PreTrainedConfig, PreTrainedModel
@@ -38,7 +41,7 @@ from .configuration_levljepa import (
     LeVLJEPAConfig,
     LeVLJEPATextConfig,
     LeVLJEPAVisionConfig,
-    create_timm_vit,
+    create_vit,
     other_tower,
 )
 from .heads_levljepa import predictor, projection_head
@@ -201,6 +204,50 @@ class LeVLJEPAVisionLayer(GradientCheckpointingLayer, Block):
     """timm's block, with transformers' gradient checkpointing."""
 
 
+class LeVLJEPAVisionTransformer(VisionTransformer):
+    """timm's Vision Transformer, whose `forward` can return the tokens and hidden states too.
+
+    All its own parameters are read inside `forward`, where accelerate's hooks bring offloaded weights back.
+    """
+
+    def forward(
+        self, x: Tensor, hidden_state_indices: Collection[int] | None = None, **kwargs: Any
+    ) -> Tensor | tuple[Tensor, Tensor, tuple[Tensor | None, ...]]:
+        """
+        Args:
+            x: Normalised images `(N, C, H, W)`.
+            hidden_state_indices: The hidden states wanted, 0 for the embeddings and i for the output of block i.
+            kwargs: What timm's own `forward` takes.
+
+        Returns:
+            The tokens after the final norm `(N, prefix + patches, hidden_size)`, the pooled feature `(N, hidden_size)`
+            and the hidden states before the final norm, `None` where not wanted. Without `hidden_state_indices` it is
+            timm's own `forward`.
+        """
+        if hidden_state_indices is None:
+            return super().forward(x, **kwargs)
+        x = self.patch_embed(x.to(self.patch_embed.proj.weight.dtype))  # (N, H / patch, W / patch, C)
+        x = self.norm_pre(self.patch_drop(self._pos_embed(x)))  # (N, prefix + patches, C)
+        hidden_states = (x if 0 in hidden_state_indices else None,)
+        for index, block in enumerate(self.blocks, start=1):
+            x = block(x)
+            hidden_states += (x if index in hidden_state_indices else None,)
+        x = self.norm(x)
+        return x, self.forward_head(x, pre_logits=True), hidden_states
+
+
+class LeVLJEPADistilledVisionTransformer(LeVLJEPAVisionTransformer, VisionTransformerDistilled):
+    """The same of DeiT's distilled models, which have a second class token."""
+
+
+# What timm's classes become in the vision tower.
+TIMM_SUBCLASSES = {
+    Block: LeVLJEPAVisionLayer,
+    VisionTransformer: LeVLJEPAVisionTransformer,
+    VisionTransformerDistilled: LeVLJEPADistilledVisionTransformer,
+}
+
+
 class LeVLJEPAPreTrainedModel(PreTrainedModel):
     """Loading (native and released layouts) and initialisation, common to all classes."""
 
@@ -278,6 +325,20 @@ class LeVLJEPAPreTrainedModel(PreTrainedModel):
         """
         return False
 
+    def get_correct_attn_implementation(self, requested_attention: str | None, is_init_check: bool = False) -> str:
+        """As transformers', where flash attention is asked for with what to ask for instead.
+
+        Raises:
+            ValueError: if the implementation is unknown, or is one of flash attention's.
+        """
+        if requested_attention is not None and "flash" in requested_attention:
+            raise ValueError(
+                f"attn_implementation={requested_attention!r} is for the text tower alone: pass "
+                f'`attn_implementation={{"text_config": {requested_attention!r}}}`. The vision tower keeps "sdpa", '
+                "which runs PyTorch's own flash attention where the device has it."
+            )
+        return super().get_correct_attn_implementation(requested_attention, is_init_check)
+
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         """torch's own defaults, as the official code leaves them in the heads."""
@@ -309,52 +370,37 @@ class LeVLJEPAVisionModel(LeVLJEPAPreTrainedModel):
 
     def __init__(self, config: LeVLJEPAVisionConfig) -> None:
         super().__init__(config)
-        self.timm_model = self._create_timm_model()
-        for block in self.timm_model.blocks:
-            if type(block) is Block:
-                block.__class__ = LeVLJEPAVisionLayer
+        self.timm_model = create_vit(config)
+        for module in self.timm_model.modules():
+            if type(module) in TIMM_SUBCLASSES:
+                module.__class__ = TIMM_SUBCLASSES[type(module)]
         self._fused_attention = True
-        # On the meta device timm's initialisation is lost, and `_init_weights` repeats it.
-        self._timm_has_initialized = self.timm_model.patch_embed.proj.weight.device.type != "meta"
         self.post_init()
-
-    def _create_timm_model(self) -> VisionTransformer:
-        config = self.config
-        mlp = {}
-        if config.intermediate_size is not None:  # timm truncates hidden_size * mlp_ratio
-            mlp = {"mlp_ratio": (config.intermediate_size + 0.5) / config.hidden_size}
-        return create_timm_vit(
-            config.architecture,
-            img_size=config.image_size,
-            patch_size=config.patch_size,
-            in_chans=config.num_channels,
-            embed_dim=config.hidden_size,
-            depth=config.num_hidden_layers,
-            num_heads=config.num_attention_heads,
-            reg_tokens=config.num_register_tokens,
-            drop_path_rate=config.drop_path_rate,
-            **mlp,
-        )
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         """timm's own initialisation, whatever the architecture: what was not loaded is copied from a fresh model."""
-        if not isinstance(module, VisionTransformer) or self._timm_has_initialized:
+        if not isinstance(module, VisionTransformer):
+            return
+        tensors = {**dict(module.named_parameters()), **dict(module.named_buffers())}
+        new = {name: tensor for name, tensor in tensors.items() if not getattr(tensor, "_is_hf_initialized", False)}
+        if not new:
             return
         with torch.device("cpu"):
-            fresh = self._create_timm_model().state_dict()
-        for name, tensor in module.state_dict(keep_vars=True).items():
-            init.copy_(tensor, fresh[name].to(tensor.device, tensor.dtype))
+            vit = create_vit(self.config)
+        fresh = {**dict(vit.named_parameters()), **dict(vit.named_buffers())}
+        for name in new.keys() & fresh.keys():  # a quantised model has tensors of its own
+            init.copy_(new[name], fresh[name].to(new[name].device, new[name].dtype))
 
     def get_input_embeddings(self) -> nn.Module:
         return self.timm_model.patch_embed.proj
 
     def _patch_tokens(self, tokens: Tensor) -> Tensor:
-        """Drops the register tokens: `(N, prefix + patches, C)` to `(N, 1 + patches, C)`."""
-        num_prefix = self.timm_model.num_prefix_tokens
-        if num_prefix <= 1:
+        """Drops the register tokens: `(N, prefix + patches, C)` to `(N, 1 + patches, C)`, or without a class token."""
+        num_class, num_prefix = int(self.timm_model.has_class_token), self.timm_model.num_prefix_tokens
+        if num_prefix == num_class:
             return tokens
-        return torch.cat([tokens[:, :1], tokens[:, num_prefix:]], dim=1)
+        return torch.cat([tokens[:, :num_class], tokens[:, num_prefix:]], dim=1)
 
     def _select_attention(self) -> None:
         fused = self.config._attn_implementation != "eager"
@@ -365,28 +411,35 @@ class LeVLJEPAVisionModel(LeVLJEPAPreTrainedModel):
             self._fused_attention = fused
 
     @can_return_tuple
+    @known_arguments_only
     def forward(
         self,
         pixel_values: Tensor,
         output_hidden_states: bool | int | list[int] | None = None,
-        **kwargs: Any,
+        output_attentions: bool | None = None,
+        **kwargs: Unpack[TransformersKwargs],
     ) -> BaseModelOutputWithPooling:
         """
         Args:
             pixel_values: Normalised images `(N, C, H, W)`; the patch size must divide H and W.
             output_hidden_states: Whether to return the hidden states, or the indices of those wanted.
+            output_attentions: Whether to return the attention maps; they need `attn_implementation="eager"`.
 
         Returns:
             `last_hidden_state` `(N, 1 + patches, hidden_size)` after the final norm: the class token, then the patches
             row by row (no class token where the architecture has none; register tokens are left out).
             `pooler_output` `(N, hidden_size)`: the class token (or the architecture's own pooling, where it has
-            none). `hidden_states`: the embeddings and each block's output before the final norm.
+            one). `hidden_states`: the embeddings and each block's output before the final norm. `attentions`: each
+            block's attention map `(N, heads, prefix + patches, prefix + patches)`, register tokens included.
 
         Raises:
-            ValueError: if the patch size does not divide the image's height and width.
+            ValueError: if the patch size does not divide the image's height and width; if attention maps are wanted of
+                a model that does not compute them.
         """
         if output_hidden_states is None:
             output_hidden_states = self.config.output_hidden_states
+        if output_attentions is None:
+            output_attentions = self.config.output_attentions
         height, width = pixel_values.shape[-2:]
         patch_size = self.config.patch_size
         if height % patch_size or width % patch_size:
@@ -395,82 +448,138 @@ class LeVLJEPAVisionModel(LeVLJEPAPreTrainedModel):
                 f"{max(height // patch_size, 1) * patch_size}x{max(width // patch_size, 1) * patch_size}."
             )
         self._select_attention()
-        vit = self.timm_model
-
-        x = vit.patch_embed(pixel_values.to(vit.patch_embed.proj.weight.dtype))  # (N, H / patch, W / patch, C)
-        x = vit.norm_pre(vit.patch_drop(vit._pos_embed(x)))  # (N, prefix + patches, C)
-        hidden_states = (x,)
-        for block in vit.blocks:
-            x = block(x)
-            hidden_states += (x,)
-        x = vit.norm(x)
-
+        indices = self._hidden_state_indices(output_hidden_states)
+        with self._recorded_attention(output_attentions) as attentions:
+            tokens, pooled, hidden_states = self.timm_model(pixel_values, hidden_state_indices=indices)
+        if output_hidden_states is None or output_hidden_states is False:
+            hidden_states = None
+        else:
+            hidden_states = tuple(h if h is None else self._patch_tokens(h) for h in hidden_states)
         return BaseModelOutputWithPooling(
-            last_hidden_state=self._patch_tokens(x),
-            pooler_output=vit.forward_head(x, pre_logits=True),
-            hidden_states=self._select_hidden_states(hidden_states, output_hidden_states),
+            last_hidden_state=self._patch_tokens(tokens),
+            pooler_output=pooled,
+            hidden_states=hidden_states,
+            attentions=tuple(attentions) if output_attentions else None,
         )
 
-    def _select_hidden_states(
-        self, hidden_states: tuple[Tensor, ...], selection: bool | int | list[int] | None
-    ) -> tuple[Tensor | None, ...] | None:
+    def _hidden_state_indices(self, selection: bool | int | list[int] | None) -> set[int]:
         if selection is None or selection is False:
-            return None
-        wanted = range(len(hidden_states))
-        if selection is not True:
-            indices = [selection] if isinstance(selection, int) else selection
-            wanted = {index % len(hidden_states) for index in indices}
-        return tuple(self._patch_tokens(h) if i in wanted else None for i, h in enumerate(hidden_states))
+            return set()
+        num_states = len(self.timm_model.blocks) + 1
+        if selection is True:
+            return set(range(num_states))
+        return {index % num_states for index in ([selection] if isinstance(selection, int) else selection)}
+
+    @contextmanager
+    def _recorded_attention(self, wanted: bool) -> Iterator[list[Tensor]]:
+        """The attention maps of what runs inside, block by block: what timm's eager attention gives to its dropout."""
+        maps: list[Tensor] = []
+        if not wanted:
+            yield maps
+            return
+        if self._fused_attention:
+            raise ValueError(
+                f"output_attentions=True with attn_implementation={self.config._attn_implementation!r}, which has no "
+                'attention maps: load the model with `attn_implementation="eager"`, or call '
+                '`model.set_attn_implementation("eager")`.'
+            )
+        blocks = self.timm_model.blocks
+        if not all(isinstance(block, LeVLJEPAVisionLayer) and type(block.attn) is Attention for block in blocks):
+            raise ValueError(
+                f"output_attentions=True with architecture={self.config.architecture!r}, whose blocks do not have one "
+                "attention map each: pick an architecture of timm's plain blocks, such as 'vit_base_patch16_224'."
+            )
+        if self.training and any(block.gradient_checkpointing for block in blocks):
+            raise ValueError(
+                "output_attentions=True with gradient checkpointing, which keeps no attention maps: call "
+                "`model.gradient_checkpointing_disable()` or `model.eval()`."
+            )
+        hooks = [
+            block.attn.attn_drop.register_forward_pre_hook(lambda module, args: maps.append(args[0]))
+            for block in blocks
+        ]
+        try:
+            yield maps
+        finally:
+            for hook in hooks:
+                hook.remove()
 
 
 class LeVLJEPABackbone(BackboneMixin, LeVLJEPAPreTrainedModel):
-    """The vision tower as a backbone for detection and segmentation heads: feature maps of normalised patch tokens.
+    """The vision tower as a backbone for detection, segmentation and depth heads: feature maps of its patch tokens.
 
     `AutoBackbone.from_pretrained` looks names up on the Hub; this class's own `from_pretrained` takes folders as well.
+
+    Raises:
+        ValueError: if `reshape_hidden_states=False` meets an architecture without a class token.
     """
 
     config: LeVLJEPAVisionConfig
     config_class = LeVLJEPAVisionConfig
     base_model_prefix = "vision_model"
-    has_attentions = False
     _keys_to_ignore_on_load_unexpected = LeVLJEPAVisionModel._keys_to_ignore_on_load_unexpected
 
     def __init__(self, config: LeVLJEPAVisionConfig) -> None:
         super().__init__(config)
         self.num_features = [config.hidden_size] * (config.num_hidden_layers + 1)
         self.vision_model = LeVLJEPAVisionModel._from_config(config)
+        if not config.reshape_hidden_states and not self.vision_model.timm_model.has_class_token:
+            raise ValueError(
+                f"reshape_hidden_states=False with architecture={config.architecture!r}: heads that take tokens want "
+                "a class token before the patches, and this architecture has none. Pick one that has, or a head that "
+                "takes feature maps."
+            )
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Module:
         return self.vision_model.get_input_embeddings()
 
     @can_return_tuple
-    def forward(self, pixel_values: Tensor, output_hidden_states: bool | None = None, **kwargs: Any) -> BackboneOutput:
+    @known_arguments_only
+    def forward(
+        self,
+        pixel_values: Tensor,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> BackboneOutput:
         """
         Args:
             pixel_values: Normalised images `(N, C, H, W)`; the patch size must divide H and W.
             output_hidden_states: Whether to return the hidden states of all stages.
+            output_attentions: Whether to return the attention maps, as `LeVLJEPAVisionModel` does.
 
         Returns:
-            `feature_maps`: for each stage of `out_features`, its patch tokens after the final norm,
-            `(N, hidden_size, H / patch_size, W / patch_size)`.
+            `feature_maps`: for each stage of `out_features`, its patch tokens
+            `(N, hidden_size, H / patch_size, W / patch_size)`, or, with `config.reshape_hidden_states=False`, its
+            tokens `(N, 1 + patches, hidden_size)`; after the final norm, unless `config.apply_layernorm` is `False`.
         """
         if output_hidden_states is None:
             output_hidden_states = self.config.output_hidden_states
         indices = [self.stage_names.index(name) for name in self.out_features]
-        selection = True if output_hidden_states else indices
-        outputs = self.vision_model(pixel_values, output_hidden_states=selection)
+        outputs = self.vision_model(
+            pixel_values,
+            output_hidden_states=True if output_hidden_states else indices,
+            output_attentions=output_attentions,
+            return_dict=True,
+        )
 
         vit = self.vision_model.timm_model
         grid = [side // self.config.patch_size for side in pixel_values.shape[-2:]]
         feature_maps = ()
         for index in indices:
-            patches = vit.norm(outputs.hidden_states[index])[:, int(vit.has_class_token) :]  # (N, patches, C)
-            feature_maps += (patches.transpose(1, 2).unflatten(2, grid).contiguous(),)
+            tokens = outputs.hidden_states[index]  # (N, 1 + patches, C)
+            if self.config.apply_layernorm:
+                tokens = vit.norm(tokens)
+            if self.config.reshape_hidden_states:
+                patches = tokens[:, int(vit.has_class_token) :]
+                tokens = patches.transpose(1, 2).unflatten(2, grid).contiguous()
+            feature_maps += (tokens,)
 
         return BackboneOutput(
             feature_maps=feature_maps,
             hidden_states=outputs.hidden_states if output_hidden_states else None,
+            attentions=outputs.attentions,
         )
 
 

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from transformers import GPT2Config, GPT2Model, PreTrainedConfig
 from transformers.utils import cached_file, has_file, logging
 
-from .configuration_levljepa import RELEASED_KEYS, LeVLJEPAConfig, LeVLJEPAVisionConfig, create_timm_vit
+from .configuration_levljepa import RELEASED_KEYS, LeVLJEPAConfig, LeVLJEPAVisionConfig, create_vit
 from .heads_levljepa import predictor, projection_head
 
 logger = logging.get_logger(__name__)
@@ -496,7 +496,9 @@ def _agreed(heads: dict[Path, dict[str, Any]]) -> dict[str, Any]:
         "projection_dim": fields["projection_dim"],
         "head_hidden_size": head_size,
         "head_num_layers": head_layers,
-        "predictor_hidden_size": None if predictor_size == head_size else predictor_size,
+        "predictor_hidden_size": predictor_size
+        if isinstance(head_size, list) or predictor_size != head_size
+        else None,
         "predictor_num_layers": predictor_layers,
     }
 
@@ -520,30 +522,13 @@ def _layout(
     with torch.device("meta"):
         parts = nn.ModuleDict(
             {
-                "encoder": GPT2Model(encoder_config) if is_text else _timm_vit(encoder_config),
+                "encoder": GPT2Model(encoder_config) if is_text else create_vit(encoder_config),
                 "pre_proj": projection_head(encoder_config.hidden_size, head_hidden_sizes, projection_dim),
             }
         )
         if predictor_hidden_sizes is not None:
             parts["projector"] = predictor(projection_dim, predictor_hidden_sizes)
     return {name: tuple(tensor.shape) for name, tensor in parts.state_dict().items()}
-
-
-def _timm_vit(config: LeVLJEPAVisionConfig) -> nn.Module:
-    mlp = {}
-    if config.intermediate_size is not None:  # timm truncates hidden_size * mlp_ratio
-        mlp = {"mlp_ratio": (config.intermediate_size + 0.5) / config.hidden_size}
-    return create_timm_vit(
-        config.architecture,
-        img_size=config.image_size,
-        patch_size=config.patch_size,
-        in_chans=config.num_channels,
-        embed_dim=config.hidden_size,
-        depth=config.num_hidden_layers,
-        num_heads=config.num_attention_heads,
-        reg_tokens=config.num_register_tokens,
-        **mlp,
-    )
 
 
 def _check_tensors(tensors: _Tensors, layout: dict[str, Shape]) -> None:
