@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from huggingface_hub import ModelCard
 from safetensors.torch import load_file, save_file
 
 import levljepa_hf.convert as convert_module
@@ -113,6 +114,33 @@ def test_empty_names_and_the_current_folder(native, place, monkeypatch, capsys):
     with pytest.raises(ValueError, match="The source is empty"):
         convert("", place / "target")
     assert names(place) == []
+
+
+# From the Hub
+
+
+def test_a_revision_of_a_hub_repository(model, place, tmp_path):
+    """From the cache, which holds one branch that is not `main`: model and processor are fetched from it."""
+    repo = tmp_path / "models--owner--name"
+    (repo / "refs").mkdir(parents=True)
+    (repo / "refs" / "v1").write_text("0" * 40)
+    model.save_pretrained(repo / "snapshots" / ("0" * 40))
+    kwargs = {"cache_dir": tmp_path, "local_files_only": True}
+    target = convert("owner/name", place / "target", revision="v1", **kwargs)
+    assert LeVLJEPAProcessor.from_pretrained(target).image_processor.crop_size["height"] == 32
+    assert ModelCard.load(target / "README.md").data.base_model == "owner/name"
+    with pytest.raises(OSError):
+        convert("owner/name", place / "main", **kwargs)
+
+
+def test_the_command_passes_its_options_on(monkeypatch, place):
+    seen = []
+    monkeypatch.setattr(convert_module, "convert", lambda **kwargs: seen.append(kwargs) or place)
+    assert main(["owner/name", "target"]) == 0 and "revision" not in seen[0]
+    options = ["--to", "released", "--overwrite", "--license", "mit", "--base_model", "a/b", "--revision", "v1"]
+    assert main(["owner/name", "target", *options, "--text_readout", "pad77"]) == 0
+    chosen = {"to": "released", "overwrite": True, "license": "mit", "base_model": "a/b", "revision": "v1"}
+    assert seen[1] == {"source": "owner/name", "target": "target", "text_readout": "pad77", **chosen}
 
 
 # What is replaced
