@@ -308,7 +308,7 @@ def test_the_processors_own_settings_are_kept(native, place):
             "linear",
             "one for each modality: linear",
         ),
-        ({"head_hidden_size": [48, 32]}, "hidden layers of widths 48 and 32", "hidden layers of widths 48 and 32"),
+        ({"head_hidden_size": [48, 32], "predictor_hidden_size": 64}, "hidden layers of widths 48 and 32", "width 64"),
         (
             {"head_num_layers": 2, "predictor_num_layers": None, "predictor_hidden_size": [40, 24, 40]},
             "2 hidden layers of width 64",

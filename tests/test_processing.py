@@ -239,6 +239,7 @@ def test_save_and_load(processor, images, tmp_path):
     expected = changed(images=images, text=["a cat"], return_tensors="pt")
     for loaded in (LeVLJEPAProcessor.from_pretrained(tmp_path), AutoProcessor.from_pretrained(tmp_path)):
         assert isinstance(loaded, LeVLJEPAProcessor)
+        assert not hasattr(loaded.image_processor, "auto_map")  # of another folder, if it is saved elsewhere
         batch = loaded(images=images, text=["a cat"], return_tensors="pt")
         for name in expected:
             torch.testing.assert_close(batch[name], expected[name])
