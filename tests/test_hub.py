@@ -175,6 +175,18 @@ def test_image_feature_extraction_pipeline(model, processor, images, tmp_path):
     )
 
 
+def test_image_feature_extraction_pipeline_of_a_full_checkpoint(model, processor, images, tmp_path):
+    """Given the folder it loads the whole model, which says what to load; that then works."""
+    model.save_pretrained(tmp_path)
+    processor.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="LeVLJEPAVisionModel"):
+        pipeline("image-feature-extraction", model=str(tmp_path))(images[0])
+    tower = LeVLJEPAVisionModel.from_pretrained(tmp_path)
+    features = pipeline("image-feature-extraction", model=tower, image_processor=str(tmp_path))(images[0])
+    pixels = processor.image_processor(images[0], return_tensors="pt").pixel_values
+    torch.testing.assert_close(torch.tensor(features), model.vision_model(pixels).last_hidden_state)
+
+
 @pytest.mark.parametrize(
     ("task", "model_class"),
     [

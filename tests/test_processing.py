@@ -224,6 +224,14 @@ def test_empty_caption_is_eos_alone_and_none_is_an_error(processor):
         processor(text=["a", None])
 
 
+def test_from_image_size_refuses_what_it_does_not_know():
+    assert type(LeVLJEPAProcessor.from_image_size(32, backend="pil").image_processor) is LeVLJEPAImageProcessorPil
+    with pytest.raises(ValueError, match="backend='numpy' is unknown: use one of torchvision, pil"):
+        LeVLJEPAProcessor.from_image_size(32, backend="numpy")
+    with pytest.raises(ValueError, match="'image_maen' is no argument of LeVLJEPAImageProcessor: use .*image_mean"):
+        LeVLJEPAProcessor.from_image_size(32, image_maen=[0.5] * 3)
+
+
 def test_save_and_load(processor, images, tmp_path):
     changed = LeVLJEPAProcessor.from_image_size(48, image_mean=[0.4, 0.5, 0.6])
     changed.save_pretrained(tmp_path)
@@ -231,6 +239,7 @@ def test_save_and_load(processor, images, tmp_path):
     expected = changed(images=images, text=["a cat"], return_tensors="pt")
     for loaded in (LeVLJEPAProcessor.from_pretrained(tmp_path), AutoProcessor.from_pretrained(tmp_path)):
         assert isinstance(loaded, LeVLJEPAProcessor)
+        assert not hasattr(loaded.image_processor, "auto_map")  # of another folder, if it is saved elsewhere
         batch = loaded(images=images, text=["a cat"], return_tensors="pt")
         for name in expected:
             torch.testing.assert_close(batch[name], expected[name])
@@ -280,6 +289,8 @@ def test_processor_of_a_checkpoint_saved_without_one(model, layout, load, images
     changed = load(tmp_path, image_mean=[0.4] * 3, text_readout="pad77", transform="evaluation")
     assert list(changed.image_processor.image_mean) == [0.4] * 3 and changed.text_readout == "pad77"
     assert changed.image_processor.size["shortest_edge"] == 37 and changed.image_processor.crop_size["height"] == 32
+    assert type(changed.image_processor) is LeVLJEPAImageProcessor
+    assert type(load(tmp_path, backend="pil").image_processor) is LeVLJEPAImageProcessorPil
 
 
 def test_processor_made_from_the_configuration_reads_as_the_model_does(config, tmp_path):

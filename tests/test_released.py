@@ -689,9 +689,13 @@ def test_target_is_never_overwritten_by_accident(checkpoint, tmp_path, capsys):
     assert "holds no checkpoint" in capsys.readouterr().err
     assert (target / "notes.txt").read_text() == "mine"
     (target / "config.json").write_text("{}")
+    assert main([str(checkpoint), str(target), "--overwrite"]) == 1
+    assert "also holds 'notes.txt', which convert does not write" in capsys.readouterr().err
+    assert (target / "notes.txt").read_text() == "mine" and (target / "config.json").read_text() == "{}"
+    (target / "notes.txt").unlink()
     assert main([str(checkpoint), str(target), "--overwrite", "--to", "released"]) == 0
     assert_same_tensors(checkpoint, target)
-    assert not (target / "notes.txt").exists() and [path.name for path in tmp_path.iterdir()] == ["target"]
+    assert [path.name for path in tmp_path.iterdir()] == ["target"]
 
 
 def test_target_is_not_the_folder_of_the_pair(towers, tmp_path):

@@ -14,11 +14,15 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import ModelCard, ModelCardData
+from transformers.utils import logging
 
-from .configuration_levljepa import LeVLJEPAConfig
+from .configuration_levljepa import TEXT_READOUTS, LeVLJEPAConfig
 from .modeling_levljepa import LeVLJEPAModel
-from .processing_levljepa import LeVLJEPAProcessor
+from .processing_levljepa import LeVLJEPAProcessor, build_tokenizer
 from .released import (
+    NATIVE_PREFIXES,
+    TOWER_FILES,
+    _some,
     find_pt_pair,
     find_released_files,
     has_native_weights,
@@ -27,10 +31,16 @@ from .released import (
     save_released,
 )
 
+logger = logging.get_logger(__name__)
+
 RELEASES = ("lukaskuhndkfz/LeVLJEPA-ViT-B-DataComp-200k", "lukaskuhndkfz/InfoNCE-ViT-B-DataComp-200k")
 LICENSE = "cc-by-nc-4.0"
 TAGS = ["levljepa", "vision-language", "self-supervised-learning", "jepa", "vit", "gpt2", "arxiv:2607.00784"]
 TEMPLATE = Path(__file__).with_name("model_card_template.md")
+
+# What `convert` writes, in either layout, beside the code files. A folder with anything else is not replaced.
+WRITTEN = ("README.md", "config.json", "model.safetensors", *TOWER_FILES.values())
+WRITTEN += ("processor_config.json", "tokenizer.json", "tokenizer_config.json")
 
 
 def convert(
@@ -41,41 +51,56 @@ def convert(
     overwrite: bool = False,
     base_model: str | None = None,
     license: str = LICENSE,
+    text_readout: str | None = None,
     **hub_kwargs: Any,
 ) -> Path:
     """Writes the checkpoint `source` to the folder `target` in the other layout.
 
-    Weights keep their values and their dtype. The folder appears when it is complete.
+    Weights keep their values and their dtype. The folder appears, or takes the place of the old one, when it is
+    complete: an error on the way leaves what was there.
 
     Args:
         source: A folder or a Hub id, released or native; or a `.pt` pair of a training run: either file, the folder
             that holds the one pair, or `FOLDER/RUN_stepN`.
         target: The folder to write.
         to: "native" (model, code, processor, card) or "released" (two towers, `config.json`, card).
-        overwrite: Whether to replace a checkpoint that is there already.
+        overwrite: Whether to replace a checkpoint that is there already. A folder with files that `convert` does not
+            write (a training run with its `checkpoint-*`, notes) is never replaced.
         base_model: The Hub id that the card names as source; by default `source`, if it is one.
         license: The licence that the card states. The released checkpoints have CC BY-NC 4.0, which their
             conversions keep.
+        text_readout: Where the text feature is read (see `LeVLJEPAConfig`), for a source that does not say: `"pad77"`
+            for `.pt` pairs of older official code. The default is what the source says, or `"eot"`.
         hub_kwargs: How to fetch from the Hub: `revision`, `token`, `cache_dir`, ...
 
     Returns:
         The folder.
 
     Raises:
-        FileExistsError: if `target` is there and `overwrite` is false, or what is there is no checkpoint.
+        FileExistsError: if `target` is there and `overwrite` is false, or holds no checkpoint, or other files too.
         OSError: if a file is missing or can't be read.
-        ValueError: if `source` and `target` overlap, or the tensors contradict each other (see `released.py`).
+        ValueError: if `source` and `target` overlap, `target` is the current folder, tensors of the whole model are
+            missing or of other shapes, or they contradict each other (see `released.py`).
     """
     if to not in ("native", "released"):
         raise ValueError(f"to={to!r} is no layout: use 'native' or 'released'.")
+    if text_readout not in (None, *TEXT_READOUTS):
+        raise ValueError(f"text_readout={text_readout!r} is unknown: use one of {', '.join(TEXT_READOUTS)}.")
+    if not str(source):
+        raise ValueError("The source is empty: name a folder, a Hub id or a pair of .pt files.")
     target = Path(target).resolve()
     _check_target(source, target, overwrite)
     model, processor = _load(source, with_processor=to == "native", **hub_kwargs)
+    if text_readout is not None:
+        model.config.text_readout = text_readout
+        if processor is not None:
+            tokenizer = build_tokenizer(text_readout=text_readout)
+            processor = LeVLJEPAProcessor(processor.image_processor, tokenizer, text_readout)
     if base_model is None and not _is_local(source):
         base_model = str(source)
     name, source_name = target.name, Path(source).resolve().name  # no paths of this machine on the card
     card = model_card(model.config, name, source_name, base_model, license, native=to == "native")
-    with _staged(target) as folder:
+    with _staged(target, overwrite) as folder:
         if to == "native":
             model.save_pretrained(folder)
             processor.save_pretrained(folder)
@@ -97,7 +122,9 @@ def _load(
         state_dict = released_state_dict(pair, config)
         model = LeVLJEPAModel.from_pretrained(None, config=config, state_dict=state_dict, dtype="auto")
         if with_processor:
-            processor = LeVLJEPAProcessor.from_image_size(config.vision_config.image_size)
+            processor = LeVLJEPAProcessor.from_image_size(
+                config.vision_config.image_size, text_readout=config.text_readout
+            )
         return model, processor
     if not os.path.exists(source) and not re.fullmatch(r"[\w-][\w.-]*(/[\w.-]+)?", str(source)):
         raise FileNotFoundError(f"{source} does not exist, and is no Hub id (NAME or OWNER/NAME) either.")
@@ -106,10 +133,40 @@ def _load(
             f"{folder} holds no checkpoint: neither model.safetensors, nor vision_encoder.safetensors and "
             "text_encoder.safetensors, nor a pair RUN_vision_stepN.pt and RUN_text_stepN.pt."
         )
-    model = LeVLJEPAModel.from_pretrained(source, dtype="auto", **hub_kwargs)
+    loading = {"dtype": "auto", "output_loading_info": True, "ignore_mismatched_sizes": True}  # refused just below
+    model, info = LeVLJEPAModel.from_pretrained(source, **loading, **hub_kwargs)
+    _check_loaded(source, info)
     if with_processor:
         processor = LeVLJEPAProcessor.from_pretrained(source, **hub_kwargs)
     return model, processor
+
+
+def _check_loaded(source: str | os.PathLike, info: dict[str, Any]) -> None:
+    """Holds a native checkpoint to the rule of the released layout: all tensors of the model's parts, and no others.
+
+    Raises:
+        ValueError: if tensors are missing, have other shapes, or belong to a part that has no place for them.
+    """
+    if info["missing_keys"]:
+        raise ValueError(
+            f"{source} has no tensor {_some(sorted(info['missing_keys']))}, which the whole model needs. The file is "
+            "incomplete (download or copy it again), or that of a single tower or a task head, which is not converted."
+        )
+    for name, found, expected in sorted(info["mismatched_keys"]):
+        raise ValueError(
+            f"{source}: {name!r} has shape {tuple(found)}, but config.json makes it {tuple(expected)}. Are the files "
+            "of different checkpoints? Download or copy them again."
+        )
+    parts = tuple(part for prefixes in NATIVE_PREFIXES.values() for part in prefixes.values())
+    misplaced = sorted(name for name in info["unexpected_keys"] if name.startswith(parts))
+    if misplaced:
+        raise ValueError(
+            f"{source} has tensors that its config.json has no place for: {_some(misplaced)}. Are the files of "
+            "different checkpoints? Download or copy them again."
+        )
+    if info["unexpected_keys"]:
+        unknown = _some(sorted(info["unexpected_keys"]))
+        logger.warning(f"{source}: ignored {unknown}, which belong to no part of the model.")
 
 
 def _is_local(source: str | os.PathLike) -> bool:
@@ -117,11 +174,17 @@ def _is_local(source: str | os.PathLike) -> bool:
 
 
 def _check_target(source: str | os.PathLike, target: Path, overwrite: bool) -> None:
+    if target == Path.cwd():
+        raise ValueError("The target is the current folder: name another one, which convert makes.")
     if _is_local(source):
         place = Path(source).resolve()
         folder = place if place.is_dir() else place.parent
         if target == folder or target in folder.parents:
             raise ValueError(f"The target {target} is the source's own folder or contains it: choose another target.")
+    _check_replaceable(target, overwrite)
+
+
+def _check_replaceable(target: Path, overwrite: bool) -> None:
     if not target.exists() or (target.is_dir() and not any(target.iterdir())):
         return
     if not overwrite:
@@ -131,22 +194,34 @@ def _check_target(source: str | os.PathLike, target: Path, overwrite: bool) -> N
             f"{target} holds no checkpoint (no config.json), so --overwrite does not replace it: choose another "
             "target, or empty it yourself."
         )
+    foreign = sorted(path.name for path in target.iterdir() if not _is_written(path))
+    if foreign:
+        raise FileExistsError(
+            f"{target} also holds {_some(foreign)}, which convert does not write, so --overwrite does not replace "
+            "it: choose another target, or move these away yourself."
+        )
+
+
+def _is_written(path: Path) -> bool:
+    is_code = path.suffix == ".py" and Path(__file__).with_name(path.name).is_file()
+    return path.is_file() and (path.name in WRITTEN or is_code)
 
 
 @contextmanager
-def _staged(target: Path) -> Iterator[Path]:
+def _staged(target: Path, overwrite: bool) -> Iterator[Path]:
     """A new folder beside `target` that takes its place when the block ends without an error."""
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as scratch:
         new, old = Path(scratch, "new"), Path(scratch, "old")
         new.mkdir()
         yield new
-        if target.exists():
-            target.rename(old)
         try:
+            if target.exists():
+                _check_replaceable(target, overwrite)  # again: loading took its time
+                target.rename(old)
             new.rename(target)
-        except OSError:
-            if old.exists():
+        except BaseException:
+            if old.exists() and not target.exists():
                 old.rename(target)
             raise
 
@@ -186,14 +261,27 @@ def model_card(
         source=source,
         license=license,
         config=config,
+        heads=_widths(config.head_hidden_sizes),
+        predictors=_widths(config.predictor_hidden_sizes),
         native=native,
         release=base_model in RELEASES,
     )
 
 
+def _widths(hidden_sizes: list[int] | None) -> str | None:
+    """Hidden layers in words; `None` for no layers at all."""
+    if not hidden_sizes:
+        return None if hidden_sizes is None else "linear"
+    *others, last = hidden_sizes
+    if set(others) - {last}:
+        return f"hidden layers of widths {', '.join(map(str, others))} and {last}"
+    return f"{len(hidden_sizes)} hidden layer{'s' if others else ''} of width {last}"
+
+
 EPILOG = """examples:
   levljepa convert lukaskuhndkfz/LeVLJEPA-ViT-B-DataComp-200k levljepa-vit-b
   levljepa convert runs/cc12m_step200000 levljepa-cc12m
+  levljepa convert runs/older_step200000 levljepa-older --text_readout pad77
   levljepa convert levljepa-vit-b levljepa-vit-b-released --to released
 """
 
@@ -213,9 +301,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("target", help="the folder to write")
     parser.add_argument("--to", choices=("native", "released"), default="native", help="layout (default: native)")
-    parser.add_argument("--overwrite", action="store_true", help="replace a checkpoint that is there already")
+    parser.add_argument(
+        "--overwrite",
+        action="store_true",
+        help="replace a checkpoint that is there already; a folder that holds anything else too, such as checkpoint-* "
+        "or notes, is left alone with an error that names it",
+    )
     parser.add_argument("--license", default=LICENSE, help=f"licence that the model card states (default: {LICENSE})")
     parser.add_argument("--base_model", metavar="ID", help="Hub id that the model card names as source")
+    parser.add_argument(
+        "--text_readout",
+        choices=TEXT_READOUTS,
+        help="where the text feature is read, if the source does not say: pad77 for pairs of older official code",
+    )
     parser.add_argument("--revision", help="branch, tag or commit of a Hub source")
     args = vars(parser.parse_args(argv))
     if args["revision"] is None:

@@ -149,9 +149,8 @@ class LeVLJEPAImageProcessor(_ImageProcessing, TorchvisionBackend):
     Resizes the short side to `size` (bilinear), crops the centre, rescales to [0, 1] and normalises with CLIP's mean
     and standard deviation, batched on the tensors' device (torchvision).
 
-    The released checkpoint was trained and evaluated with CLIP's statistics; its model card shows ImageNet's, under
-    which its patch features degenerate. Give `image_mean` and `image_std` to choose others. For segmentation, where a
-    crop would lose pixels, give `do_center_crop=False, size={"height": 224, "width": 224}`.
+    CLIP's statistics are those of the official training; give `image_mean` and `image_std` to choose others. For
+    segmentation, where a crop would lose pixels, give `do_center_crop=False, size={"height": 224, "width": 224}`.
 
     Takes PIL images of any mode, arrays, tensors, paths, URLs, alone or in lists of mixed sizes, and every argument of
     transformers' `TorchvisionBackend`, at construction or in the call.
@@ -190,6 +189,10 @@ class LeVLJEPAImageProcessorPil(_ImageProcessing, PilBackend):
         top = round((image.shape[-2] - size.height) / 2)
         left = round((image.shape[-1] - size.width) / 2)
         return image[..., top : top + size.height, left : left + size.width]
+
+
+BACKENDS = {"torchvision": LeVLJEPAImageProcessor, "pil": LeVLJEPAImageProcessorPil}
+IMAGE_KWARGS = frozenset(LeVLJEPAImageProcessor.valid_kwargs.__annotations__)
 
 
 def evaluation_image_processor(image_processor: BaseImageProcessor) -> BaseImageProcessor:
@@ -294,7 +297,12 @@ class LeVLJEPAProcessor(ProcessorMixin):
 
     @classmethod
     def from_image_size(
-        cls, image_size: int = 224, transform: str = "default", text_readout: str = "eot", **image_kwargs: Any
+        cls,
+        image_size: int = 224,
+        transform: str = "default",
+        text_readout: str = "eot",
+        backend: str = "torchvision",
+        **image_kwargs: Any,
     ) -> "LeVLJEPAProcessor":
         """A processor with the released settings for `image_size` x `image_size` pixels.
 
@@ -303,16 +311,23 @@ class LeVLJEPAProcessor(ProcessorMixin):
             transform: `"default"` resizes the short side to the crop's, as the released model card does;
                 `"evaluation"` to 256/224 of it, as the official evaluations do (`evaluation_image_processor`).
             text_readout: Where the model reads the text feature: see the class.
+            backend: `"torchvision"` or `"pil"`, as in `AutoImageProcessor`.
             image_kwargs: Further arguments of `LeVLJEPAImageProcessor`, such as `image_mean`.
 
         Raises:
-            ValueError: if the transform or the readout is unknown.
+            ValueError: if the transform, the readout, the backend or an argument is unknown.
         """
+        _check_choice("backend", backend, tuple(BACKENDS))
+        for name in image_kwargs:
+            if name not in IMAGE_KWARGS:
+                raise ValueError(
+                    f"{name!r} is no argument of LeVLJEPAImageProcessor: use {', '.join(sorted(IMAGE_KWARGS))}."
+                )
         sizes = {
             "size": {"shortest_edge": image_size},
             "crop_size": {"height": image_size, "width": image_size},
         }
-        image_processor = LeVLJEPAImageProcessor(**{**sizes, **image_kwargs})
+        image_processor = BACKENDS[backend](**{**sizes, **image_kwargs})
         processor = cls(image_processor, build_tokenizer(text_readout=text_readout), text_readout)
         return processor._with_transform(transform)
 
@@ -330,7 +345,8 @@ class LeVLJEPAProcessor(ProcessorMixin):
         which has no such files, or a native one that was saved alone.
 
         Takes every argument of transformers' `ProcessorMixin.from_pretrained`. Where it makes one, it also takes
-        `text_readout` and the arguments of the image processor (`image_mean`, `size`, ...).
+        `text_readout` and the arguments of the image processor (`image_mean`, `size`, ...); it ignores others, as
+        transformers does.
 
         Args:
             pretrained_model_name_or_path: A folder or a Hub id.
@@ -352,8 +368,8 @@ class LeVLJEPAProcessor(ProcessorMixin):
             config = _config_without_processor(pretrained_model_name_or_path, hub_kwargs)
             if config is None:
                 raise
-            not_for_images = (*HUB_KWARGS, "trust_remote_code", "use_fast", "backend", "_from_auto", "_from_pipeline")
-            own_kwargs = {name: value for name, value in kwargs.items() if name not in not_for_images}
+            known = {"text_readout", "backend", *IMAGE_KWARGS}
+            own_kwargs = {name: value for name, value in kwargs.items() if name in known and value is not None}
             own_kwargs.setdefault("text_readout", config.text_readout)
             processor = cls.from_image_size(config.vision_config.image_size, **own_kwargs)
         return processor._with_transform(transform)
