@@ -14,6 +14,7 @@ import pytest
 import torch
 from torchvision.transforms import v2
 
+from levljepa_hf import LeVLJEPAProcessor
 from levljepa_hf.data import (
     EndlessStream,
     LeVLJEPADataCollator,
@@ -26,6 +27,7 @@ from levljepa_hf.data import (
     open_image,
     training_transform,
 )
+from levljepa_hf.processing_levljepa import build_tokenizer
 
 NUM_TRAIN, NUM_VALIDATION = 12, 4
 
@@ -156,12 +158,18 @@ def test_open_image_takes_all_forms(tmp_path: Path) -> None:
         np.testing.assert_array_equal(np.asarray(open_image(form)), reference)
 
 
-def test_open_image_is_upright() -> None:
+def test_open_image_is_upright_whatever_it_is_given(tmp_path: Path) -> None:
     file = io.BytesIO()
     exif = PIL.Image.Exif()
     exif[0x0112] = 6  # the camera was held on its side
-    PIL.Image.open(io.BytesIO(jpeg(0, (50, 40)))).save(file, "jpeg", exif=exif)
-    assert open_image(file.getvalue()).size == (40, 50)
+    PIL.Image.open(io.BytesIO(jpeg(0, (400, 320)))).save(file, "jpeg", exif=exif)
+    data, path = file.getvalue(), str(tmp_path / "side.jpg")
+    Path(path).write_bytes(data)
+    upright = PIL.Image.open(io.BytesIO(data)).transpose(PIL.Image.Transpose.ROTATE_270)
+    forms = [data, path, Path(path), f"file://{path}", {"bytes": data}, {"bytes": None, "path": path}]
+    for form in forms:
+        np.testing.assert_array_equal(np.asarray(open_image(form)), np.asarray(upright))
+        assert open_image(form, draft_size=64).size == (80, 100)
 
 
 def test_draft_decodes_large_jpegs_small_but_large_enough() -> None:
@@ -222,6 +230,33 @@ def test_captions_are_padded_to_the_longest(collator) -> None:
     assert collator([{**sample(0), "captions": "word " * 200}])["input_ids"].shape == (1, 77), "77 with EOS, at most"
 
 
+def test_captions_are_padded_on_the_tokenizers_side(processor) -> None:
+    left = LeVLJEPAProcessor(processor.image_processor, build_tokenizer(padding_side="left"))
+    samples = [{**sample(i), "captions": "a " * n + "dog"} for i, n in enumerate((2, 9))]
+    for multiple, length in ((None, 11), (8, 16)):
+        batch = LeVLJEPADataCollator(left, pad_to_multiple_of=multiple)(samples)
+        other = LeVLJEPADataCollator(processor, pad_to_multiple_of=multiple)(samples)
+        for row, number in enumerate((4, 11)):
+            expected = left.tokenizer(samples[row]["captions"])["input_ids"]
+            assert len(expected) == number
+            padding = [left.tokenizer.pad_token_id] * (length - number)
+            assert batch["input_ids"][row].tolist() == padding + expected
+            assert batch["attention_mask"][row].tolist() == [0] * len(padding) + [1] * number
+            assert other["input_ids"][row].tolist() == expected + padding
+            assert other["attention_mask"][row].tolist() == [1] * number + [0] * len(padding)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_captions_are_padded_as_the_processor_pads(training: bool) -> None:
+    """For the readout `pad77`: no EOS, 77 positions."""
+    processor = LeVLJEPAProcessor.from_image_size(32, text_readout="pad77")
+    samples = [{**sample(0), "captions": "a dog"}, {**sample(1), "captions": "word " * 200}]
+    batch = LeVLJEPADataCollator(processor, training=training, pad_to_multiple_of=8)(samples)
+    assert batch["input_ids"].shape == batch["attention_mask"].shape == (2, 77)
+    assert batch["attention_mask"].sum(dim=1).tolist() == [2, 77]
+    assert processor.tokenizer.eos_token_id not in batch["input_ids"][0, :2].tolist() + batch["input_ids"][1].tolist()
+
+
 def test_training_draws_captions_and_evaluation_takes_the_first(processor, collator) -> None:
     dataset = NumberedDataset([sample(0)])
     seen = set()
@@ -256,6 +291,23 @@ def test_without_numbers_each_reading_differs_and_runs_repeat(processor) -> None
         runs.append([collator([sample(0), sample(1)])["pixel_values"] for _ in range(2)])
     torch.testing.assert_close(runs[0], runs[1], rtol=0, atol=0)
     assert (runs[0][0] - runs[0][1]).abs().max() > 0.1
+
+
+@pytest.mark.parametrize("form", ["bytes", "path", "dict", "dict of path"])
+def test_without_numbers_the_sample_decides(tmp_path: Path, processor, form: str) -> None:
+    """At the same place in a stream, another photo is cut in another way."""
+    crop = v2.Compose([v2.RandomResizedCrop(32, scale=(0.1, 0.5))])
+    ramp = np.tile(np.arange(256, dtype=np.uint8)[:, None, None], (1, 256, 3))
+    crops = []
+    for name in ("one", "two", "one"):
+        path = tmp_path / f"{name}.jpg"
+        PIL.Image.fromarray(ramp).save(path, comment=name.encode())  # the same pixels, other bytes
+        data = path.read_bytes()
+        forms = {"bytes": data, "path": path, "dict": {"bytes": data}, "dict of path": {"path": str(path)}}
+        collator = LeVLJEPADataCollator(processor, transform=crop)
+        crops.append(collator([{"image": forms[form], "captions": "a ramp"}])["pixel_values"])
+    assert torch.equal(crops[0], crops[2])
+    assert (crops[0] - crops[1]).abs().max() > 0.1
 
 
 def test_workers_see_the_epoch_and_share_the_counts(processor) -> None:

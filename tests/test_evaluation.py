@@ -8,13 +8,15 @@ import math
 import pytest
 import torch
 from PIL import Image
+from torchvision.transforms.v2 import functional as tvF
 
 from levljepa_hf import LeVLJEPAConfig, LeVLJEPAModel, SIGReg
 from levljepa_hf.evaluation.embeddings import Embeddings, embed_images, embed_texts
 from levljepa_hf.evaluation.health import effective_rank, embedding_health, matched_and_shuffled_cosine, sigreg_floor
 from levljepa_hf.evaluation.pictures import patch_pca, plot_losses, plot_nearest, plot_patch_pca
 from levljepa_hf.evaluation.retrieval import retrieval_chance, retrieval_recall
-from levljepa_hf.evaluation.zero_shot import zero_shot_accuracy, zero_shot_classifier
+from levljepa_hf.evaluation.zero_shot import PROMPTS, zero_shot_accuracy, zero_shot_classifier
+from levljepa_hf.modeling_levljepa import READOUTS
 
 
 @pytest.fixture
@@ -73,6 +75,25 @@ def test_several_captions_an_image():
     assert recalls["image_to_text_R@1"] == pytest.approx((1 + 0.5 + 1) / 3)
 
 
+def test_images_without_captions_are_in_the_way_and_no_queries(generator):
+    """As among the photos of a split of which some lost their captions."""
+    z_v, z_t = torch.randn(9, 8, generator=generator), torch.randn(5, 8, generator=generator)
+    owners = torch.tensor([0, 3, 3, 8, 5])  # images 1, 2, 4, 6 and 7 have none
+    recalls = retrieval_recall(z_v, z_t, readout="zeroshot", ks=(1, 2), image_of_text=owners, chunk_size=3)
+    scores = torch.nn.functional.cosine_similarity(z_v[:, None], z_t[None], dim=-1)  # [images, texts]
+    for k in (1, 2):
+        among_images = [owner in scores[:, i].topk(k).indices for i, owner in enumerate(owners)]
+        assert recalls[f"text_to_image_R@{k}"] == pytest.approx(sum(among_images) / 5)
+        first = {image: owners[scores[image].topk(k).indices] for image in (0, 3, 5, 8)}
+        assert recalls[f"image_to_text_R@{k}"] == pytest.approx(sum(i in found for i, found in first.items()) / 4)
+    # alone, without those images, the captions find theirs more easily
+    fewer = retrieval_recall(
+        z_v[[0, 3, 5, 8]], z_t, readout="zeroshot", ks=(2,), image_of_text=torch.tensor([0, 1, 1, 3, 2])
+    )
+    assert fewer["text_to_image_R@2"] > recalls["text_to_image_R@2"]
+    assert fewer["image_to_text_R@2"] == pytest.approx(recalls["image_to_text_R@2"])
+
+
 def test_retrieval_errors(generator):
     z = torch.randn(5, 4, generator=generator)
     with pytest.raises(ValueError, match="5 images and 3 texts do not pair up one to one: pass `image_of_text`"):
@@ -92,8 +113,11 @@ def test_zero_shot_accuracy_under_each_readout(generator):
     wrong = classes[[5, 5, 5, 5]]
     images = Embeddings(embeds=wrong, predictions=classes[labels])  # Z_V points elsewhere, q_V(Z_V) at the class
     accuracies = zero_shot_accuracy(images, Embeddings(classes, classes), labels)
-    assert list(accuracies) == [f"{r}_top{k}" for r in ("zeroshot", "proj", "proj_text", "avg") for k in (1, 5)]
+    assert list(accuracies) == [f"{r}_top{k}" for r in READOUTS for k in (1, 5)]
     assert accuracies["proj_top1"] == 1 and accuracies["zeroshot_top1"] == 0 and accuracies["proj_text_top1"] == 0
+    assert accuracies["predictor_pair_top1"] == 1 and accuracies["avg_top5"] == 1
+    only = zero_shot_accuracy(images, Embeddings(classes, classes), labels, readouts=["avg"], ks=[1])
+    assert list(only) == ["avg_top1"]
 
 
 def test_zero_shot_top5_counts_the_first_five():
@@ -147,7 +171,7 @@ def test_embeddings_are_those_of_the_model_and_leave_its_mode_alone(model, gener
     images = torch.randn(5, 3, 32, 32, generator=generator)
     texts = ["a cat", "a dog on a red mat", "two", "an owl", "it is"]
     model.train()
-    vision = embed_images(model, StubProcessor(), images, batch_size=2)
+    vision = embed_images(model, StubProcessor(), images, batch_size=2, transform="processor")
     text = embed_texts(model, StubProcessor(), texts, batch_size=3)
     assert model.training
     model.eval()
@@ -159,12 +183,67 @@ def test_embeddings_are_those_of_the_model_and_leave_its_mode_alone(model, gener
     torch.testing.assert_close(text.predictions, expected.predicted_image_embeds, rtol=1e-4, atol=1e-5)
     with pytest.raises(ValueError, match="Nothing to embed"):
         embed_texts(model, StubProcessor(), [])
+    assert not model.training
+
+
+def test_images_are_embedded_with_the_evaluation_transform(model, processor, images):
+    """The official one, in proportion: the short side 37 = round(32 * 256 / 224), of whose centre 32 are seen."""
+    expected = []
+    for image in images:
+        scale = 37 / min(image.size)
+        size = [37 if side == min(image.size) else int(side * scale) for side in image.size]
+        pixels = tvF.resize(tvF.pil_to_tensor(image), size[::-1], antialias=True)
+        pixels = tvF.center_crop(pixels, [32, 32]).float() / 255
+        mean, std = (torch.tensor(getattr(processor.image_processor, f"image_{n}")) for n in ("mean", "std"))
+        expected.append((pixels - mean[:, None, None]) / std[:, None, None])
+    reference = embed_images(model, StubProcessor(), expected, transform="processor")
+    embeddings = embed_images(model, processor, images)
+    torch.testing.assert_close(embeddings.embeds, reference.embeds, rtol=1e-3, atol=1e-3)
+    as_it_is = embed_images(model, processor, images, transform="processor")
+    pixel_values = processor(images=images, return_tensors="pt")["pixel_values"]
+    torch.testing.assert_close(as_it_is.embeds, model.get_image_features(pixel_values).pooler_output.detach())
+    assert (as_it_is.embeds - embeddings.embeds).abs().max() > 0.01
+    assert processor.image_processor.size["shortest_edge"] == 32, "the processor stays as it is"
+    with pytest.raises(ValueError, match="transform='crop' is unknown: use 'evaluation' or 'processor'"):
+        embed_images(model, processor, images, transform="crop")
+
+
+def test_long_embedding_shows_its_progress(model, capsys):
+    texts = ["a b", "c", "d e f"]
+    embed_texts(model, StubProcessor(), texts, batch_size=2)
+    assert "embedding texts: 100%" in capsys.readouterr().err
+    embed_images(model, StubProcessor(), torch.zeros(3, 3, 32, 32), batch_size=1, transform="processor")
+    assert "embedding images: 100%" in capsys.readouterr().err
+    embed_texts(model, StubProcessor(), texts)  # a single batch
+    embed_texts(model, StubProcessor(), texts, batch_size=2, show_progress=False)
+    embed_images(model, StubProcessor(), torch.zeros(2, 3, 32, 32), 1, transform="processor", show_progress=False)
+    assert capsys.readouterr().err == ""
 
 
 def test_zero_shot_classifier_fills_the_template(model):
     classifier = zero_shot_classifier(model, StubProcessor(), ["cat", "zebra"])
     prompts = embed_texts(model, StubProcessor(), ["a photo of a cat.", "a photo of a zebra."])
     assert torch.equal(classifier.embeds, prompts.embeds) and torch.equal(classifier.predictions, prompts.predictions)
+
+
+def test_prompts_are_those_of_the_official_evaluation(monkeypatch):
+    seen = []
+    monkeypatch.setattr(
+        "levljepa_hf.evaluation.zero_shot.embed_texts", lambda model, processor, texts: seen.extend(texts)
+    )
+    zero_shot_classifier(None, None, ["great_white_shark", " tench\n"])
+    zero_shot_classifier(None, None, ["707-320"], PROMPTS["aircraft"])
+    zero_shot_classifier(None, None, ["american_pit_bull_terrier"], PROMPTS["pets"])
+    zero_shot_classifier(None, None, ["golf_ball"], PROMPTS["imagenet_online"])
+    zero_shot_classifier(None, None, ["airfield"], PROMPTS["places365"])
+    assert seen == [
+        "a photo of a great white shark.",
+        "a photo of a tench.",
+        "a photo of a 707-320, a type of aircraft.",
+        "a photo of a american pit bull terrier, a type of pet.",
+        "a photo of a golf ball",
+        "a photo of a airfield.",
+    ]
 
 
 def test_embeddings_without_predictors():
@@ -177,13 +256,32 @@ def test_embeddings_without_predictors():
 
 
 def test_effective_rank_of_known_spectra(generator):
-    basis = torch.cat([torch.eye(6), -torch.eye(6)])  # six equal eigenvalues
+    basis = torch.cat([torch.eye(6), -torch.eye(6)])  # six equal singular values
     assert effective_rank(basis) == pytest.approx(6, rel=1e-4)
     assert effective_rank(basis * torch.tensor([1.0, 1, 1, 0, 0, 0])) == pytest.approx(3, rel=1e-4)
     assert effective_rank(torch.arange(10.0)[:, None] * torch.ones(4)) == pytest.approx(1, rel=1e-3)
-    # Two eigenvalues in the ratio 4 : 1.
-    unequal = basis * torch.tensor([2.0, 1, 0, 0, 0, 0])
-    assert effective_rank(unequal) == pytest.approx(math.exp(-(0.8 * math.log(0.8) + 0.2 * math.log(0.2))), rel=1e-4)
+    # Two singular values in the ratio 4 : 1.
+    unequal = basis * torch.tensor([4.0, 1, 0, 0, 0, 0])
+    assert effective_rank(unequal) == pytest.approx(math.exp(-(0.8 * math.log(0.8) + 0.2 * math.log(0.2))), rel=1e-5)
+
+
+@pytest.mark.parametrize("shape", [(300, 40), (40, 300), (50, 50)])
+def test_effective_rank_is_the_official_figure(generator, shape):
+    """A decaying spectrum under rotations, through a singular value decomposition as the official code has it."""
+    rows, columns = shape
+    spectrum = 0.9 ** torch.arange(min(shape))
+    left = torch.linalg.qr(torch.randn(rows, min(shape), generator=generator)).Q
+    right = torch.linalg.qr(torch.randn(columns, min(shape), generator=generator)).Q
+    z = left * spectrum @ right.T + 7
+    s = torch.linalg.svdvals(z - z.mean(dim=0))
+    p = s / s.sum()
+    assert effective_rank(z) == pytest.approx((-(p * (p + 1e-7).log()).sum()).exp().item(), rel=2e-4)
+
+
+def test_effective_rank_of_few_large_directions_is_not_raised_by_rounding(generator):
+    z = torch.randn(4000, 2, generator=generator) @ torch.randn(2, 256, generator=generator)
+    s = torch.linalg.svdvals((z - z.mean(dim=0)).double())[:2]
+    assert effective_rank(z) == pytest.approx(torch.special.entr(s / s.sum()).sum().exp().item(), rel=1e-3)
 
 
 def test_effective_rank_is_invariant_and_the_same_for_few_and_many_rows(generator):

@@ -23,6 +23,7 @@ from levljepa_hf import (
     LeVLJEPAForImageClassification,
     LeVLJEPAForSemanticSegmentation,
     LeVLJEPAImageProcessor,
+    LeVLJEPAImageProcessorPil,
     LeVLJEPAModel,
     LeVLJEPAProcessor,
     LeVLJEPAVisionConfig,
@@ -63,17 +64,32 @@ if {needed}:
 """
 
 
-def run_without_package(
-    source: Path, target: Path, image: Path, result: Path, modules: Path
-) -> dict[str, torch.Tensor]:
+# Chooses the backend of an image processor without the package, and saves what it got.
+REMOTE_BACKENDS = """
+import sys
+sys.modules["levljepa_hf"] = None
+{prelude}
+from transformers import AutoImageProcessor
+
+for source, target in zip(sys.argv[1::2], sys.argv[2::2]):
+    for backend, name in (("pil", "LeVLJEPAImageProcessorPil"), ("torchvision", "LeVLJEPAImageProcessor")):
+        loaded = AutoImageProcessor.from_pretrained(source, backend=backend, trust_remote_code=True)
+        assert (type(loaded).__name__, loaded.crop_size["height"]) == (name, 32), (backend, type(loaded))
+        assert type(loaded).__module__.startswith("transformers_modules.")
+        loaded.save_pretrained(target + "-" + backend)
+        again = AutoImageProcessor.from_pretrained(target + "-" + backend, backend="pil", trust_remote_code=True)
+        assert type(again).__name__ == "LeVLJEPAImageProcessorPil"
+"""
+
+
+def run_without_package(script: str, arguments: list[Path], modules: Path) -> None:
     import levljepa_hf._torchvision as torchvision_fix
 
-    script = REMOTE.format(prelude=PRELUDE.format(needed=torchvision_fix._library is not None))
+    script = script.format(prelude=PRELUDE.format(needed=torchvision_fix._library is not None))
     environment = {**os.environ, "HF_MODULES_CACHE": str(modules), "HF_HUB_OFFLINE": "1", "PYTHONPATH": ""}
-    command = [sys.executable, "-c", script, str(source), str(target), str(image), str(result)]
+    command = [sys.executable, "-c", script, *map(str, arguments)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=modules.parent)
     assert done.returncode == 0, done.stderr[-3000:]
-    return load_file(result)
 
 
 def test_remote_code_in_a_fresh_process_and_saving_again(model, processor, images, tmp_path):
@@ -91,13 +107,24 @@ def test_remote_code_in_a_fresh_process_and_saving_again(model, processor, image
     inputs = processor(images=images[0], text=["a cat", "two dogs run"], return_tensors="pt")
     expected = model(**inputs)
     for source, target in ((first, second), (second, third)):
-        result = run_without_package(source, target, image, tmp_path / "result.safetensors", tmp_path / "modules")
+        run_without_package(REMOTE, [source, target, image, tmp_path / "result.safetensors"], tmp_path / "modules")
+        result = load_file(tmp_path / "result.safetensors")
         torch.testing.assert_close(result["logits"], expected.logits_per_image)
         torch.testing.assert_close(result["patches"], expected.vision_model_output.last_hidden_state)
     assert CODE_FILES <= {path.name for path in third.iterdir()}
     torch.testing.assert_close(
         LeVLJEPAModel.from_pretrained(third)(**inputs).logits_per_image, expected.logits_per_image
     )
+
+
+def test_remote_code_offers_both_backends_of_the_image_processor(processor, tmp_path):
+    """Saved alone, within a processor, and from the PIL backend."""
+    pil = LeVLJEPAImageProcessorPil(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32})
+    arguments = []
+    for name, saver in (("processor", processor), ("alone", processor.image_processor), ("pil", pil)):
+        saver.save_pretrained(tmp_path / name)
+        arguments += [tmp_path / name, tmp_path / f"{name}-again"]
+    run_without_package(REMOTE_BACKENDS, arguments, tmp_path / "modules")
 
 
 def test_auto_maps_name_saved_files(model, config, processor, tmp_path):
@@ -117,9 +144,12 @@ def test_auto_maps_name_saved_files(model, config, processor, tmp_path):
         saver.save_pretrained(folder)
         seen = 0
         for path in folder.glob("*.json"):
-            for reference in json.loads(path.read_text()).get("auto_map", {}).values():
-                assert (folder / f"{reference.split('.')[0]}.py").exists(), (name, path.name, reference)
-                seen += 1
+            content = json.loads(path.read_text())
+            for auto_map in (content.get("auto_map", {}), content.get("image_processor", {}).get("auto_map", {})):
+                for references in auto_map.values():
+                    for reference in references if isinstance(references, list) else [references]:
+                        assert (folder / f"{reference.split('.')[0]}.py").exists(), (name, path.name, reference)
+                        seen += 1
         assert seen, name
 
 
@@ -143,6 +173,27 @@ def test_image_feature_extraction_pipeline(model, processor, images, tmp_path):
     torch.testing.assert_close(
         torch.tensor(features), model.vision_model(pixels).last_hidden_state, atol=1e-4, rtol=1e-4
     )
+
+
+@pytest.mark.parametrize(
+    ("task", "model_class"),
+    [
+        ("image-classification", LeVLJEPAForImageClassification),
+        ("image-segmentation", LeVLJEPAForSemanticSegmentation),
+        ("image-feature-extraction", LeVLJEPAVisionModel),
+        ("zero-shot-image-classification", LeVLJEPAModel),
+    ],
+)
+def test_pipelines_ask_nothing_and_run_no_remote_code(task, model_class, config, processor, monkeypatch, tmp_path):
+    questions = []  # pipeline() swallows what an optional component raises
+    monkeypatch.setattr("builtins.input", lambda prompt="": questions.append(prompt) or "n")
+    model_class(config.vision_config if model_class is LeVLJEPAVisionModel else config).save_pretrained(tmp_path)
+    whole = task.startswith("zero-shot")
+    (processor if whole else processor.image_processor).save_pretrained(tmp_path)
+    result = pipeline(task, model=str(tmp_path))
+    assert type(result.model) is model_class and type(result.image_processor) is LeVLJEPAImageProcessor
+    assert questions == []
+    assert not any(name.startswith("transformers_modules.") for name in sys.modules)
 
 
 def test_image_classification_pipeline(config, processor, images, tmp_path):

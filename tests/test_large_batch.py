@@ -132,9 +132,18 @@ def test_no_graph_holds_more_than_a_micro_batch(train_model, monkeypatch):
 def test_bad_input(train_model):
     with pytest.raises(ValueError, match="micro_batch_size=0"):
         large_batch_backward(train_model, batch(), 0)
-    without = LeVLJEPAModel(LeVLJEPAConfig.from_preset("debug", predictor_num_layers=0)).train()
-    with pytest.raises(ValueError, match="no predictors"):
-        large_batch_backward(without, batch(), 5)
+    unpaired = {**batch(), "pixel_values": batch()["pixel_values"][:-1]}
+    with pytest.raises(ValueError, match="Got 9 images and 10 texts"):
+        large_batch_backward(train_model, unpaired, 5)
+
+
+def test_without_predictors(train_model):
+    model = LeVLJEPAModel(LeVLJEPAConfig.from_preset("debug", predictor_num_layers=0)).train()
+    whole = copy.deepcopy(model)
+    whole(**batch()).loss.backward()
+    large_batch_backward(model, batch(), 4)
+    for (name, ours), expected in zip(model.named_parameters(), whole.parameters(), strict=True):
+        torch.testing.assert_close(ours.grad, expected.grad, rtol=1e-4, atol=1e-6, msg=lambda m, n=name: f"{n}: {m}")
 
 
 # --- with data-parallel: the whole model, 2 processes against one ---------------------------------------------------

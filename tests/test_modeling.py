@@ -1,4 +1,4 @@
-"""The models against references written here: the loss and its gradients, stopped targets, pooling, sizes,
+"""The models against references written here: the loss and its gradients, stop-gradient, pooling, sizes,
 initialisation, attention and compilation, frozen towers, save and reload, bad input."""
 
 import copy
@@ -8,14 +8,19 @@ import pytest
 import timm
 import torch
 import torch.nn.functional as F
+from torch import nn
+from torchvision.ops import MLP
 from transformers import AutoModel, GPT2Config, GPT2Model
 
+import levljepa_hf
 from levljepa_hf import (
     LeVLJEPABackbone,
     LeVLJEPAConfig,
     LeVLJEPAForImageClassification,
     LeVLJEPAForSemanticSegmentation,
     LeVLJEPAModel,
+    LeVLJEPATextConfig,
+    LeVLJEPATextModel,
     LeVLJEPAVisionConfig,
     LeVLJEPAVisionModel,
     SIGReg,
@@ -49,13 +54,14 @@ def plain_loss(model: LeVLJEPAModel, inputs: dict, directions: torch.Tensor, los
         return (2 - 2 * (F.normalize(a, dim=1) * F.normalize(b, dim=1)).sum(1)).mean()
 
     prediction = 0.5 * (distance(zhat_t, z_t.detach()) + distance(zhat_v, z_v.detach()))
-    return 0.96 * prediction + 0.02 * plain_sigreg(z_v, directions) + 0.02 * plain_sigreg(z_t, directions)
+    return 0.83 * prediction + 0.05 * plain_sigreg(z_v, directions) + 0.12 * plain_sigreg(z_t, directions)
 
 
 @pytest.mark.parametrize("loss_type", ["mse", "cosine"])
 def test_loss_and_every_gradient_equal_the_plain_equations(model, inputs, monkeypatch, loss_type):
     model = model.double().train()
     model.config.prediction_loss_type = loss_type
+    model.config.sigreg_vision_weight, model.config.sigreg_text_weight = 0.05, 0.12
     inputs["pixel_values"] = inputs["pixel_values"].double()
     directions = F.normalize(torch.randn(16, 64, dtype=torch.float64), dim=0)
     reference = copy.deepcopy(model)
@@ -73,11 +79,12 @@ def test_loss_and_every_gradient_equal_the_plain_equations(model, inputs, monkey
     plain.backward()
 
     assert len(calls) == 2
-    assert outputs.loss.item() == pytest.approx(plain.item(), rel=1e-5)
+    assert outputs.loss.dtype == torch.float64
+    assert outputs.loss.item() == pytest.approx(plain.item(), rel=1e-12)
     expected = {name: p.grad for name, p in reference.named_parameters()}
     for name, parameter in model.named_parameters():
         torch.testing.assert_close(
-            parameter.grad, expected[name], rtol=1e-4, atol=1e-6, msg=lambda m, n=name: f"{n}: {m}"
+            parameter.grad, expected[name], rtol=1e-9, atol=1e-12, msg=lambda m, n=name: f"{n}: {m}"
         )
 
 
@@ -156,13 +163,140 @@ def test_logits_are_the_scaled_avg_readout(model, inputs):
     torch.testing.assert_close(out.logits_per_text, expected.T)
 
 
-def test_without_predictors(inputs):
+def test_without_predictors_the_embeddings_are_compared_themselves(inputs):
     model = LeVLJEPAModel(LeVLJEPAConfig.from_preset("debug", predictor_num_layers=0)).eval()
     out = model(**inputs)
-    assert out.predicted_text_embeds is None and out.predicted_image_embeds is None and out.loss is None
+    assert out.predicted_text_embeds is None and out.predicted_image_embeds is None
     torch.testing.assert_close(
         out.logits_per_image, 20 * similarity(out.image_embeds, out.text_embeds, readout="zeroshot")
     )
+    torch.testing.assert_close(out.prediction_loss, F.mse_loss(out.image_embeds, out.text_embeds))
+    out.loss.backward()
+    assert model.vision_projection[0].weight.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize("fields", [{}, {"predictor_num_layers": 0}], ids=["predictors", "none"])
+def test_retrieval_features_have_the_readout_as_their_cosine(fields, inputs):
+    model = LeVLJEPAModel(LeVLJEPAConfig.from_preset("debug", **fields)).eval()
+    texts = {name: inputs[name][:3] for name in ("input_ids", "attention_mask")}
+    images = model.get_image_retrieval_features(inputs["pixel_values"]).pooler_output
+    captions = model.get_text_retrieval_features(**texts).pooler_output
+    out = model(pixel_values=inputs["pixel_values"], **texts)
+    cosine = F.cosine_similarity(images[:, None], captions[None], dim=-1)
+    torch.testing.assert_close(cosine, out.logits_per_image / model.config.logit_scale)
+    for half in images.unflatten(1, (-1, 16)).unbind(1):
+        torch.testing.assert_close(half.norm(dim=-1), torch.ones(4))
+
+
+# --- heads and predictors -------------------------------------------------------------------------------------------
+
+HEADS = {
+    "official": {},
+    "widths of their own": {"head_hidden_size": 24, "predictor_hidden_size": 40},
+    "deep head": {"head_hidden_size": 24, "head_num_layers": 3, "predictor_num_layers": 1},
+    "lists": {"head_hidden_size": [24, 20], "predictor_hidden_size": [40, 12, 8]},
+    "linear": {"head_num_layers": 0, "predictor_hidden_size": []},
+}
+
+
+def official_predictor(dim: int, hidden_sizes: list[int], dropout: float) -> MLP:
+    return MLP(dim, [*hidden_sizes, dim], norm_layer=nn.BatchNorm1d, activation_layer=nn.GELU, dropout=dropout)
+
+
+@pytest.mark.parametrize("case", HEADS)
+def test_heads_and_predictors_are_the_official_ones(case, inputs, tmp_path):
+    config = LeVLJEPAConfig.from_preset("debug", predictor_dropout=0.3, **HEADS[case])
+    model = LeVLJEPAModel(config).train()
+    official = official_predictor(16, config.predictor_hidden_sizes, dropout=0.3)
+    official.load_state_dict(model.vision_predictor.state_dict())
+    z_v = torch.randn(50, 16)
+    torch.manual_seed(1)
+    ours = model.vision_predictor(z_v)
+    torch.manual_seed(1)
+    torch.testing.assert_close(ours, official(z_v))  # the same dropout masks, the last one of the output
+    assert 0.15 < (ours == 0).float().mean() < 0.45
+
+    linears = [module for module in model.text_projection if isinstance(module, nn.Linear)]
+    assert [linear.out_features for linear in linears] == [*config.head_hidden_sizes, 16]
+    model(**inputs).loss.backward()
+    assert all(p.grad is not None for p in model.parameters())
+    model.save_pretrained(tmp_path)
+    loaded, info = LeVLJEPAModel.from_pretrained(tmp_path, output_loading_info=True)
+    assert not any(info.values()) and loaded.config.predictor_hidden_sizes == config.predictor_hidden_sizes
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"predictor_hidden_size": [8, 8], "predictor_num_layers": 3}, "has 2 widths, but predictor_num_layers=3"),
+        ({"head_num_layers": -1}, "head_num_layers=-1 is negative: 0 means a linear head"),
+        ({"head_hidden_size": [8]}, "predictor_hidden_size=None would repeat: give predictor_hidden_size"),
+        ({"head_hidden_size": [8, 0], "predictor_hidden_size": 8}, "head_hidden_size=.8, 0. must be at least 1"),
+        ({"predictor_dropout": 1.0}, "predictor_dropout=1.0 must be at least 0 and less than 1"),
+        ({"text_readout": "last"}, "text_readout='last' is unknown: use one of eot, pad77"),
+    ],
+)
+def test_bad_heads_and_readouts(fields, message):
+    with pytest.raises(ValueError, match=message):
+        LeVLJEPAConfig.from_preset("debug", **fields)
+
+
+def test_sigreg_fields_reach_the_module():
+    fields = {"num_directions": 7, "num_knots": 5, "t_max": 2.5, "sample_size_scale": 64.0, "distributed": False}
+    config = LeVLJEPAConfig.from_preset("debug", **{f"sigreg_{name}": value for name, value in fields.items()})
+    sigreg = LeVLJEPAModel(config).sigreg
+    assert {name: getattr(sigreg, name) for name in fields} == fields
+    z = torch.randn(20, 16)
+    expected = SIGReg(**fields).eval()(z)
+    torch.testing.assert_close(sigreg.eval()(z), expected)
+
+
+# --- captions -------------------------------------------------------------------------------------------------------
+
+
+def test_a_caption_without_a_mask_has_no_padding(model, inputs):
+    ids, mask = inputs["input_ids"], inputs["attention_mask"]
+    bare = model.get_text_features(ids)
+    torch.testing.assert_close(bare.pooler_output, model.get_text_features(ids, torch.ones_like(mask)).pooler_output)
+    assert not torch.allclose(bare.pooler_output, model.get_text_features(ids, mask).pooler_output)
+
+
+def test_given_positions_follow_their_tokens_under_left_padding(model):
+    ids, positions = torch.tensor([[5, 6, 7]]), torch.tensor([[4, 9, 11]])
+    expected = model.text_model(ids, position_ids=positions).last_hidden_state[:, -1]
+    padded_ids = torch.tensor([[50256, 50256, 5, 6, 7]])
+    padded_positions = torch.tensor([[1, 1, 4, 9, 11]])
+    mask = torch.tensor([[0, 0, 1, 1, 1]])
+    ours = model.encode_text(padded_ids, mask, position_ids=padded_positions)
+    torch.testing.assert_close(ours.pooler_output, expected)
+    torch.testing.assert_close(ours.last_hidden_state[:, -1], expected)
+
+
+def test_pad77_reads_the_last_of_77_positions(model, inputs):
+    model.config.text_readout = "pad77"
+    ids = torch.full((2, 77), 50256)
+    ids[0, :3], ids[1] = torch.tensor([5, 6, 7]), torch.arange(77)
+    mask = torch.ones_like(ids)
+    mask[0, 3:] = 0
+    expected = model.text_model(input_ids=ids, attention_mask=mask).last_hidden_state[:, -1]
+    torch.testing.assert_close(model.encode_text(ids, mask).pooler_output, expected)
+    torch.testing.assert_close(model.get_text_features(ids, mask).pooler_output, model.text_projection(expected))
+    with pytest.raises(ValueError, match='have 7 tokens, but text_readout="pad77".*max_length=77'):
+        model(**inputs)
+
+
+def test_attention_maps_of_captions(config, processor, tmp_path):
+    model = LeVLJEPAModel._from_config(config, attn_implementation="eager").eval()
+    batch = processor.tokenizer(
+        ["a cat", "two dogs on the beach"], padding=True, padding_side="left", return_tensors="pt"
+    )
+    outputs = model.get_text_features(**batch, output_attentions=True)
+    alone = model.get_text_features(batch.input_ids[:1, -3:], output_attentions=True)
+    for maps, expected in zip(outputs.attentions, alone.attentions, strict=True):
+        torch.testing.assert_close(maps[:1, :, -3:, -3:], expected)
+    model = LeVLJEPAModel._from_config(config, attn_implementation="sdpa")
+    with pytest.raises(ValueError, match='attn_implementation=.sdpa. never makes.*attn_implementation="eager"'):
+        model.get_text_features(**batch, output_attentions=True)
 
 
 # --- vision tower ---------------------------------------------------------------------------------------------------
@@ -317,13 +451,39 @@ def test_missing_weights_get_the_same_distributions():
 
 
 def test_presets():
-    base = LeVLJEPAConfig.from_preset("base")
+    base, released = LeVLJEPAConfig.from_preset("base"), LeVLJEPAConfig.from_preset("released")
+    assert [LeVLJEPAConfig.from_preset(p).projection_dim for p in ("tiny", "small", "base")] == [192, 384, 768]
+    assert released.projection_dim == 256 and released.vision_config.to_dict() == base.vision_config.to_dict()
     assert base.vision_config.hidden_size == base.text_config.hidden_size == 768 and base.projection_dim == 768
     assert base.prediction_weight == pytest.approx(0.96)
     assert [LeVLJEPAConfig.from_preset(p).text_config.n_head for p in ("tiny", "small", "base")] == [3, 6, 12]
     assert base.text_config.resid_pdrop == base.text_config.attn_pdrop == base.text_config.embd_pdrop == 0
     with pytest.raises(ValueError, match="Unknown preset 'huge': use one of debug, tiny"):
         LeVLJEPAConfig.from_preset("huge")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ({"projecton_dim": 8}, "projecton_dim is no field of LeVLJEPAConfig. Did you mean projection_dim"),
+        (
+            {"vision_config": {"num_layers": 1}},
+            "vision_config.num_layers is no field.*vision_config.num_hidden_layers",
+        ),
+        ({"text_config": {"n_heads": 1}}, "text_config.n_heads is no field of GPT2Config.*text_config.n_head"),
+        ({"a.b": {"c": 1}}, "a.b is no field of LeVLJEPAConfig. It has no such field"),
+    ],
+)
+def test_unknown_fields_of_a_preset(overrides, message):
+    with pytest.raises(ValueError, match=message):
+        LeVLJEPAConfig.from_preset("debug", **overrides)
+
+
+def test_a_preset_takes_every_kind_of_field():
+    overrides = {"num_labels": 3, "vision_config": {"out_features": ["stage1"]}, "text_config": {"hidden_size": 64}}
+    config = LeVLJEPAConfig.from_preset("debug", **overrides)
+    assert (config.num_labels, config.text_config.n_embd) == (3, 64)
+    assert config.vision_config.out_features == ["stage1"]
 
 
 # --- what users switch on -------------------------------------------------------------------------------------------
@@ -454,6 +614,11 @@ def test_a_config_keeps_a_dimension_that_equals_the_default_of_another_architect
     assert LeVLJEPAVisionConfig.from_pretrained(tmp_path).num_hidden_layers == 12
 
 
+def test_lazy_names_are_listed():
+    assert {"LeVLJEPATrainer", "LeVLJEPADataCollator", "convert_sync_batchnorm"} <= set(dir(levljepa_hf))
+    assert all(hasattr(levljepa_hf, name) for name in levljepa_hf.__all__)
+
+
 # --- bad input ------------------------------------------------------------------------------------------------------
 
 
@@ -513,9 +678,12 @@ def test_batch_of_one_in_training_mode(model, inputs):
 
 
 def test_missing_modality_and_long_captions(model, inputs):
-    with pytest.raises(ValueError, match="got no pixel_values: call `get_text_features`"):
+    with pytest.raises(ValueError, match="got no pixel_values: .*call `get_text_features`.*LeVLJEPATextModel"):
         model(input_ids=inputs["input_ids"])
-    with pytest.raises(ValueError, match="got no input_ids: call `get_image_features`"):
+    with pytest.raises(
+        ValueError,
+        match="got no input_ids: .*call `get_image_features`.*LeVLJEPAVisionModel.*image-feature-extraction",
+    ):
         model(pixel_values=inputs["pixel_values"])
     with pytest.raises(ValueError, match="have 129 tokens, but the text tower has 128 positions"):
         model.get_text_features(torch.zeros(1, 129, dtype=torch.long))
@@ -523,3 +691,22 @@ def test_missing_modality_and_long_captions(model, inputs):
 
 def test_text_tower_is_gpt2(model):
     assert isinstance(model.text_model, GPT2Model) and isinstance(model.config.text_config, GPT2Config)
+
+
+def test_unknown_arguments_are_refused(model, config, inputs):
+    text_model = LeVLJEPATextModel(LeVLJEPATextConfig.from_dict(config.to_dict()))
+    texts = {name: inputs[name] for name in ("input_ids", "attention_mask")}
+    images = {"pixel_values": inputs["pixel_values"]}
+    methods = [(model, inputs), (model.get_text_features, texts), (model.get_text_retrieval_features, texts)]
+    methods += [(model.encode_text, texts), (text_model, texts), (model.get_image_features, images)]
+    methods += [(model.get_image_retrieval_features, images), (model.encode_image, images)]
+    methods += [(LeVLJEPAVisionModel(config.vision_config), images), (LeVLJEPABackbone(config.vision_config), images)]
+    methods += [(LeVLJEPAForImageClassification(config), images), (LeVLJEPAForSemanticSegmentation(config), images)]
+    for method, arguments in methods:
+        with pytest.raises(TypeError, match="got an unexpected keyword argument 'head_masks'"):
+            method(**arguments, head_masks=inputs["attention_mask"])
+        method(**arguments, output_hidden_states=True, inputs_embeds=None)
+    with pytest.raises(
+        TypeError, match=r"LeVLJEPAModel.forward\(\).*'attention_masks'. Did you mean 'attention_mask'"
+    ):
+        model(**images, input_ids=inputs["input_ids"], attention_masks=inputs["attention_mask"])

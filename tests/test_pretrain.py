@@ -2,7 +2,10 @@
 
 import importlib.util
 import json
+import logging
 import os
+import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -13,7 +16,8 @@ import pytest
 import torch
 from transformers import AutoModel, AutoProcessor
 
-from levljepa_hf import LeVLJEPAModel
+from levljepa_hf import LeVLJEPAConfig, LeVLJEPAModel
+from levljepa_hf.trainer import LeVLJEPATrainer
 from test_data import NUM_TRAIN, imagefolder, webdataset  # noqa: F401  (fixtures)
 
 SCRIPT = Path(__file__).parents[1] / "training" / "pretrain.py"
@@ -91,6 +95,74 @@ def test_resuming_gives_the_uninterrupted_run(run, imagefolder: Path, tmp_path: 
         assert [entry["loss"] for entry in resumed if "loss" in entry] == [e["loss"] for e in whole if "loss" in e]
 
 
+@pytest.mark.parametrize("where", ["recipe", "command line"])
+@pytest.mark.parametrize(
+    "override, message",
+    [
+        ("projecton_dim=12", "projecton_dim is no field of LeVLJEPAConfig. Did you mean projection_dim?"),
+        (
+            "vision_config.num_layers=1",
+            "vision_config.num_layers is no .*LeVLJEPAVision.* vision_config.num_hidden_layers",
+        ),
+        ("text_config.n_layers=1", "text_config.n_layers is no field of GPT2Config. Did you mean text_config.n_layer"),
+        ("a.b.c=1", "a.b is no field of LeVLJEPAConfig"),
+        (
+            "projection_dim=abc",
+            "projection_dim=.*abc.*wrong type.*'projection_dim' expected int, got str .value: 'abc'",
+        ),
+        ("vision_config.image_size=big", "vision_config.image_size=.*wrong type.*'image_size' with value 'big'"),
+        ("text_config.n_layer=few", "text_config.n_layer=.*wrong type.*'n_layer' expected int, got str"),
+    ],
+)
+def test_wrong_overrides_are_named_before_anything_is_loaded(run, override: str, message: str, where: str) -> None:
+    """The dataset does not exist, and nobody notices."""
+    argv, recipe = ["--dataset", "/nowhere"], RECIPE
+    if where == "recipe":
+        name, _, value = override.partition("=")
+        for part in reversed(name.split(".")):
+            value = f"{{{part}: {value}}}"
+        recipe = RECIPE.replace(
+            "config: {projection_dim: 8, vision_config: {num_hidden_layers: 1}}", f"config: {value}"
+        )
+        assert recipe != RECIPE
+    else:
+        argv += ["--config", override]
+    with pytest.raises(ValueError, match=re.compile(message, re.DOTALL)):
+        run(*argv, recipe=recipe)
+
+
+def test_a_checkpoint_keeps_its_configuration(run, caplog, capsys) -> None:
+    checkpoint = ["--dataset", "x", "--model_name_or_path", "runs/one", "--use_cpu"]
+    with pytest.raises(SystemExit):
+        pretrain.parse_args([*checkpoint, "--config", "projection_dim=12"])
+    message = " ".join(capsys.readouterr().err.split())
+    assert "--config projection_dim=12 has no effect on --model_name_or_path runs/one" in message
+    assert "leave one of them out" in message
+    with caplog.at_level(logging.WARNING):
+        pretrain.parse_args(checkpoint)
+        assert not caplog.records
+        model_args = pretrain.parse_args([*checkpoint, "--recipe", "flickr8k"])[0]
+    assert model_args.config == []
+    assert "The recipe's `config` (projection_dim=64, " in caplog.text
+    assert "the configuration of the checkpoint runs/one holds" in caplog.text
+
+
+def test_the_config_of_a_recipe_holds_fields(tmp_path: Path) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text("config: projection_dim=8")
+    with pytest.raises(ValueError, match="config='projection_dim=8' must hold fields, such as {projection_dim: 128}"):
+        pretrain.parse_args(["--recipe", str(path), "--dataset", "x"])
+    path.write_text("preset: debug\nconfig:\n")
+    assert pretrain.parse_args(["--recipe", str(path), "--dataset", "x", "--use_cpu"])[0].config == []
+
+
+def test_the_text_readout_reaches_model_and_processor() -> None:
+    model_args = pretrain.ModelArguments(preset="debug", config=["text_readout=pad77"])
+    model, processor = pretrain.build_model(model_args)
+    assert model.config.text_readout == processor.text_readout == "pad77"
+    assert processor(text=["a"], return_tensors="pt")["input_ids"].shape == (1, 77)
+
+
 def test_overrides_of_the_config_add_to_the_recipes(run, imagefolder: Path, tmp_path: Path) -> None:  # noqa: F811
     run("--dataset", str(imagefolder), "--config", "projection_dim=12", "text_config.n_layer=1", "--max_steps", "1")
     config = LeVLJEPAModel.from_pretrained(tmp_path / "run").config
@@ -130,7 +202,7 @@ def test_two_processes_give_the_run_of_one(run, imagefolder: Path, tmp_path: Pat
 def test_every_recipe_parses_and_its_model_config_is_valid(name: str, tmp_path: Path) -> None:
     argv = ["--recipe", name, "--dataset", "some/dataset", "--use_cpu", "--bf16", "False"]
     model_args, _, args = pretrain.parse_args([*argv, "--output_dir", str(tmp_path)])
-    config = pretrain.LeVLJEPAConfig.from_preset(model_args.preset, **pretrain._as_config(model_args.config))
+    config = pretrain.build_config(model_args)
     assert config.vision_config.image_size % config.vision_config.patch_size == 0
     assert args.output_dir == str(tmp_path) and not args.bf16
 
@@ -139,20 +211,56 @@ def test_every_recipe_parses_and_its_model_config_is_valid(name: str, tmp_path: 
 def test_the_released_recipe(name: str) -> None:
     recipe = pretrain.read_recipe(name, [*_options(), "config"])
     wanted = {
-        "preset": "base",
+        "preset": "released" if name == "datacomp-vit-base" else "base",
         "learning_rate": 2e-4,
         "weight_decay": 0.01,
         "weight_decay_parameters": "all",
         "warmup_steps": 1000,
+        "warmup_start_factor": 0.01,
         "lr_scheduler_type": "cosine_with_min_lr",
         "lr_scheduler_kwargs": {"min_lr": 2e-5},
         "max_grad_norm": 1.0,
         "bf16": True,
-        "config": {"sigreg_sample_size_scale": 256},
+        "config": {"sigreg_distributed": False},
     }
     assert {key: recipe[key] for key in wanted} == wanted
-    if name == "datacomp-vit-base":
-        assert recipe["max_steps"] == 200_000
+    assert recipe["max_steps"] == (200_000 if name == "datacomp-vit-base" else 50_000)
+    model_args = pretrain.parse_args(["--recipe", name, "--dataset", "x", "--use_cpu", "--bf16", "False"])[0]
+    config = pretrain.build_config(model_args)
+    assert config.projection_dim == (256 if name == "datacomp-vit-base" else 768)
+    assert config.sigreg_sample_size_scale is None and not config.sigreg_distributed
+
+
+def test_the_recipes_comment_gives_the_other_schedule() -> None:
+    comment = (pretrain.RECIPES / "datacomp-vit-base.yaml").read_text()
+    line = next(line for line in comment.splitlines() if "warmup_stable_decay" in line)
+    argv = ["--recipe", "datacomp-vit-base", "--dataset", "x", "--use_cpu", "--bf16", "False"]
+    args = pretrain.parse_args([*argv, *shlex.split(line.removeprefix("#"))])[2]
+    run = LeVLJEPATrainer(LeVLJEPAModel(LeVLJEPAConfig.from_preset("debug")), args)
+    run.create_optimizer()
+    factor = run.create_scheduler(args.max_steps).lr_lambdas[0]
+    shares = [factor(step) for step in (0, 500, 1000, 170_000, 185_000, 200_000)]
+    assert shares == pytest.approx([0.01, 0.505, 1, 1, 0.55, 0.1])
+
+
+@pytest.mark.parametrize(
+    "option", ["crop_scale", "flip_probability", "color_jitter_probability", "grayscale_probability"]
+)
+def test_options_of_the_augmentation_reach_it(processor, option: str) -> None:
+    value = {"crop_scale": [0.3, 0.4]}.get(option, 0.77)
+    data_args = pretrain.DataArguments(**{option: value, "pad_to_multiple_of": 5})
+    collator = pretrain.build_collator(data_args, processor, seed=9)
+    crop, flip, jitter, gray = collator.transform.transforms
+    found = {
+        "crop_scale": list(crop.scale),
+        "flip_probability": flip.p,
+        "color_jitter_probability": jitter.p,
+        "grayscale_probability": gray.p,
+    }
+    recipe = {"crop_scale": [0.8, 1.0], "flip_probability": 0.5}
+    recipe |= {"color_jitter_probability": 0.3, "grayscale_probability": 0.05}
+    assert found == {**recipe, option: value}
+    assert (tuple(crop.size), collator.seed, collator.pad_to_multiple_of) == ((32, 32), 9, 5)
 
 
 def _options() -> list[str]:

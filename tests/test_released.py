@@ -6,7 +6,9 @@ and `nn.Sequential`. What the loaded models do otherwise is tested with the mode
 """
 
 import json
+import pickle
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +20,7 @@ import torch
 from huggingface_hub import ModelCard
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torchvision.ops import MLP
 from transformers import AutoModel, GPT2Config, GPT2Model
 
 from levljepa_hf import (
@@ -57,16 +60,16 @@ CONFIG = {
 # The checkpoint as the model card builds it
 
 
-def pre_proj(hidden: int, embed_dim: int) -> nn.Sequential:
-    return nn.Sequential(nn.Linear(hidden, WIDTH), nn.BatchNorm1d(WIDTH), nn.GELU(), nn.Linear(WIDTH, embed_dim))
+def pre_proj(hidden: int, embed_dim: int, widths: Sequence[int]) -> nn.Sequential:
+    layers: list[nn.Module] = []
+    for width in widths:
+        layers += [nn.Linear(hidden, width), nn.BatchNorm1d(width), nn.GELU()]
+        hidden = width
+    return nn.Sequential(*layers, nn.Linear(hidden, embed_dim))
 
 
-def projector(embed_dim: int) -> nn.Sequential:
-    layers, previous = [], embed_dim
-    for _ in range(4):
-        layers += [nn.Linear(previous, WIDTH), nn.BatchNorm1d(WIDTH), nn.GELU(), nn.Dropout(0.0)]
-        previous = WIDTH
-    return nn.Sequential(*layers, nn.Linear(previous, embed_dim))
+def projector(embed_dim: int, widths: Sequence[int]) -> nn.Sequential:
+    return MLP(embed_dim, [*widths, embed_dim], norm_layer=nn.BatchNorm1d, activation_layer=nn.GELU, dropout=0.0)
 
 
 def build_towers(
@@ -75,6 +78,8 @@ def build_towers(
     num_heads: tuple[int, int] = (4, 3),
     embed_dim: int = DIM,
     with_projector: bool = True,
+    head_widths: Sequence[int] = (WIDTH,),
+    projector_widths: Sequence[int] = (WIDTH,) * 4,
     **vit_kwargs,
 ) -> dict[str, nn.ModuleDict]:
     """Both towers with random weights and BatchNorm statistics, in evaluation mode."""
@@ -85,9 +90,9 @@ def build_towers(
     encoders = {"vision": timm.create_model(architecture, **vit), "text": GPT2Model(gpt2)}
     towers = {}
     for (name, encoder), width in zip(encoders.items(), widths, strict=True):
-        towers[name] = nn.ModuleDict({"encoder": encoder, "pre_proj": pre_proj(width, embed_dim)})
+        towers[name] = nn.ModuleDict({"encoder": encoder, "pre_proj": pre_proj(width, embed_dim, head_widths)})
         if with_projector:
-            towers[name]["projector"] = projector(embed_dim)
+            towers[name]["projector"] = projector(embed_dim, projector_widths)
         for module in towers[name].modules():
             if isinstance(module, nn.BatchNorm1d):
                 nn.init.normal_(module.running_mean)
@@ -333,6 +338,75 @@ def test_config_json_that_says_nothing(towers, tmp_path, config):
     assert_model(LeVLJEPAModel.from_pretrained(unusual, config=given), towers)
 
 
+# What the official configurations call it, and the widths of head and predictor.
+HEADS = {
+    "widths of their own": ({"pre_proj_width": 24, "pre_proj_depth": 1, "projector_width": 40}, [24], [40] * 4),
+    "deep head": ({"pre_proj_width": 24, "pre_proj_depth": 2, "projector_width": 24}, [24, 24], [24] * 4),
+    "lists": ({"pre_proj_hidden_dims": [24, 20], "projector_hidden_dims": [40, 12]}, [24, 20], [40, 12]),
+    "linear": ({"pre_proj_width": 40, "pre_proj_depth": 0, "projector_hidden_dims": []}, [], []),
+}
+
+
+@pytest.mark.parametrize("says_so", [True, False], ids=["stated", "unstated"])
+@pytest.mark.parametrize("case", HEADS)
+def test_heads_of_official_configurations(case, says_so, tmp_path):
+    stated, head_widths, projector_widths = HEADS[case]
+    config = {**CONFIG, "projector_width": WIDTH, **stated} if says_so else {**CONFIG, "projector_width": 999}
+    torch.manual_seed(6)
+    towers = build_towers(head_widths=head_widths, projector_widths=projector_widths)
+    model = AutoModel.from_pretrained(write(tmp_path / "heads", towers, config))
+    assert_model(model, towers)
+    assert (model.config.head_hidden_sizes, model.config.predictor_hidden_sizes) == (head_widths, projector_widths)
+    if says_so:
+        of_config_json = LeVLJEPAConfig.from_pretrained(tmp_path / "heads")
+        assert of_config_json.head_hidden_sizes == head_widths
+        assert of_config_json.predictor_hidden_sizes == projector_widths
+    save_released(model, None, tmp_path / "back")
+    assert_same_tensors(tmp_path / "heads", tmp_path / "back")
+    again = LeVLJEPAConfig.from_pretrained(tmp_path / "back")
+    assert (again.head_hidden_sizes, again.predictor_hidden_sizes) == (head_widths, projector_widths)
+    assert_model(LeVLJEPAModel.from_pretrained(convert(tmp_path / "heads", tmp_path / "native")), towers)
+
+
+def test_dropouts_of_a_given_configuration_do_not_stay(checkpoint):
+    """The release was trained without dropout; GPT-2's own default is 0.1."""
+    given = LeVLJEPAConfig(text_config=GPT2Config(n_embd=36, n_head=3), vision_config={"num_attention_heads": 4})
+    assert given.text_config.resid_pdrop == 0.1
+    text = LeVLJEPAModel.from_pretrained(checkpoint, config=given).config.text_config
+    assert text.resid_pdrop == text.embd_pdrop == text.attn_pdrop == 0
+
+
+def test_a_revision_of_the_hub(checkpoint, towers, tmp_path):
+    repo = tmp_path / "models--owner--name"
+    (repo / "refs").mkdir(parents=True)
+    other = build_towers()
+    for revision, commit, tensors in (("main", "0" * 40, towers), ("v2", "1" * 40, other)):
+        (repo / "refs" / revision).write_text(commit)
+        (repo / "snapshots").mkdir(exist_ok=True)
+        write(repo / "snapshots" / commit, tensors)
+    kwargs = {"cache_dir": tmp_path, "local_files_only": True}
+    assert_model(LeVLJEPAModel.from_pretrained("owner/name", revision="v2", **kwargs), other)
+    assert_model(LeVLJEPAModel.from_pretrained("owner/name", **kwargs), towers)
+
+
+class Payload:
+    def __reduce__(self):
+        return (Path.touch, (Path("executed"),))
+
+
+def test_a_pt_file_runs_no_code(towers, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    folder = write_pair(tmp_path / "pair", towers)
+    torch.save({"encoder": Payload()}, folder / "run_vision_step5.pt")
+    with pytest.raises(OSError, match="holds other objects than tensors"):
+        convert(folder, tmp_path / "native")
+    with (folder / "run_vision_step5.pt").open("wb") as file:  # not in torch's zip format
+        pickle.dump(Payload(), file, protocol=2)
+    with pytest.raises(OSError, match="holds other objects than tensors"):
+        convert(folder, tmp_path / "native")
+    assert not (tmp_path / "executed").exists() and not (tmp_path / "native").exists()
+
+
 def test_infonce_sibling_has_no_predictors(tmp_path):
     torch.manual_seed(4)
     towers = build_towers(embed_dim=24, with_projector=False)
@@ -394,22 +468,22 @@ ERRORS = {
     "other dimensions in one head": (
         TEXT,
         {"pre_proj__3__weight": torch.zeros(24, WIDTH), "pre_proj__3__bias": torch.zeros(24)},
-        r"'projector\.0\.weight' has shape \(40, 16\).*'pre_proj\.3\.weight' of shape \(24, 40\)",
+        r"'projector\.0\.weight' has shape \(40, 16\), but the layer before it gives 24 numbers and not 16",
     ),
     "a predictor that ends elsewhere": (
         VISION,
         {"projector__16__weight": torch.zeros(24, WIDTH), "projector__16__bias": torch.zeros(24)},
-        r"'projector\.16\.weight' has shape \(24, 40\).*axis 0 must be 16",
+        r"'projector\.16\.weight' has shape \(24, 40\).*'pre_proj' makes 16",
     ),
     "a predictor of another width": (
         VISION,
         {"projector__0__weight": torch.zeros(64, DIM)},
-        r"'projector\.0\.weight' has shape \(64, 16\).*axis 0 must be 40",
+        r"'projector\.4\.weight' has shape \(40, 40\), but the layer before it gives 64 numbers",
     ),
     "a gap in the predictor": (
         VISION,
         {"projector__4__weight": None},
-        r"linear layers of 'projector' are at \[0, 8, 12",
+        r"no tensor 'projector\.4\.weight'",
     ),
     "positions of no square": (VISION, {"encoder__pos_embed": torch.zeros(1, 19, 48)}, r"'encoder\.pos_embed' has 19"),
     "a vector for a matrix": (
@@ -443,8 +517,8 @@ def test_gap_in_the_blocks(broken):
 @pytest.mark.parametrize(
     ("other", "message"),
     [
-        ({"with_projector": False}, r"predictor of 4 hidden layers in the first and 0 in the second"),
-        ({"embed_dim": 24}, r"embeddings of 16 dimensions in the first and 24 in the second"),
+        ({"with_projector": False}, r"hidden layers of width \[40, 40, 40, 40\] in the first, None in the second"),
+        ({"embed_dim": 24}, r"embeddings of 16 dimensions in the first, 24 in the second"),
     ],
     ids=["predictor", "dimension"],
 )
@@ -666,7 +740,7 @@ def test_card_of_a_conversion(checkpoint, tmp_path):
 @pytest.mark.parametrize("release", RELEASES)
 def test_finished_cards_are_the_template_rendered(release):
     config = {} if "LeVLJEPA" in release else {"projection_dim": 512, "predictor_num_layers": 0}
-    config = LeVLJEPAConfig.from_preset("base", **config)
+    config = LeVLJEPAConfig.from_preset("released", **config)
     card = model_card(config, name=release, source=release, base_model=release, native=False)
     finished = Path(__file__).parents[1] / "model_cards" / f"{release.rsplit('/', 1)[-1]}.md"
     assert finished.read_text(encoding="utf-8") == str(card)

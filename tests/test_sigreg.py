@@ -1,6 +1,7 @@
 """SIGReg in one process: value and gradient against the equation, its behaviour, its directions, and bad input."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -9,6 +10,7 @@ import pytest
 import torch
 from torch import nn
 
+from levljepa_hf import LeVLJEPAConfig, LeVLJEPAModel, sigreg_levljepa
 from levljepa_hf.sigreg_levljepa import SIGReg, draw_directions
 
 
@@ -152,9 +154,12 @@ def test_step_counts_training_calls_and_resumes():
     assert SIGReg(16, seed=1)(z).item() != values[0]
 
 
-def test_eval_mode_repeats_itself_and_counts_nothing():
+def test_eval_mode_repeats_itself_whatever_the_step():
     z, module = torch.randn(20, 6), SIGReg(16).eval()
-    assert module(z) == module(z) and module.step == 0
+    before = module(z)
+    module.step.fill_(5)
+    assert module(z) == before and module.step == 5
+    assert SIGReg(16, seed=1).eval()(z) != before
 
 
 def test_global_random_state_is_left_alone():
@@ -167,6 +172,8 @@ def test_generator_draws_the_directions():
     z, module = torch.randn(20, 6), SIGReg(16)
     first, second, third = (module(z, generator=torch.Generator().manual_seed(s)).item() for s in (1, 1, 2))
     assert first == second != third and module.step == 0
+    rows = module._directions(z, None, torch.Generator().manual_seed(1))
+    torch.testing.assert_close(rows.norm(dim=1), torch.ones(16))
 
 
 # --- precision, transformations, compilation ---
@@ -199,10 +206,14 @@ class Head(nn.Module):
         return self.sigreg(self.linear(x)) + self.sigreg(x.new_ones(3, 2, 5))
 
 
-@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
+needs_inductor = pytest.mark.skipif(
+    not (shutil.which("g++") or shutil.which("clang++")),
+    reason="inductor needs a C++ compiler, and this machine has none",
+)
+
+
+@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=needs_inductor)])
 def test_compiles_without_a_graph_break(backend):
-    if backend == "inductor" and not (shutil.which("g++") or shutil.which("clang++")):
-        pytest.skip("inductor needs a C++ compiler, and this machine has none")
     x, eager, compiled = torch.randn(20, 6), Head(), Head()
     compiled.load_state_dict(eager.state_dict())
     function = torch.compile(compiled, fullgraph=True, backend=backend)
@@ -213,6 +224,29 @@ def test_compiles_without_a_graph_break(backend):
         torch.testing.assert_close(result, expected)
         torch.testing.assert_close(compiled.linear.weight.grad, eager.linear.weight.grad)
     assert compiled.sigreg.step == eager.sigreg.step == 4
+
+
+@needs_inductor
+@pytest.mark.parametrize("constant", [True, False], ids=["constant step", "step as a tensor"])
+def test_compiled_directions_are_those_of_eager(constant):
+    """Integers of 64 bits wrap around in the draw, and must not be taken for indices, which do not."""
+
+    def draw(step):
+        step = torch.full_like(step, -1) if constant else step
+        return torch.stack([draw_directions(seed, step, 5, 7) for seed in (0, -3, 2**63, -(2**63), 2**64 + 5)])
+
+    torch._dynamo.reset()
+    torch.testing.assert_close(torch.compile(draw, fullgraph=True)(torch.tensor(3)), draw(torch.tensor(3)))
+
+
+@needs_inductor
+@pytest.mark.slow
+def test_whole_model_compiled_for_evaluation(model, inputs):
+    torch._dynamo.reset()
+    with torch.no_grad():
+        expected, outputs = model(**inputs), torch.compile(model)(**inputs)
+    for name in ("loss", "prediction_loss", "sigreg_vision", "sigreg_text", "logits_per_image"):
+        torch.testing.assert_close(outputs[name], expected[name], rtol=1e-4, atol=1e-4, msg=name)
 
 
 def test_torch_func():
@@ -281,15 +315,80 @@ def test_bad_input(z, directions, message):
 
 # --- Triton ---
 
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def tiled_as_triton(monkeypatch):
+    """The tiled form in the place of the kernels."""
+
+    def sums(z, directions, *constants):
+        return sigreg_levljepa._tiled(z, directions, *constants)[0]
+
+    def gradient(grad_sums, z, directions, *constants):
+        return sigreg_levljepa._tiled(z, directions, *constants, grad_sums=grad_sums)[1]
+
+    monkeypatch.setattr(sigreg_levljepa, "_triton_sums", sums)
+    monkeypatch.setattr(sigreg_levljepa, "_triton_gradient", gradient)
+
+
+def last(result):
+    """Only the last direction, sample or view is off, as where a tile that is not full goes wrong."""
+    result[-1, -1] *= 1.5
+    return result
+
+
+WRONG = {
+    "half": lambda result: result / 2,
+    "last": last,
+    "slightly": lambda result: result * 1.001,
+    "noise": lambda result: result + 1e-3 * result.abs().max(),
+    "nan": lambda result: result * float("nan"),
+}
+
+
+@pytest.mark.parametrize("name", ["_triton_sums", "_triton_gradient"])
+@pytest.mark.parametrize("wrong", WRONG.values(), ids=WRONG)
+def test_kernels_that_give_wrong_numbers_are_refused(tiled_as_triton, monkeypatch, name, wrong):
+    works = sigreg_levljepa._triton_works.__wrapped__
+    state = torch.get_rng_state()
+    assert works(CPU) and torch.equal(torch.get_rng_state(), state)
+    right = getattr(sigreg_levljepa, name)
+    monkeypatch.setattr(sigreg_levljepa, name, lambda *arguments: wrong(right(*arguments)))
+    number = r"(\d\.\de[-+]\d\d|nan)"
+    message = f"SIGReg on cpu runs without .*: their sums are off by {number} and their gradient by {number} of"
+    with pytest.warns(UserWarning, match=message) as warnings:
+        assert not works(CPU)
+    errors = [float(error) for error in re.findall(number, str(warnings[0].message))]
+    assert (errors[0] < 1e-4) == (name == "_triton_gradient") and (errors[1] < 1e-4) == (name == "_triton_sums")
+
+
+def test_kernels_that_fail_are_refused(tiled_as_triton, monkeypatch):
+    def failing(*arguments):
+        raise RuntimeError("no compiler")
+
+    monkeypatch.setattr(sigreg_levljepa, "_triton_gradient", failing)
+    with pytest.warns(UserWarning, match=r"more slowly: RuntimeError\('no compiler'\)"):
+        assert not sigreg_levljepa._triton_works.__wrapped__(CPU)
+
+
+def test_tf32_is_allowed_where_torch_is_allowed_it(tiled_as_triton, monkeypatch):
+    right = sigreg_levljepa._triton_sums
+    monkeypatch.setattr(sigreg_levljepa, "_triton_sums", lambda *arguments: right(*arguments) * 1.003)
+    monkeypatch.setattr(torch, "get_float32_matmul_precision", lambda: "high")
+    assert sigreg_levljepa._triton_works.__wrapped__(CPU)
+
+
 TRITON_CHECK = """
 import torch
-from test_sigreg import SIGReg, assert_equals_equation
+from test_sigreg import CPU, SIGReg, assert_equals_equation, sigreg_levljepa
 
 torch.manual_seed(0)
 module = SIGReg(implementation="triton")
 assert_equals_equation(module, 1.5 * torch.randn(130, 24) + 0.3, torch.randn(24, 70))
 assert_equals_equation(module, torch.randn(2, 9, 40), torch.randn(40, 5))
 assert_equals_equation(SIGReg(num_knots=6, implementation="triton"), torch.randn(1, 3), torch.randn(3, 1))
+assert max(sigreg_levljepa._triton_errors(CPU)) < 1e-5
 """
 
 
@@ -299,3 +398,46 @@ def test_triton_kernels_in_the_interpreter():
     environment = {**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
     done = subprocess.run([sys.executable, "-c", TRITON_CHECK], env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+# --- on a GPU ---
+
+needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU, and this machine has none")
+
+
+@pytest.mark.gpu
+@needs_gpu
+@pytest.mark.filterwarnings("error:SIGReg on cuda")
+def test_triton_kernels_at_full_size():
+    """Against the tiled form in float64, which the equation's tensors of 2 GB would not fit beside."""
+    assert sigreg_levljepa._triton_works(torch.device("cuda", torch.cuda.current_device()))
+    z, directions = 1.2 * torch.randn(4096, 256, device="cuda") + 0.1, torch.randn(256, 4096, device="cuda")
+    directions /= directions.norm(dim=0)
+    expected, expected_gradient = value_and_gradient(
+        lambda z: SIGReg(implementation="tiled")(z, directions=directions), z.double()
+    )
+    for implementation in ("triton", "auto"):
+        module = SIGReg(implementation=implementation)
+        value, gradient = value_and_gradient(lambda z, m=module: m(z, directions=directions), z)
+        torch.testing.assert_close(value.double(), expected, rtol=1e-4, atol=0)
+        assert (gradient - expected_gradient).norm() < 1e-3 * expected_gradient.norm()
+
+
+@pytest.mark.gpu
+@needs_gpu
+def test_model_step_in_bfloat16_is_near_float32():
+    model = LeVLJEPAModel(LeVLJEPAConfig.from_preset("debug")).cuda().train()
+    batch = {"pixel_values": torch.randn(64, 3, 32, 32), "input_ids": torch.randint(0, 50000, (64, 9))}
+    batch = {name: tensor.cuda() for name, tensor in batch.items()}
+    losses, gradients = [], []
+    for dtype in (torch.float32, torch.bfloat16):
+        model.zero_grad()
+        model.sigreg.step.zero_()
+        with torch.autocast("cuda", dtype=dtype, enabled=dtype != torch.float32):
+            loss = model(**batch).loss
+        loss.backward()
+        losses.append(loss.detach())
+        gradients.append(torch.cat([parameter.grad.flatten() for parameter in model.parameters()]))
+    assert losses[1].dtype == torch.float32
+    torch.testing.assert_close(losses[1], losses[0], rtol=0.02, atol=0)
+    assert torch.cosine_similarity(*gradients, dim=0) > 0.98

@@ -11,12 +11,13 @@ import PIL.Image
 import pytest
 import torch
 from torch import nn
-from transformers import TrainerCallback, TrainingArguments
+from torch.optim import lr_scheduler
+from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from levljepa_hf import LeVLJEPAConfig, LeVLJEPAModel, LeVLJEPAProcessor
 from levljepa_hf.data import EndlessStream, LeVLJEPADataCollator, load_pretraining_dataset
 from levljepa_hf.distributed import GlobalBatchNorm
-from levljepa_hf.evaluation.health import embedding_health
+from levljepa_hf.evaluation.health import effective_rank, embedding_health, sigreg_floor
 from levljepa_hf.evaluation.retrieval import retrieval_recall
 from levljepa_hf.trainer import LeVLJEPATrainer, LeVLJEPATrainingArguments
 
@@ -111,6 +112,44 @@ def test_health_describes_the_current_batch_without_another_forward_pass(tmp_pat
     assert "effective_rank_vision" not in logs[2] and "effective_rank_vision" not in logs[4]
 
 
+@pytest.mark.parametrize("accumulation", [1, 2])
+def test_a_health_step_is_one_of_the_optimizer(tmp_path: Path, processor, accumulation: int) -> None:
+    """With accumulation its last micro-batch is described, once."""
+    model = Recorder(new_model())
+    run = trainer(
+        tmp_path, processor, model=model, health_steps=2, logging_steps=100, gradient_accumulation_steps=accumulation
+    )
+    run.train()
+    logs = {entry["step"]: entry for entry in run.state.log_history if "loss" in entry}
+    assert list(logs) == [2, 4]
+    for step, entry in logs.items():
+        embeds = model.outputs[step * accumulation - 1]["text_embeds"]
+        assert entry["effective_rank_text"] == pytest.approx(effective_rank(embeds), rel=1e-4)
+
+
+@pytest.mark.parametrize("distributed, rows", [(True, 8), (False, 4)])
+def test_the_floor_is_that_of_the_rows_that_sigreg_sees(
+    tmp_path: Path, processor, distributed: bool, rows: int
+) -> None:
+    """Of two ranks with 4 samples each, SIGReg sees 8 or, taken on each device alone, 4."""
+    model = new_model(sigreg_distributed=distributed, sigreg_sample_size_scale=100.0)
+    run = trainer(tmp_path, processor, model=model)
+    run._gathered_rows = lambda embeds: torch.cat([embeds, embeds])
+    batch = run.eval_data_collator(samples(4))
+    floor = run._describe(model(**batch))["sigreg_floor"]
+    assert floor == pytest.approx(sigreg_floor(sample_size=rows, sample_size_scale=100.0))
+
+
+def test_the_terms_that_are_logged_make_up_the_loss(tmp_path: Path, processor) -> None:
+    """With weights that tell the modalities apart."""
+    run = trainer(tmp_path, processor, model=new_model(sigreg_vision_weight=0.05, sigreg_text_weight=0.3))
+    run.train()
+    for entry in (entry for entry in run.state.log_history if "loss" in entry):
+        terms = 0.65 * entry["prediction_loss"] + 0.05 * entry["sigreg_vision"] + 0.3 * entry["sigreg_text"]
+        assert entry["loss"] == pytest.approx(terms, rel=1e-4)
+        assert abs(entry["sigreg_vision"] - entry["sigreg_text"]) > 1e-3
+
+
 # Evaluation
 
 
@@ -151,7 +190,114 @@ def test_several_evaluation_sets(tmp_path: Path, processor) -> None:
     assert metrics["eval_a_text_to_image_R@5"] == 1.0 > metrics["eval_b_text_to_image_R@1"]
 
 
+def test_the_stock_trainer_predicts_tensors(tmp_path: Path, processor) -> None:
+    """transformers' own Trainer, with our collator: no whole output objects among the predictions."""
+    args = TrainingArguments(
+        str(tmp_path), use_cpu=True, per_device_eval_batch_size=4, remove_unused_columns=False, report_to="none"
+    )
+    collator = LeVLJEPADataCollator(processor).for_evaluation()
+    run = Trainer(new_model(), args, data_collator=collator)
+    output = run.predict(samples(8))
+    assert all(isinstance(values, np.ndarray) for values in output.predictions)
+    with torch.no_grad():
+        batches = [run.model.eval()(**collator(samples(8)[i : i + 4])) for i in (0, 4)]
+    names = [name for name in batches[0] if name not in ("loss", "vision_model_output", "text_model_output")]
+    assert len(output.predictions) == len(names) and set(TERMS) < set(names)
+    for name, values in zip(names, output.predictions, strict=True):
+        expected = torch.cat([torch.atleast_1d(batch[name]) for batch in batches])
+        torch.testing.assert_close(torch.from_numpy(values), expected, rtol=1e-4, atol=1e-5, msg=name)
+    metrics = run.evaluate(samples(8))
+    assert metrics["eval_loss"] == pytest.approx(sum(batch.loss.item() for batch in batches) / 2, rel=1e-4)
+
+
 # The step
+
+
+class LearningRates(TrainerCallback):
+    """The learning rate of every step."""
+
+    def __init__(self) -> None:
+        self.values: list[float] = []
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, optimizer: Any = None, **kwargs: Any) -> None:
+        self.values.append(optimizer.param_groups[0]["lr"])
+
+
+def official_learning_rates(name: str, steps: int, warmup: int, decay: int, peak: float, floor: float) -> list[float]:
+    """As the official code puts them together from torch's schedulers."""
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=peak)
+    stable = steps - warmup - decay if name == "warmup_stable_decay" else 0
+    schedulers = [
+        lr_scheduler.LinearLR(optimizer, start_factor=0.01, total_iters=warmup),
+        lr_scheduler.ConstantLR(optimizer, factor=1.0, total_iters=stable),
+        lr_scheduler.CosineAnnealingLR(optimizer, T_max=steps - warmup - stable, eta_min=floor),
+    ]
+    milestones = [warmup, warmup + stable]
+    if name != "warmup_stable_decay":
+        del schedulers[1], milestones[1]
+    scheduler = lr_scheduler.SequentialLR(optimizer, schedulers, milestones)
+    rates = []
+    for _ in range(steps):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        scheduler.step()
+    return rates
+
+
+@pytest.mark.parametrize(
+    "name, decay, options",
+    [
+        ("warmup_stable_decay", 3, {"lr_scheduler_kwargs": {"min_lr_ratio": 0.1}}),
+        ("warmup_stable_decay", 5, {"lr_scheduler_kwargs": {"min_lr_ratio": 0.1, "num_decay_steps": 5}}),
+        ("warmup_stable_decay", 10, {"lr_scheduler_kwargs": {"min_lr_ratio": 0.1}, "wsd_decay_frac": 0.5}),
+        ("cosine_with_min_lr", 0, {"lr_scheduler_kwargs": {"min_lr": 2e-5}}),
+    ],
+)
+def test_learning_rates_are_those_of_the_official_schedule(
+    tmp_path: Path, processor, name: str, decay: int, options: dict[str, Any]
+) -> None:
+    """Of every step; and a run resumed in the warm-up or in the decay goes on with them."""
+    steps, warmup = 20, 4
+    expected = official_learning_rates(name, steps, warmup, decay, peak=2e-4, floor=2e-5)
+
+    def run(resume: str | None = None) -> tuple[list[float], float]:
+        rates = LearningRates()
+        one = trainer(
+            tmp_path, processor, 8, max_steps=steps, learning_rate=2e-4, warmup_steps=warmup, warmup_start_factor=0.01,
+            lr_scheduler_type=name, save_strategy="steps", save_steps=3, callbacks=[rates], **options,
+        )  # fmt: skip
+        one.train(resume_from_checkpoint=resume)
+        return rates.values, one.lr_scheduler.get_last_lr()[0]
+
+    rates, last = run()
+    assert rates == pytest.approx(expected, rel=1e-9) and last == pytest.approx(2e-5, rel=1e-9)
+    for step in (3, 18):
+        assert run(str(tmp_path / f"checkpoint-{step}"))[0] == pytest.approx(expected[step:], rel=1e-9)
+
+
+def test_schedules_that_cannot_be(tmp_path: Path, processor) -> None:
+    run = trainer(tmp_path, processor, max_steps=10, lr_scheduler_type="warmup_stable_decay", warmup_steps=9)
+    with pytest.raises(ValueError, match="warm-up of 9 steps .* a decay of 2 .* longer than the run of 10 steps"):
+        run.train()
+    run = trainer(tmp_path, processor, warmup_start_factor=0.1, warmup_steps=2)
+    run.args.lr_scheduler_type = "greedy"
+    run.create_optimizer()
+    with pytest.raises(ValueError, match="warmup_start_factor=0.1 needs a schedule with a warm-up, and GreedyLR has"):
+        run.create_scheduler(4)
+    for name in ("warmup_start_factor", "wsd_decay_frac"):
+        with pytest.raises(ValueError, match=f"{name}=15 is a share: it must be between 0 and 1"):
+            LeVLJEPATrainingArguments(str(tmp_path), use_cpu=True, **{name: 15})
+
+
+def test_a_run_with_another_length_decays_over_its_own(tmp_path: Path, processor) -> None:
+    run = trainer(tmp_path, processor, lr_scheduler_type="warmup_stable_decay", wsd_decay_frac=0.5)
+    for steps in (4, 8):
+        rates = LearningRates()
+        run.add_callback(rates)
+        run.args.max_steps, run.lr_scheduler = steps, None
+        run.train()
+        assert rates.values[: steps // 2 + 1] == [1e-3] * (steps // 2 + 1) and rates.values[-1] < 1e-3
+        run.remove_callback(rates)
 
 
 def test_accumulated_gradients_are_the_mean_and_not_the_sum(tmp_path: Path, processor) -> None:
@@ -340,9 +486,18 @@ def test_batches_that_are_too_small(tmp_path: Path, processor, options: dict[str
         trainer(tmp_path, processor, **options)
 
 
+class Lossless(Recorder):
+    """A model that is never asked for its loss."""
+
+    def forward(self, **inputs: Any) -> Any:
+        return super().forward(**inputs, return_loss=False)
+
+
 def test_a_model_without_a_loss(tmp_path: Path, processor) -> None:
-    run = trainer(tmp_path, processor, model=new_model(predictor_num_layers=0))
-    with pytest.raises(ValueError, match="returned no loss: it needs predictors"):
+    run = trainer(tmp_path, processor, model=Lossless(new_model()))
+    with pytest.raises(
+        ValueError, match="returned no loss: it needs as many captions as images, and return_loss=True"
+    ):
         run.train()
     metrics = run.evaluate(samples(6))
     assert "eval_loss" not in metrics and "eval_text_to_image_R@1" in metrics

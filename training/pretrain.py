@@ -16,6 +16,7 @@ import argparse
 import difflib
 import importlib.util
 import json
+import logging
 import os
 import re
 import sys
@@ -25,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from huggingface_hub.errors import StrictDataclassError
 from transformers import HfArgumentParser, IntervalStrategy, set_seed
 
 from levljepa_hf import LeVLJEPAConfig, LeVLJEPAModel, LeVLJEPAProcessor
@@ -38,6 +40,7 @@ from levljepa_hf.data import (
 from levljepa_hf.trainer import LeVLJEPATrainer, LeVLJEPATrainingArguments
 
 RECIPES = Path(__file__).parent / "recipes"
+logger = logging.getLogger(__name__)
 
 
 def _option(default: Any, help: str) -> Any:
@@ -48,7 +51,9 @@ def _option(default: Any, help: str) -> Any:
 class ModelArguments:
     """The model: a preset with overrides, or a checkpoint to go on from."""
 
-    preset: str = _option("small", "Size of a new model: tiny, small, base (the released one), or debug.")
+    preset: str = _option(
+        "small", "Size of a new model: tiny, small, base, released (base with embeddings of 256), or debug."
+    )
     config: list[str] = field(
         default_factory=list,
         metadata={"help": "Fields that replace the preset's, beside the recipe's: projection_dim=128 ..."},
@@ -141,11 +146,24 @@ def parse_args(argv: Sequence[str] | None) -> tuple[ModelArguments, DataArgument
     selector.add_argument("--recipe")
     name = selector.parse_known_args(argv)[0].recipe
     recipe = {} if name is None else read_recipe(name, [action.dest for action in parser._actions])
-    recipe_config = _as_overrides(recipe.pop("config", {}))
+    recipe_config = _as_overrides(recipe.pop("config", None) or {})
     parser.set_defaults(**recipe)
 
     model_args, data_args, args, _ = parser.parse_args_into_dataclasses(argv, look_for_args_file=False)
-    model_args.config = recipe_config + model_args.config
+    if model_args.model_name_or_path is None:
+        model_args.config = recipe_config + model_args.config
+    elif model_args.config:
+        parser.error(
+            f"--config {' '.join(model_args.config)} has no effect on --model_name_or_path "
+            f"{model_args.model_name_or_path}, whose own configuration holds: leave one of them out, or "
+            "change a copy of the checkpoint."
+        )
+    elif recipe_config and args.should_log:
+        logger.warning(
+            "The recipe's `config` (%s) is left aside: the configuration of the checkpoint %s holds.",
+            ", ".join(recipe_config),
+            model_args.model_name_or_path,
+        )
     if data_args.dataset is None:
         parser.error("--dataset is missing: a Hub id, a folder, or a glob of files.")
     if data_args.streaming and args.max_steps <= 0:
@@ -168,6 +186,10 @@ def read_recipe(name: str, options: Sequence[str]) -> dict[str, Any]:
         close = {key: difflib.get_close_matches(key, options, n=1) for key in unknown}
         named = ", ".join(key + (f" (did you mean {match[0]}?)" if match else "") for key, match in close.items())
         raise ValueError(f"Recipe {path} has unknown options: {named}. `--help` lists the known ones.")
+    if not isinstance(recipe.get("config") or {}, dict):
+        raise ValueError(
+            f"Recipe {path}: config={recipe['config']!r} must hold fields, such as {{projection_dim: 128}}."
+        )
     return recipe
 
 
@@ -209,8 +231,23 @@ def build_model(model_args: ModelArguments) -> tuple[LeVLJEPAModel, LeVLJEPAProc
     if model_args.model_name_or_path is not None:
         model = LeVLJEPAModel.from_pretrained(model_args.model_name_or_path)
         return model, LeVLJEPAProcessor.from_pretrained(model_args.model_name_or_path)
-    config = LeVLJEPAConfig.from_preset(model_args.preset, **_as_config(model_args.config))
-    return LeVLJEPAModel(config), LeVLJEPAProcessor.from_image_size(config.vision_config.image_size)
+    config = build_config(model_args)
+    processor = LeVLJEPAProcessor.from_image_size(config.vision_config.image_size, text_readout=config.text_readout)
+    return LeVLJEPAModel(config), processor
+
+
+def build_config(model_args: ModelArguments) -> LeVLJEPAConfig:
+    """The preset with its overrides.
+
+    Raises:
+        ValueError: if a field is unknown or its value of the wrong type; the message names it.
+    """
+    try:
+        return LeVLJEPAConfig.from_preset(model_args.preset, **_as_config(model_args.config))
+    except StrictDataclassError as error:
+        raise ValueError(
+            f"A value in `config` ({' '.join(model_args.config)}) is of the wrong type. {error}"
+        ) from error
 
 
 def load_train_data(data_args: DataArguments) -> tuple[Any, dict[str, str]]:

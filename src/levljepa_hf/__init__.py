@@ -20,14 +20,17 @@ from transformers import (
     GPT2Tokenizer,
 )
 
-from .configuration_levljepa import LeVLJEPAConfig, LeVLJEPAVisionConfig
+from .configuration_levljepa import LeVLJEPAConfig, LeVLJEPATextConfig, LeVLJEPAVisionConfig
 from .modeling_levljepa import (
     LeVLJEPABackbone,
     LeVLJEPAForImageClassification,
     LeVLJEPAForSemanticSegmentation,
     LeVLJEPAModel,
     LeVLJEPAOutput,
+    LeVLJEPAPreTrainedModel,
+    LeVLJEPATextModel,
     LeVLJEPAVisionModel,
+    retrieval_embeds,
     similarity,
 )
 from .processing_levljepa import (
@@ -58,22 +61,36 @@ def __getattr__(name: str) -> Any:
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_LAZY})
+
+
 def _register_auto_classes() -> None:
     image_processors = {"torchvision": LeVLJEPAImageProcessor, "pil": LeVLJEPAImageProcessorPil}
-    for config_class, model_class in ((LeVLJEPAConfig, LeVLJEPAModel), (LeVLJEPAVisionConfig, LeVLJEPAVisionModel)):
+    for config_class, model_class in (
+        (LeVLJEPAConfig, LeVLJEPAModel),
+        (LeVLJEPATextConfig, LeVLJEPATextModel),
+        (LeVLJEPAVisionConfig, LeVLJEPAVisionModel),
+    ):
         AutoConfig.register(config_class.model_type, config_class, exist_ok=True)
         AutoModel.register(config_class, model_class, exist_ok=True)
-        AutoImageProcessor.register(config_class, image_processor_classes=image_processors, exist_ok=True)
         config_class.register_for_auto_class()
         model_class.register_for_auto_class("AutoModel")
+    for config_class in (LeVLJEPAConfig, LeVLJEPAVisionConfig):
+        AutoImageProcessor.register(config_class, image_processor_classes=image_processors, exist_ok=True)
     AutoBackbone.register(LeVLJEPAVisionConfig, LeVLJEPABackbone, exist_ok=True)
     LeVLJEPABackbone.register_for_auto_class("AutoBackbone")
     AutoModelForZeroShotImageClassification.register(LeVLJEPAConfig, LeVLJEPAModel, exist_ok=True)
-    AutoModelForImageClassification.register(LeVLJEPAConfig, LeVLJEPAForImageClassification, exist_ok=True)
-    LeVLJEPAForImageClassification.register_for_auto_class("AutoModelForImageClassification")
-    AutoModelForSemanticSegmentation.register(LeVLJEPAConfig, LeVLJEPAForSemanticSegmentation, exist_ok=True)
-    LeVLJEPAForSemanticSegmentation.register_for_auto_class("AutoModelForSemanticSegmentation")
-    AutoTokenizer.register(LeVLJEPAConfig, GPT2Tokenizer, exist_ok=True)
+    for auto_class, model_class in (
+        (AutoModelForImageClassification, LeVLJEPAForImageClassification),
+        (AutoModelForSemanticSegmentation, LeVLJEPAForSemanticSegmentation),
+    ):
+        auto_class.register(LeVLJEPAConfig, model_class, exist_ok=True)
+        # `register` wants a class of that configuration; the heads take a bare tower's and make theirs of it.
+        auto_class._model_mapping.register(LeVLJEPAVisionConfig, model_class, exist_ok=True)
+        model_class.register_for_auto_class(auto_class.__name__)
+    for config_class in (LeVLJEPAConfig, LeVLJEPATextConfig):
+        AutoTokenizer.register(config_class, GPT2Tokenizer, exist_ok=True)
     AutoProcessor.register(LeVLJEPAConfig, LeVLJEPAProcessor, exist_ok=True)
     LeVLJEPAProcessor.register_for_auto_class("AutoProcessor")
     LeVLJEPAImageProcessor.register_for_auto_class("AutoImageProcessor")
@@ -92,7 +109,10 @@ __all__ = [
     "LeVLJEPAImageProcessorPil",
     "LeVLJEPAModel",
     "LeVLJEPAOutput",
+    "LeVLJEPAPreTrainedModel",
     "LeVLJEPAProcessor",
+    "LeVLJEPATextConfig",
+    "LeVLJEPATextModel",
     "LeVLJEPATrainer",
     "LeVLJEPATrainingArguments",
     "LeVLJEPAVisionConfig",
@@ -101,5 +121,6 @@ __all__ = [
     "__version__",
     "build_tokenizer",
     "convert_sync_batchnorm",
+    "retrieval_embeds",
     "similarity",
 ]

@@ -1,6 +1,7 @@
-"""LeVLJEPA configurations: the vision tower alone, and the whole model.
+"""LeVLJEPA configurations: each tower alone, and the whole model.
 
-The text tower's configuration is transformers' own `GPT2Config`. This file travels to the Hub with a saved model.
+Inside the whole model the text tower's configuration is transformers' own `GPT2Config`. This file travels to the Hub
+with a saved model.
 """
 
 import dataclasses
@@ -20,10 +21,10 @@ from transformers.configuration_utils import PreTrainedConfig
 # The text tower of the official code: GPT-2 without dropout, used as an encoder.
 TEXT_DEFAULTS = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0, "use_cache": False}
 
-# `tiny`, `small` and `base` are the official code's sizes: embeddings as wide as the towers. `released` is the checkpoint
-# lukaskuhndkfz/LeVLJEPA-ViT-B-DataComp-200k: `base` with embeddings of 256.
 TEXT_READOUTS = ("eot", "pad77")
 
+# `tiny`, `small` and `base` are the sizes of the official code, with embeddings as wide as the towers. `released` is
+# the checkpoint lukaskuhndkfz/LeVLJEPA-ViT-B-DataComp-200k: `base` with embeddings of 256.
 PRESETS: dict[str, dict[str, Any]] = {
     "debug": {
         "vision_config": {
@@ -82,6 +83,25 @@ def create_timm_vit(architecture: str, **kwargs: Any) -> VisionTransformer:
     return model
 
 
+def create_vit(config: "LeVLJEPAVisionConfig") -> VisionTransformer:
+    """Builds the timm Vision Transformer that `config` describes, whose dimensions replace the architecture's."""
+    mlp = {}
+    if config.intermediate_size is not None:  # timm truncates hidden_size * mlp_ratio
+        mlp = {"mlp_ratio": (config.intermediate_size + 0.5) / config.hidden_size}
+    return create_timm_vit(
+        config.architecture,
+        img_size=config.image_size,
+        patch_size=config.patch_size,
+        in_chans=config.num_channels,
+        embed_dim=config.hidden_size,
+        depth=config.num_hidden_layers,
+        num_heads=config.num_attention_heads,
+        reg_tokens=config.num_register_tokens,
+        drop_path_rate=config.drop_path_rate,
+        **mlp,
+    )
+
+
 def _not_a_vit(architecture: str, class_name: str = "another model class") -> str:
     return (
         f"architecture={architecture!r} builds {class_name}, but LeVLJEPA's vision tower is timm's VisionTransformer "
@@ -130,6 +150,9 @@ class LeVLJEPAVisionConfig(BackboneConfigMixin, PreTrainedConfig):
             the outputs.
         num_channels: Channels of the images.
         drop_path_rate: Rate of stochastic depth at the last block (it grows linearly from 0 at the first).
+        apply_layernorm: Whether the backbone's feature maps are normalised by the final norm.
+        reshape_hidden_states: Whether the backbone's feature maps are maps `(N, C, H, W)`. `False` leaves tokens
+            `(N, 1 + patches, C)`, the class token first, as DPT and Depth Anything take them.
 
     Raises:
         ValueError: if timm does not know the architecture, or the dimensions do not divide each other.
@@ -158,6 +181,8 @@ class LeVLJEPAVisionConfig(BackboneConfigMixin, PreTrainedConfig):
     num_register_tokens: int | None = None
     num_channels: int = 3
     drop_path_rate: float | int = 0.0
+    apply_layernorm: bool = True
+    reshape_hidden_states: bool = True
     _out_features: list[str] | None = None
     _out_indices: list[int] | None = None
 
@@ -195,7 +220,52 @@ class LeVLJEPAVisionConfig(BackboneConfigMixin, PreTrainedConfig):
     @classmethod
     def get_config_dict(cls, pretrained_model_name_or_path: str, **kwargs: Any) -> tuple[dict, dict]:
         config_dict, kwargs = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
-        return _from_released(config_dict), kwargs
+        config_dict = _from_released(config_dict)
+        if config_dict.get("model_type") == LeVLJEPATextConfig.model_type:
+            raise ValueError(other_tower(pretrained_model_name_or_path, "text", "vision"))
+        if "quantization_config" in config_dict and "vision_config" in config_dict:
+            raise ValueError(_quantised(pretrained_model_name_or_path))
+        return config_dict, kwargs
+
+
+@strict
+class LeVLJEPATextConfig(GPT2Config):
+    r"""
+    Configuration of the text tower alone: a `GPT2Config` without dropout, and where the feature is read.
+
+    Args:
+        text_readout: `"eot"`, the last unmasked token, or `"pad77"`, the last of 77 positions (see `LeVLJEPAConfig`).
+
+    Raises:
+        ValueError: if the readout is unknown.
+    """
+
+    model_type = "levljepa_text_model"
+    base_config_key = "text_config"
+
+    resid_pdrop: float | int = TEXT_DEFAULTS["resid_pdrop"]
+    embd_pdrop: float | int = TEXT_DEFAULTS["embd_pdrop"]
+    attn_pdrop: float | int = TEXT_DEFAULTS["attn_pdrop"]
+    use_cache: bool = TEXT_DEFAULTS["use_cache"]
+    text_readout: str = "eot"
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        _check_text_readout(self.text_readout)
+        super().__post_init__(**kwargs)
+
+    @classmethod
+    def get_config_dict(cls, pretrained_model_name_or_path: str, **kwargs: Any) -> tuple[dict, dict]:
+        config_dict, kwargs = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
+        config_dict = _from_released(config_dict)
+        if config_dict.get("model_type") == LeVLJEPAVisionConfig.model_type:
+            raise ValueError(other_tower(pretrained_model_name_or_path, "vision", "text"))
+        if "quantization_config" in config_dict and "text_config" in config_dict:
+            raise ValueError(_quantised(pretrained_model_name_or_path))
+        return _text_alone(config_dict), kwargs
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> "LeVLJEPATextConfig":
+        return super().from_dict(_text_alone(config_dict), **kwargs)
 
 
 @strict
@@ -230,9 +300,9 @@ class LeVLJEPAConfig(PreTrainedConfig):
             device alone, as the released recipe does: exact for reproducing it, but the objective then depends on how
             many devices share the batch. With `True` many devices equal one with the whole batch.
         logit_scale: Factor of the cosine similarities in `logits_per_image` and `logits_per_text`. Fixed, and used for
-            inference alone. 20 is a guess for the `avg` readout: it calibrates best (negative log-likelihood 0.17; 0.51
-            at 100) the scores that the authors publish for 500 Imagenette photos, which are those of the `proj_text`
-            readout on images normalised with ImageNet's statistics.
+            inference alone. 20 is a guess for the `avg` readout: it calibrates best (negative log-likelihood 0.17;
+            0.51 at 100) the scores that the authors publish for 500 Imagenette photos, which are those of the
+            `proj_text` readout on images normalised with ImageNet's statistics.
         semantic_loss_ignore_index: The label of void pixels, left out of the segmentation loss.
 
     Raises:
@@ -292,8 +362,7 @@ class LeVLJEPAConfig(PreTrainedConfig):
             )
         if self.prediction_loss_type not in ("mse", "cosine"):
             raise ValueError(f"prediction_loss_type={self.prediction_loss_type!r} is unknown: use 'mse' or 'cosine'.")
-        if self.text_readout not in TEXT_READOUTS:
-            raise ValueError(f"text_readout={self.text_readout!r} is unknown: use one of {', '.join(TEXT_READOUTS)}.")
+        _check_text_readout(self.text_readout)
         if not 0 <= self.predictor_dropout < 1:
             raise ValueError(f"predictor_dropout={self.predictor_dropout} must be at least 0 and less than 1.")
         weights = (self.sigreg_vision_weight, self.sigreg_text_weight)
@@ -301,6 +370,15 @@ class LeVLJEPAConfig(PreTrainedConfig):
             raise ValueError(
                 f"sigreg_vision_weight={weights[0]} and sigreg_text_weight={weights[1]} must be at least 0 and add up "
                 "to at most 1: the prediction term weighs what they leave."
+            )
+        if (
+            isinstance(self.head_hidden_size, list)
+            and self.predictor_hidden_size is None
+            and self.predictor_num_layers
+        ):
+            raise ValueError(
+                f"head_hidden_size={self.head_hidden_size} is a list, which predictor_hidden_size=None would repeat: "
+                "give predictor_hidden_size a width or a list of its own."
             )
         for name in ("projection_dim", "head_hidden_size", "predictor_hidden_size", "sigreg_num_directions"):
             value = getattr(self, name)
@@ -342,6 +420,9 @@ class LeVLJEPAConfig(PreTrainedConfig):
             raise ValueError(f"Unknown preset {name!r}: use one of {', '.join(PRESETS)}.")
         check_field_names(cls, overrides)
         fields = dict(PRESETS[name])
+        for part in ("head", "predictor"):
+            if isinstance(overrides.get(f"{part}_hidden_size"), list):  # says how many by itself
+                fields.pop(f"{part}_num_layers", None)
         for key, value in overrides.items():
             merge = isinstance(value, dict) and isinstance(fields.get(key), dict)
             fields[key] = {**fields[key], **value} if merge else value
@@ -401,6 +482,26 @@ def _widths(hidden_size: int | list[int], num_layers: int) -> list[int]:
     return list(hidden_size) if isinstance(hidden_size, list) else [hidden_size] * num_layers
 
 
+def _check_text_readout(text_readout: str) -> None:
+    if text_readout not in TEXT_READOUTS:
+        raise ValueError(f"text_readout={text_readout!r} is unknown: use one of {', '.join(TEXT_READOUTS)}.")
+
+
+def other_tower(source: str, has: str, wanted: str) -> str:
+    """The message for a checkpoint of one tower where the other is wanted."""
+    return (
+        f"{source} holds a {has} tower alone and no {wanted} tower: load it with "
+        f"LeVLJEPA{has.capitalize()}Model, or name a full checkpoint."
+    )
+
+
+def _quantised(source: str) -> str:
+    return (
+        f"{source} holds quantised weights of the whole model, from which a tower can't be loaded alone: load "
+        "LeVLJEPAModel and take its tower, or quantise the tower while loading it from a checkpoint in full precision."
+    )
+
+
 def _from_released(config_dict: dict[str, Any]) -> dict[str, Any]:
     """The native fields of a released `config.json` (`vision_encoder`, `text_encoder`, `embed_dim`, ...).
 
@@ -409,6 +510,8 @@ def _from_released(config_dict: dict[str, Any]) -> dict[str, Any]:
     if "vision_encoder" not in config_dict and "text_encoder" not in config_dict:
         return config_dict
     vision, text = config_dict.get("vision_encoder") or {}, config_dict.get("text_encoder") or {}
+    predictor_width = config_dict.get("projector_hidden_dims", config_dict.get("projector_width"))
+    head_width = config_dict.get("pre_proj_hidden_dims", config_dict.get("pre_proj_width"))
     renamed = {
         "vision_config": {
             "architecture": vision.get("architecture"),
@@ -423,8 +526,11 @@ def _from_released(config_dict: dict[str, Any]) -> dict[str, Any]:
             "vocab_size": text.get("vocab_size"),
         },
         "projection_dim": config_dict.get("embed_dim"),
-        "head_hidden_size": config_dict.get("projector_width"),
-        "predictor_num_layers": config_dict.get("projector_depth"),
+        "head_hidden_size": predictor_width if head_width is None else head_width,
+        "head_num_layers": None if isinstance(head_width, list) else config_dict.get("pre_proj_depth"),
+        "predictor_hidden_size": None if head_width is None else predictor_width,
+        "predictor_num_layers": None if isinstance(predictor_width, list) else config_dict.get("projector_depth"),
+        "text_readout": config_dict.get("text_readout"),
     }
     widths = {"vision_config": ("hidden_size", "num_attention_heads"), "text_config": ("n_embd", "n_head")}
     for key, (width, heads) in widths.items():
@@ -432,17 +538,36 @@ def _from_released(config_dict: dict[str, Any]) -> dict[str, Any]:
         if width in part and heads in part and part[width] % part[heads]:  # wrong: the shapes will tell
             del part[width], part[heads]
         renamed[key] = part
-    released_keys = ("vision_encoder", "text_encoder", "embed_dim", "projector_width", "projector_depth", "training")
-    rest = {key: value for key, value in config_dict.items() if key not in released_keys}
+    rest = {key: value for key, value in config_dict.items() if key not in RELEASED_KEYS}
     return {**rest, **{key: value for key, value in renamed.items() if value is not None}}
 
 
+RELEASED_KEYS = (
+    *("vision_encoder", "text_encoder", "embed_dim", "training", "text_readout"),
+    *("projector_width", "projector_depth", "projector_hidden_dims"),
+    *("pre_proj_width", "pre_proj_depth", "pre_proj_hidden_dims"),
+)
+
+
 def _whole(config_dict: dict[str, Any]) -> dict[str, Any]:
-    """The configuration of the whole model around that of a vision tower, so that heads load from a bare tower."""
-    if config_dict.get("model_type") != LeVLJEPAVisionConfig.model_type:
+    """The configuration of the whole model around that of a tower, so that every class loads from a bare tower."""
+    model_type = config_dict.get("model_type")
+    shared = ("dtype", "id2label", "label2id", "num_labels", "problem_type", "text_readout", "architectures")
+    shared = {key: config_dict[key] for key in shared if key in config_dict}
+    if model_type == LeVLJEPAVisionConfig.model_type:
+        return {"vision_config": config_dict, **shared}
+    if model_type == LeVLJEPATextConfig.model_type:
+        text = {key: value for key, value in config_dict.items() if key != "text_readout"}
+        return {"text_config": {**text, "model_type": GPT2Config.model_type}, **shared}
+    return config_dict
+
+
+def _text_alone(config_dict: dict[str, Any]) -> dict[str, Any]:
+    """The configuration of the text tower inside that of the whole model; that of the tower itself comes back."""
+    if "text_config" not in config_dict:
         return config_dict
-    shared = ("dtype", "id2label", "label2id", "num_labels", "problem_type")
-    return {"vision_config": config_dict, **{key: config_dict[key] for key in shared if key in config_dict}}
+    outer = {key: config_dict[key] for key in ("dtype", "text_readout", "architectures") if key in config_dict}
+    return {**TEXT_DEFAULTS, **config_dict["text_config"], **outer, "model_type": LeVLJEPATextConfig.model_type}
 
 
-__all__ = ["LeVLJEPAConfig", "LeVLJEPAVisionConfig"]
+__all__ = ["LeVLJEPAConfig", "LeVLJEPATextConfig", "LeVLJEPAVisionConfig"]

@@ -374,7 +374,8 @@ class LeVLJEPADataCollator:
     """Turns samples (an image and one or several captions) into a batch for `LeVLJEPAModel`.
 
     In training each image is augmented and one of its captions drawn; otherwise the processor's image processor
-    prepares the images, and the first caption is taken. Captions are padded to the longest of the batch.
+    prepares the images, and the first caption is taken. Captions are padded as the processor pads them: to the longest
+    of the batch by default.
 
     A sample whose image does not decode, or whose captions are all empty or missing, is skipped and counted in
     `counter`. If more than `max_skipped_rate` of the samples are skipped, an error stops the run (`check_skipped`).
@@ -387,7 +388,7 @@ class LeVLJEPADataCollator:
         transform: the augmentations, from and to uint8 images (3, H, W); `training_transform` at the processor's image
             size by default.
         seed: decides everything random, together with the epoch and the index of the sample (in a `NumberedDataset`;
-            elsewhere with the sample's bytes and how many samples the worker has read).
+            elsewhere with the image's bytes or path and how many samples the worker has read).
         jpeg_draft: in training, decode large JPEGs at a reduced scale that still exceeds what the crop needs.
         pad_to_multiple_of: pad the captions to a multiple of this (or to the longest length allowed), so that fewer
             different lengths occur.
@@ -461,9 +462,10 @@ class LeVLJEPADataCollator:
             key = (self.seed, sample[SAMPLE_EPOCH], sample[SAMPLE_INDEX])
         else:
             image = look_up(sample, self.image_column)
-            content = image.get("bytes") or image.get("path") or b"" if isinstance(image, Mapping) else b""
-            content = content.encode() if isinstance(content, str) else content
-            key = (self.seed, self.counter.read_by_this_worker(), zlib.crc32(content))
+            content = image.get("bytes") or image.get("path") if isinstance(image, Mapping) else image
+            content = str(content).encode() if isinstance(content, (str, Path)) else content
+            checksum = zlib.crc32(content) if isinstance(content, (bytes, bytearray, memoryview)) else 0
+            key = (self.seed, self.counter.read_by_this_worker(), checksum)
         digest = hashlib.blake2b(repr(key).encode(), digest_size=8).digest()
         return _torch_seeded(int.from_bytes(digest, "little"))
 
@@ -523,7 +525,7 @@ class LeVLJEPADataCollator:
 
     def _tokens(self, captions: Sequence[str]) -> Mapping[str, Tensor]:
         tokenizer, multiple = self.processor.tokenizer, self.pad_to_multiple_of or 1
-        tokens = tokenizer(captions, padding="longest", truncation=True, return_tensors="pt")
+        tokens = self.processor(text=list(captions), return_tensors="pt")  # padded and cut as the text readout needs
         longest = tokens["input_ids"].shape[1]
         missing = min(-longest % multiple, tokenizer.model_max_length - longest)
         sides = (missing, 0) if tokenizer.padding_side == "left" else (0, missing)

@@ -25,8 +25,8 @@ from .evaluation.embeddings import Embeddings, embed_images, embed_texts
 from .evaluation.health import embedding_health
 from .evaluation.pictures import plot_losses, plot_nearest, plot_patch_pca
 from .evaluation.retrieval import retrieval_chance, retrieval_recall
-from .evaluation.zero_shot import READOUTS, zero_shot_accuracy, zero_shot_classifier
-from .modeling_levljepa import LeVLJEPAModel, similarity
+from .evaluation.zero_shot import zero_shot_accuracy, zero_shot_classifier
+from .modeling_levljepa import READOUTS, LeVLJEPAModel, similarity
 from .processing_levljepa import LeVLJEPAProcessor
 from .scenes import CLASS_NAMES, PROMPT_TEMPLATE, SceneDataset, with_article
 from .trainer import LeVLJEPATrainer, LeVLJEPATrainingArguments
@@ -278,8 +278,9 @@ def measure_and_draw(
 ) -> dict[str, float]:
     """Zero-shot accuracy, retrieval (of the full captions) and health on test scenes, and the three pictures."""
     images = [item["image"] for item in items]
-    vision = embed_images(model, processor, images)
-    texts = embed_texts(model, processor, [item["captions"][0] for item in items])
+    # the evaluation transform would cut off the border, where some of the things are
+    vision = embed_images(model, processor, images, transform="processor", show_progress=False)
+    texts = embed_texts(model, processor, [item["captions"][0] for item in items], show_progress=False)
     names = [with_article(name) for name in CLASS_NAMES]
     classifier = zero_shot_classifier(model, processor, names, PROMPT_TEMPLATE)
     metrics = zero_shot_accuracy(vision, classifier, [item["label"] for item in items])
@@ -309,8 +310,8 @@ def print_report(metrics: dict[str, float], num_scenes: int, output_dir: Path) -
     num_classes = len(CLASS_NAMES)
     print(f"\nZero-shot top-1, {num_scenes} unseen scenes of {num_classes} classes, prompt {PROMPT_TEMPLATE!r}:")
     for readout in READOUTS:
-        print(f"  {readout:10s} {metrics[f'{readout}_top1']:6.1%}")
-    print(f"  {'chance':10s} {1 / num_classes:6.1%}")
+        print(f"  {readout:14s} {metrics[f'{readout}_top1']:6.1%}")
+    print(f"  {'chance':14s} {1 / num_classes:6.1%}")
     print(f"\nRetrieval among {num_scenes} unseen scenes (readout avg):    R@1    R@5   R@10")
     chance = retrieval_chance(num_scenes)
     for name, values, prefix in (

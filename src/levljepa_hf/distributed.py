@@ -5,20 +5,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-
-class _AllReduce(torch.autograd.Function):
-    """Sum over the ranks of `group`; its gradient is the sum of the ranks' gradients."""
-
-    @staticmethod
-    def forward(ctx, x: Tensor, group: dist.ProcessGroup | None) -> Tensor:
-        ctx.group = group
-        x = x.clone(memory_format=torch.contiguous_format)
-        dist.all_reduce(x, group=group)
-        return x
-
-    @staticmethod
-    def backward(ctx, grad: Tensor) -> tuple[Tensor, None]:
-        return _AllReduce.apply(grad, ctx.group), None
+from .sigreg_levljepa import AllReduce
 
 
 class GlobalBatchNorm(_BatchNorm):
@@ -52,13 +39,13 @@ class GlobalBatchNorm(_BatchNorm):
         axes = [axis for axis in range(x.dim()) if axis != 1]
         shape = [1, -1] + [1] * (x.dim() - 2)
         count = x.new_full((1,), x.numel() // x.shape[1])
-        sums = _AllReduce.apply(torch.cat([x.sum(axes), count]), self.process_group)
+        sums = AllReduce.apply(torch.cat([x.sum(axes), count]), self.process_group)
         count = sums[-1].detach()
         if count <= 1:
             raise ValueError(f"BatchNorm in training mode needs more than 1 value per channel, got {int(count)}.")
         mean = sums[:-1] / count
         centred = x - mean.view(shape)
-        variance = _AllReduce.apply(centred.square().sum(axes), self.process_group) / count
+        variance = AllReduce.apply(centred.square().sum(axes), self.process_group) / count
         self._update_running_stats(mean, variance, count)
         out = centred * torch.rsqrt(variance + self.eps).view(shape)
         if self.weight is not None:

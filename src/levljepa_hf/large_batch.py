@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from .modeling_levljepa import LeVLJEPAModel, LeVLJEPAOutput
 
 Encoder = Callable[..., object]
+_IMAGE, _TEXT = ("pixel_values",), ("input_ids", "attention_mask", "position_ids")
 
 
 def large_batch_backward(
@@ -37,7 +38,7 @@ def large_batch_backward(
 
     Args:
         model: The model, not wrapped for data-parallel: see `average_gradients`.
-        inputs: `pixel_values` `(N, C, H, W)`, `input_ids` and `attention_mask` `(N, L)`.
+        inputs: `pixel_values` `(N, C, H, W)`, `input_ids` `(N, L)`; also `attention_mask`, `position_ids` `(N, L)`.
         micro_batch_size: Samples that the encoders hold activations of at a time.
         backward: What to call on the loss (a scaled one, say); the encoders' gradients carry on from it.
         autocast: Makes the context that forward passes run in.
@@ -48,20 +49,21 @@ def large_batch_backward(
         The output of the heads: loss, terms and embeddings, without the encoders' outputs.
 
     Raises:
-        ValueError: if the micro-batch size is not positive, or the model gives no loss.
+        ValueError: if the micro-batch size is not positive, an input is unknown, or images and captions differ in
+            number.
     """
     if micro_batch_size < 1:
         raise ValueError(f"micro_batch_size={micro_batch_size} must be at least 1.")
+    unknown = inputs.keys() - {*_IMAGE, *_TEXT}
+    if unknown:
+        raise ValueError(f"Unknown inputs {sorted(unknown)}: the encoders take {', '.join(_IMAGE + _TEXT)}.")
     model._check_batch(inputs["input_ids"], inputs["pixel_values"], return_loss=True)
-    image_names, text_names = ("pixel_values",), ("input_ids", "attention_mask")
-    image_tower = _Tower(model.vision_model, encode_image or model.encode_image, inputs, image_names, micro_batch_size)
-    text_tower = _Tower(model.text_model, encode_text or model.encode_text, inputs, text_names, micro_batch_size)
+    image_tower = _Tower(model.vision_model, encode_image or model.encode_image, inputs, _IMAGE, micro_batch_size)
+    text_tower = _Tower(model.text_model, encode_text or model.encode_text, inputs, _TEXT, micro_batch_size)
 
     with autocast():
         image_features, text_features = image_tower.features(), text_tower.features()
         outputs = model.forward_heads(image_features, text_features)
-    if outputs.loss is None:
-        raise ValueError("The model gives no loss: it has no predictors (predictor_num_layers=0).")
     backward(outputs.loss)
     image_tower.backward(image_features.grad, autocast)
     text_tower.backward(text_features.grad, autocast)

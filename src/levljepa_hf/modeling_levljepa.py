@@ -2,20 +2,26 @@
 embeddings.
 
 Notable features:
-- no negatives, temperature, momentum encoder or teacher: a prediction loss with stopped targets, and SIGReg
+- no negatives, temperature, momentum encoder or teacher: a prediction loss with stop-gradient, and SIGReg
 - the vision tower alone gives dense patch features at any image size that its patch size divides
 - reads its own checkpoints and the released two-file layout (`released.py`)
 
 This file travels to the Hub with a saved model, together with the files it imports from this folder.
 """
 
+import difflib
+import functools
+import inspect
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 import torch.nn.functional as F
+from timm.layers import Attention
+from timm.models.deit import VisionTransformerDistilled
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 from transformers import GPT2Model, PreTrainedConfig, PreTrainedModel
@@ -28,10 +34,18 @@ from transformers.modeling_outputs import (
     ImageClassifierOutput,
     SemanticSegmenterOutput,
 )
-from transformers.utils import ModelOutput
+from transformers.utils import ModelOutput, TransformersKwargs
 from transformers.utils.generic import can_return_tuple
 
-from .configuration_levljepa import LeVLJEPAConfig, LeVLJEPAVisionConfig, create_timm_vit
+from .configuration_levljepa import (
+    LeVLJEPAConfig,
+    LeVLJEPATextConfig,
+    LeVLJEPAVisionConfig,
+    create_vit,
+    other_tower,
+)
+from .heads_levljepa import predictor, projection_head
+from .released import HUB_KWARGS, find_released_files, released_config, released_state_dict
 from .sigreg_levljepa import SIGReg
 
 # What a saved checkpoint offers to a process without the package, by `model_type`.
@@ -43,6 +57,10 @@ AUTO_MAPS = {
         "AutoModelForSemanticSegmentation": "modeling_levljepa.LeVLJEPAForSemanticSegmentation",
         "AutoModelForZeroShotImageClassification": "modeling_levljepa.LeVLJEPAModel",
     },
+    "levljepa_text_model": {
+        "AutoConfig": "configuration_levljepa.LeVLJEPATextConfig",
+        "AutoModel": "modeling_levljepa.LeVLJEPATextModel",
+    },
     "levljepa_vision_model": {
         "AutoBackbone": "modeling_levljepa.LeVLJEPABackbone",
         "AutoConfig": "configuration_levljepa.LeVLJEPAVisionConfig",
@@ -50,6 +68,7 @@ AUTO_MAPS = {
     },
 }
 READOUTS = ("zeroshot", "proj", "proj_text", "avg", "predictor_pair")
+PAD77_LENGTH = 77
 
 
 @dataclass
@@ -132,40 +151,101 @@ def similarity(
     return zhat_t @ zhat_v.T
 
 
+def retrieval_embeds(in_text_space: Tensor, in_image_space: Tensor | None) -> Tensor:
+    """Embeddings whose cosine is the `avg` readout, for vector stores and other clients that know one vector an item.
+
+    An image is [Zhat_T; Z_V] and a text [Z_T; Zhat_V], each half of unit length.
+
+    Args:
+        in_text_space: Zhat_T of images, or Z_T of texts, `(N, D)`.
+        in_image_space: Z_V of images, or Zhat_V of texts, `(N, D)`; `None` without predictors.
+
+    Returns:
+        `(N, 2 D)`, of length sqrt(2); without predictors `(N, D)` of unit length, whose cosine is `zeroshot`.
+    """
+    halves = [half for half in (in_text_space, in_image_space) if half is not None]
+    return torch.cat([F.normalize(half, dim=-1) for half in halves], dim=-1)
+
+
 def prediction_distance(prediction: Tensor, target: Tensor, loss_type: str) -> Tensor:
-    """Distance of predictions to stopped targets, `(N, D)`: mean squared error, or mean of `2 - 2 cos`."""
-    prediction, target = prediction.float(), target.detach().float()
+    """Distance of predictions to targets behind a stop-gradient, `(N, D)`: mean squared error, or mean of `2 - 2 cos`.
+
+    In float32, or in float64 if the predictions are.
+    """
+    dtype = torch.promote_types(prediction.dtype, torch.float32)
+    prediction, target = prediction.to(dtype), target.detach().to(dtype)
     if loss_type == "mse":
         return F.mse_loss(prediction, target)
     return (2 - 2 * F.cosine_similarity(prediction, target, dim=-1)).mean()
 
 
-def projection_head(in_features: int, hidden_sizes: Sequence[int], out_features: int) -> nn.Sequential:
-    """The pre-projection head: pooled features `(N, in_features)` to embeddings `(N, D)`. Indices as released."""
-    layers: list[nn.Module] = []
-    for width in hidden_sizes:
-        layers += [nn.Linear(in_features, width), nn.BatchNorm1d(width), nn.GELU()]
-        in_features = width
-    return nn.Sequential(*layers, nn.Linear(in_features, out_features))
+def known_arguments_only(method: Callable[..., Any]) -> Callable[..., Any]:
+    """Refuses keyword arguments that are neither the method's own nor transformers' common ones, `TransformersKwargs`.
 
-
-def predictor(dim: int, hidden_sizes: Sequence[int] | None, dropout: float = 0.0) -> nn.Sequential | None:
-    """A predictor q: embeddings of one modality to predictions of the other's, both `(N, D)`. Indices as released.
-
-    The official code's is `torchvision.ops.MLP`, whose dropout follows every linear layer, the last one too.
+    `**kwargs` passes these on to the towers; anything else, such as `attention_masks`, would silently change nothing.
     """
-    if hidden_sizes is None:
-        return None
-    layers: list[nn.Module] = []
-    in_features = dim
-    for width in hidden_sizes:
-        layers += [nn.Linear(in_features, width), nn.BatchNorm1d(width), nn.GELU(), nn.Dropout(dropout)]
-        in_features = width
-    return nn.Sequential(*layers, nn.Linear(in_features, dim), nn.Dropout(dropout))
+    known = frozenset(inspect.signature(method).parameters) | frozenset(TransformersKwargs.__annotations__)
+
+    @functools.wraps(method)
+    def wrapper(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        for name in [name for name in kwargs if name not in known]:
+            if kwargs.pop(name) is not None:  # callers that know many models pass `inputs_embeds=None` and the like
+                close = difflib.get_close_matches(name, known - {"self", "kwargs"}, n=1)
+                hint = f" Did you mean {close[0]!r}?" if close else ""
+                raise TypeError(
+                    f"{type(self).__name__}.{method.__name__}() got an unexpected keyword argument {name!r}.{hint}"
+                )
+        return method(self, *args, **kwargs)
+
+    return wrapper
 
 
 class LeVLJEPAVisionLayer(GradientCheckpointingLayer, Block):
     """timm's block, with transformers' gradient checkpointing."""
+
+
+class LeVLJEPAVisionTransformer(VisionTransformer):
+    """timm's Vision Transformer, whose `forward` can return the tokens and hidden states too.
+
+    All its own parameters are read inside `forward`, where accelerate's hooks bring offloaded weights back.
+    """
+
+    def forward(
+        self, x: Tensor, hidden_state_indices: Collection[int] | None = None, **kwargs: Any
+    ) -> Tensor | tuple[Tensor, Tensor, tuple[Tensor | None, ...]]:
+        """
+        Args:
+            x: Normalised images `(N, C, H, W)`.
+            hidden_state_indices: The hidden states wanted, 0 for the embeddings and i for the output of block i.
+            kwargs: What timm's own `forward` takes.
+
+        Returns:
+            The tokens after the final norm `(N, prefix + patches, hidden_size)`, the pooled feature `(N, hidden_size)`
+            and the hidden states before the final norm, `None` where not wanted. Without `hidden_state_indices` it is
+            timm's own `forward`.
+        """
+        if hidden_state_indices is None:
+            return super().forward(x, **kwargs)
+        x = self.patch_embed(x.to(self.patch_embed.proj.weight.dtype))  # (N, H / patch, W / patch, C)
+        x = self.norm_pre(self.patch_drop(self._pos_embed(x)))  # (N, prefix + patches, C)
+        hidden_states = (x if 0 in hidden_state_indices else None,)
+        for index, block in enumerate(self.blocks, start=1):
+            x = block(x)
+            hidden_states += (x if index in hidden_state_indices else None,)
+        x = self.norm(x)
+        return x, self.forward_head(x, pre_logits=True), hidden_states
+
+
+class LeVLJEPADistilledVisionTransformer(LeVLJEPAVisionTransformer, VisionTransformerDistilled):
+    """The same of DeiT's distilled models, which have a second class token."""
+
+
+# What timm's classes become in the vision tower.
+TIMM_SUBCLASSES = {
+    Block: LeVLJEPAVisionLayer,
+    VisionTransformer: LeVLJEPAVisionTransformer,
+    VisionTransformerDistilled: LeVLJEPADistilledVisionTransformer,
+}
 
 
 class LeVLJEPAPreTrainedModel(PreTrainedModel):
@@ -182,6 +262,11 @@ class LeVLJEPAPreTrainedModel(PreTrainedModel):
     _supports_sdpa = True
     _released_towers = ("vision",)
 
+    def __init__(self, config: PreTrainedConfig, *inputs: Any, **kwargs: Any) -> None:
+        if isinstance(config, LeVLJEPAVisionConfig) and self.config_class is LeVLJEPAConfig:
+            config = LeVLJEPAConfig.from_dict(config.to_dict())
+        super().__init__(config, *inputs, **kwargs)
+
     @classmethod
     def from_pretrained(
         cls,
@@ -194,14 +279,13 @@ class LeVLJEPAPreTrainedModel(PreTrainedModel):
 
         Takes every argument of transformers' `PreTrainedModel.from_pretrained`.
         """
-        from .released import find_released_files, released_config, released_state_dict
-
-        hub_names = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
-        hub_kwargs = {name: kwargs[name] for name in hub_names if name in kwargs}
+        hub_kwargs = {name: kwargs[name] for name in HUB_KWARGS if name in kwargs}
         files = None
         if pretrained_model_name_or_path is not None and kwargs.get("gguf_file") is None:
             files = find_released_files(pretrained_model_name_or_path, towers=cls._released_towers, **hub_kwargs)
         if files is None:
+            if isinstance(config, LeVLJEPAVisionConfig) and cls.config_class is LeVLJEPAConfig:
+                config = LeVLJEPAConfig.from_dict(config.to_dict())
             return super().from_pretrained(pretrained_model_name_or_path, *model_args, config=config, **kwargs)
 
         if not isinstance(config, PreTrainedConfig):
@@ -209,13 +293,15 @@ class LeVLJEPAPreTrainedModel(PreTrainedModel):
             config = released_config(files, config).to_dict()  # also where config.json is wrong or missing
             config, kwargs = LeVLJEPAConfig.from_dict(config, return_unused_kwargs=True, **kwargs)
             kwargs.update(dtypes)  # the model's alone: on a configuration "auto" would stay a string
-        if isinstance(config, LeVLJEPAVisionConfig):
-            config = LeVLJEPAConfig(vision_config=config)
+        if not isinstance(config, LeVLJEPAConfig):  # that of a tower alone
+            config = LeVLJEPAConfig.from_dict(config.to_dict())
         config = released_config(files, config)
         state_dict = released_state_dict(files, config, towers=cls._released_towers)
         if cls.config_class is LeVLJEPAVisionConfig:
             config = config.vision_config
-        for name in hub_names:
+        elif cls.config_class is LeVLJEPATextConfig:
+            config = LeVLJEPATextConfig.from_dict(config.to_dict())
+        for name in HUB_KWARGS:
             kwargs.pop(name, None)
         model = super().from_pretrained(None, *model_args, config=config, state_dict=state_dict, **kwargs)
         loaded = model[0] if isinstance(model, tuple) else model
@@ -238,6 +324,20 @@ class LeVLJEPAPreTrainedModel(PreTrainedModel):
         of a VisionTransformer would stay uninitialised, and GPT-2's residual projections unscaled.
         """
         return False
+
+    def get_correct_attn_implementation(self, requested_attention: str | None, is_init_check: bool = False) -> str:
+        """As transformers', where flash attention is asked for with what to ask for instead.
+
+        Raises:
+            ValueError: if the implementation is unknown, or is one of flash attention's.
+        """
+        if requested_attention is not None and "flash" in requested_attention:
+            raise ValueError(
+                f"attn_implementation={requested_attention!r} is for the text tower alone: pass "
+                f'`attn_implementation={{"text_config": {requested_attention!r}}}`. The vision tower keeps "sdpa", '
+                "which runs PyTorch's own flash attention where the device has it."
+            )
+        return super().get_correct_attn_implementation(requested_attention, is_init_check)
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -270,52 +370,37 @@ class LeVLJEPAVisionModel(LeVLJEPAPreTrainedModel):
 
     def __init__(self, config: LeVLJEPAVisionConfig) -> None:
         super().__init__(config)
-        self.timm_model = self._create_timm_model()
-        for block in self.timm_model.blocks:
-            if type(block) is Block:
-                block.__class__ = LeVLJEPAVisionLayer
+        self.timm_model = create_vit(config)
+        for module in self.timm_model.modules():
+            if type(module) in TIMM_SUBCLASSES:
+                module.__class__ = TIMM_SUBCLASSES[type(module)]
         self._fused_attention = True
-        # On the meta device timm's initialisation is lost, and `_init_weights` repeats it.
-        self._timm_has_initialized = self.timm_model.patch_embed.proj.weight.device.type != "meta"
         self.post_init()
-
-    def _create_timm_model(self) -> VisionTransformer:
-        config = self.config
-        mlp = {}
-        if config.intermediate_size is not None:  # timm truncates hidden_size * mlp_ratio
-            mlp = {"mlp_ratio": (config.intermediate_size + 0.5) / config.hidden_size}
-        return create_timm_vit(
-            config.architecture,
-            img_size=config.image_size,
-            patch_size=config.patch_size,
-            in_chans=config.num_channels,
-            embed_dim=config.hidden_size,
-            depth=config.num_hidden_layers,
-            num_heads=config.num_attention_heads,
-            reg_tokens=config.num_register_tokens,
-            drop_path_rate=config.drop_path_rate,
-            **mlp,
-        )
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         """timm's own initialisation, whatever the architecture: what was not loaded is copied from a fresh model."""
-        if not isinstance(module, VisionTransformer) or self._timm_has_initialized:
+        if not isinstance(module, VisionTransformer):
+            return
+        tensors = {**dict(module.named_parameters()), **dict(module.named_buffers())}
+        new = {name: tensor for name, tensor in tensors.items() if not getattr(tensor, "_is_hf_initialized", False)}
+        if not new:
             return
         with torch.device("cpu"):
-            fresh = self._create_timm_model().state_dict()
-        for name, tensor in module.state_dict(keep_vars=True).items():
-            init.copy_(tensor, fresh[name].to(tensor.device, tensor.dtype))
+            vit = create_vit(self.config)
+        fresh = {**dict(vit.named_parameters()), **dict(vit.named_buffers())}
+        for name in new.keys() & fresh.keys():  # a quantised model has tensors of its own
+            init.copy_(new[name], fresh[name].to(new[name].device, new[name].dtype))
 
     def get_input_embeddings(self) -> nn.Module:
         return self.timm_model.patch_embed.proj
 
     def _patch_tokens(self, tokens: Tensor) -> Tensor:
-        """Drops the register tokens: `(N, prefix + patches, C)` to `(N, 1 + patches, C)`."""
-        num_prefix = self.timm_model.num_prefix_tokens
-        if num_prefix <= 1:
+        """Drops the register tokens: `(N, prefix + patches, C)` to `(N, 1 + patches, C)`, or without a class token."""
+        num_class, num_prefix = int(self.timm_model.has_class_token), self.timm_model.num_prefix_tokens
+        if num_prefix == num_class:
             return tokens
-        return torch.cat([tokens[:, :1], tokens[:, num_prefix:]], dim=1)
+        return torch.cat([tokens[:, :num_class], tokens[:, num_prefix:]], dim=1)
 
     def _select_attention(self) -> None:
         fused = self.config._attn_implementation != "eager"
@@ -326,28 +411,35 @@ class LeVLJEPAVisionModel(LeVLJEPAPreTrainedModel):
             self._fused_attention = fused
 
     @can_return_tuple
+    @known_arguments_only
     def forward(
         self,
         pixel_values: Tensor,
         output_hidden_states: bool | int | list[int] | None = None,
-        **kwargs: Any,
+        output_attentions: bool | None = None,
+        **kwargs: Unpack[TransformersKwargs],
     ) -> BaseModelOutputWithPooling:
         """
         Args:
             pixel_values: Normalised images `(N, C, H, W)`; the patch size must divide H and W.
             output_hidden_states: Whether to return the hidden states, or the indices of those wanted.
+            output_attentions: Whether to return the attention maps; they need `attn_implementation="eager"`.
 
         Returns:
             `last_hidden_state` `(N, 1 + patches, hidden_size)` after the final norm: the class token, then the patches
             row by row (no class token where the architecture has none; register tokens are left out).
             `pooler_output` `(N, hidden_size)`: the class token (or the architecture's own pooling, where it has
-            none). `hidden_states`: the embeddings and each block's output before the final norm.
+            one). `hidden_states`: the embeddings and each block's output before the final norm. `attentions`: each
+            block's attention map `(N, heads, prefix + patches, prefix + patches)`, register tokens included.
 
         Raises:
-            ValueError: if the patch size does not divide the image's height and width.
+            ValueError: if the patch size does not divide the image's height and width; if attention maps are wanted of
+                a model that does not compute them.
         """
         if output_hidden_states is None:
             output_hidden_states = self.config.output_hidden_states
+        if output_attentions is None:
+            output_attentions = self.config.output_attentions
         height, width = pixel_values.shape[-2:]
         patch_size = self.config.patch_size
         if height % patch_size or width % patch_size:
@@ -356,98 +448,302 @@ class LeVLJEPAVisionModel(LeVLJEPAPreTrainedModel):
                 f"{max(height // patch_size, 1) * patch_size}x{max(width // patch_size, 1) * patch_size}."
             )
         self._select_attention()
-        vit = self.timm_model
-
-        x = vit.patch_embed(pixel_values.to(vit.patch_embed.proj.weight.dtype))  # (N, H / patch, W / patch, C)
-        x = vit.norm_pre(vit.patch_drop(vit._pos_embed(x)))  # (N, prefix + patches, C)
-        hidden_states = (x,)
-        for block in vit.blocks:
-            x = block(x)
-            hidden_states += (x,)
-        x = vit.norm(x)
-
+        indices = self._hidden_state_indices(output_hidden_states)
+        with self._recorded_attention(output_attentions) as attentions:
+            tokens, pooled, hidden_states = self.timm_model(pixel_values, hidden_state_indices=indices)
+        if output_hidden_states is None or output_hidden_states is False:
+            hidden_states = None
+        else:
+            hidden_states = tuple(h if h is None else self._patch_tokens(h) for h in hidden_states)
         return BaseModelOutputWithPooling(
-            last_hidden_state=self._patch_tokens(x),
-            pooler_output=vit.forward_head(x, pre_logits=True),
-            hidden_states=self._select_hidden_states(hidden_states, output_hidden_states),
+            last_hidden_state=self._patch_tokens(tokens),
+            pooler_output=pooled,
+            hidden_states=hidden_states,
+            attentions=tuple(attentions) if output_attentions else None,
         )
 
-    def _select_hidden_states(
-        self, hidden_states: tuple[Tensor, ...], selection: bool | int | list[int] | None
-    ) -> tuple[Tensor | None, ...] | None:
+    def _hidden_state_indices(self, selection: bool | int | list[int] | None) -> set[int]:
         if selection is None or selection is False:
-            return None
-        wanted = range(len(hidden_states))
-        if selection is not True:
-            indices = [selection] if isinstance(selection, int) else selection
-            wanted = {index % len(hidden_states) for index in indices}
-        return tuple(self._patch_tokens(h) if i in wanted else None for i, h in enumerate(hidden_states))
+            return set()
+        num_states = len(self.timm_model.blocks) + 1
+        if selection is True:
+            return set(range(num_states))
+        return {index % num_states for index in ([selection] if isinstance(selection, int) else selection)}
+
+    @contextmanager
+    def _recorded_attention(self, wanted: bool) -> Iterator[list[Tensor]]:
+        """The attention maps of what runs inside, block by block: what timm's eager attention gives to its dropout."""
+        maps: list[Tensor] = []
+        if not wanted:
+            yield maps
+            return
+        if self._fused_attention:
+            raise ValueError(
+                f"output_attentions=True with attn_implementation={self.config._attn_implementation!r}, which has no "
+                'attention maps: load the model with `attn_implementation="eager"`, or call '
+                '`model.set_attn_implementation("eager")`.'
+            )
+        blocks = self.timm_model.blocks
+        if not all(isinstance(block, LeVLJEPAVisionLayer) and type(block.attn) is Attention for block in blocks):
+            raise ValueError(
+                f"output_attentions=True with architecture={self.config.architecture!r}, whose blocks do not have one "
+                "attention map each: pick an architecture of timm's plain blocks, such as 'vit_base_patch16_224'."
+            )
+        if self.training and any(block.gradient_checkpointing for block in blocks):
+            raise ValueError(
+                "output_attentions=True with gradient checkpointing, which keeps no attention maps: call "
+                "`model.gradient_checkpointing_disable()` or `model.eval()`."
+            )
+        hooks = [
+            block.attn.attn_drop.register_forward_pre_hook(lambda module, args: maps.append(args[0]))
+            for block in blocks
+        ]
+        try:
+            yield maps
+        finally:
+            for hook in hooks:
+                hook.remove()
 
 
 class LeVLJEPABackbone(BackboneMixin, LeVLJEPAPreTrainedModel):
-    """The vision tower as a backbone for detection and segmentation heads: feature maps of normalised patch tokens.
+    """The vision tower as a backbone for detection, segmentation and depth heads: feature maps of its patch tokens.
 
     `AutoBackbone.from_pretrained` looks names up on the Hub; this class's own `from_pretrained` takes folders as well.
+
+    Raises:
+        ValueError: if `reshape_hidden_states=False` meets an architecture without a class token.
     """
 
     config: LeVLJEPAVisionConfig
     config_class = LeVLJEPAVisionConfig
     base_model_prefix = "vision_model"
-    has_attentions = False
     _keys_to_ignore_on_load_unexpected = LeVLJEPAVisionModel._keys_to_ignore_on_load_unexpected
 
     def __init__(self, config: LeVLJEPAVisionConfig) -> None:
         super().__init__(config)
         self.num_features = [config.hidden_size] * (config.num_hidden_layers + 1)
         self.vision_model = LeVLJEPAVisionModel._from_config(config)
+        if not config.reshape_hidden_states and not self.vision_model.timm_model.has_class_token:
+            raise ValueError(
+                f"reshape_hidden_states=False with architecture={config.architecture!r}: heads that take tokens want "
+                "a class token before the patches, and this architecture has none. Pick one that has, or a head that "
+                "takes feature maps."
+            )
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Module:
         return self.vision_model.get_input_embeddings()
 
     @can_return_tuple
-    def forward(self, pixel_values: Tensor, output_hidden_states: bool | None = None, **kwargs: Any) -> BackboneOutput:
+    @known_arguments_only
+    def forward(
+        self,
+        pixel_values: Tensor,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> BackboneOutput:
         """
         Args:
             pixel_values: Normalised images `(N, C, H, W)`; the patch size must divide H and W.
             output_hidden_states: Whether to return the hidden states of all stages.
+            output_attentions: Whether to return the attention maps, as `LeVLJEPAVisionModel` does.
 
         Returns:
-            `feature_maps`: for each stage of `out_features`, its patch tokens after the final norm,
-            `(N, hidden_size, H / patch_size, W / patch_size)`.
+            `feature_maps`: for each stage of `out_features`, its patch tokens
+            `(N, hidden_size, H / patch_size, W / patch_size)`, or, with `config.reshape_hidden_states=False`, its
+            tokens `(N, 1 + patches, hidden_size)`; after the final norm, unless `config.apply_layernorm` is `False`.
         """
         if output_hidden_states is None:
             output_hidden_states = self.config.output_hidden_states
         indices = [self.stage_names.index(name) for name in self.out_features]
-        selection = True if output_hidden_states else indices
-        outputs = self.vision_model(pixel_values, output_hidden_states=selection)
+        outputs = self.vision_model(
+            pixel_values,
+            output_hidden_states=True if output_hidden_states else indices,
+            output_attentions=output_attentions,
+            return_dict=True,
+        )
 
         vit = self.vision_model.timm_model
         grid = [side // self.config.patch_size for side in pixel_values.shape[-2:]]
         feature_maps = ()
         for index in indices:
-            patches = vit.norm(outputs.hidden_states[index])[:, int(vit.has_class_token) :]  # (N, patches, C)
-            feature_maps += (patches.transpose(1, 2).unflatten(2, grid).contiguous(),)
+            tokens = outputs.hidden_states[index]  # (N, 1 + patches, C)
+            if self.config.apply_layernorm:
+                tokens = vit.norm(tokens)
+            if self.config.reshape_hidden_states:
+                patches = tokens[:, int(vit.has_class_token) :]
+                tokens = patches.transpose(1, 2).unflatten(2, grid).contiguous()
+            feature_maps += (tokens,)
 
         return BackboneOutput(
             feature_maps=feature_maps,
             hidden_states=outputs.hidden_states if output_hidden_states else None,
+            attentions=outputs.attentions,
+        )
+
+
+def encode_captions(
+    text_model: GPT2Model,
+    readout: str,
+    input_ids: Tensor,
+    attention_mask: Tensor | None = None,
+    position_ids: Tensor | None = None,
+    **kwargs: Any,
+) -> BaseModelOutputWithPooling:
+    """A GPT-2's output for captions; `pooler_output` `(N, hidden_size)` is the feature that `readout` names.
+
+    `eot` is the last unmasked token. There the tokens are first moved to the left of their row, so that causal
+    attention needs no padding mask, padding on either side gives the same features and SDPA runs its causal kernel.
+    The outputs are in the order of the input. `pad77` is the last of 77 positions, whatever the mask.
+
+    Raises:
+        ValueError: if the captions are longer than the text tower's positions, or not 77 tokens long under `pad77`; or
+            for attention maps of another attention implementation than "eager".
+    """
+    config = text_model.config
+    if kwargs.get("output_attentions") and config._attn_implementation != "eager":
+        raise ValueError(
+            f"output_attentions=True needs attention maps, which attn_implementation={config._attn_implementation!r} "
+            'never makes: load the model with attn_implementation="eager".'
+        )
+    length, max_length = input_ids.shape[-1], config.max_position_embeddings
+    if readout == "pad77" and length != PAD77_LENGTH:
+        raise ValueError(
+            f'The captions have {length} tokens, but text_readout="pad77" reads the last of {PAD77_LENGTH} positions: '
+            f'tokenize with `padding="max_length", truncation=True, max_length={PAD77_LENGTH}` and without EOS.'
+        )
+    if length > max_length:
+        raise ValueError(
+            f"The captions have {length} tokens, but the text tower has {max_length} positions: tokenize with "
+            f"`truncation=True, max_length={min(max_length, 77)}`."
+        )
+    # Given token ids, GPT-2 would look for padding, and wait for the GPU.
+    embed = text_model.get_input_embeddings()
+    kwargs |= {"return_dict": True, "use_cache": False}
+    if readout == "pad77" or attention_mask is None:
+        outputs = text_model(
+            inputs_embeds=embed(input_ids), attention_mask=attention_mask, position_ids=position_ids, **kwargs
+        )
+        return _with_pooling(outputs, outputs.last_hidden_state[:, -1], None)
+
+    mask = attention_mask.to(torch.long)
+    num_tokens = mask.sum(dim=-1, keepdim=True)  # (N, 1)
+    left = torch.where(mask.bool(), mask.cumsum(-1) - 1, num_tokens + (1 - mask).cumsum(-1) - 1)  # (N, L)
+    input_ids = torch.zeros_like(input_ids).scatter(1, left, input_ids)
+    if position_ids is not None:
+        position_ids = torch.zeros_like(input_ids).scatter(1, left, position_ids.expand_as(input_ids))
+    outputs = text_model(inputs_embeds=embed(input_ids), position_ids=position_ids, **kwargs)
+    last = (num_tokens - 1).clamp(min=0).unsqueeze(-1)  # (N, 1, 1)
+    return _with_pooling(outputs, _take(outputs.last_hidden_state, last).squeeze(1), left.unsqueeze(-1))
+
+
+def _take(hidden_states: Tensor, index: Tensor) -> Tensor:
+    """Rows `index` `(N, M, 1)` of `hidden_states` `(N, L, C)`, as `(N, M, C)`."""
+    return hidden_states.gather(1, index.expand(-1, -1, hidden_states.shape[-1]))
+
+
+def _with_pooling(outputs: ModelOutput, pooled: Tensor, order: Tensor | None) -> BaseModelOutputWithPooling:
+    """The text tower's output with its pooled feature; `order` `(N, L, 1)` puts tokens back where they came from."""
+    hidden_states, attentions = outputs.hidden_states, outputs.attentions
+    last_hidden_state = outputs.last_hidden_state
+    if order is not None:
+        last_hidden_state = _take(last_hidden_state, order)
+        hidden_states = hidden_states and tuple(h if h is None else _take(h, order) for h in hidden_states)
+        attentions = attentions and tuple(_reorder_attention(maps, order.squeeze(-1)) for maps in attentions)
+    return BaseModelOutputWithPooling(
+        last_hidden_state=last_hidden_state,
+        pooler_output=pooled,
+        hidden_states=hidden_states,
+        attentions=attentions,
+    )
+
+
+def _reorder_attention(maps: Tensor, order: Tensor) -> Tensor:
+    """Attention maps `(N, heads, L, L)` with queries and keys in the order of the input, given by `order` `(N, L)`."""
+    maps = maps.gather(2, order[:, None, :, None].expand_as(maps))
+    return maps.gather(3, order[:, None, None, :].expand_as(maps))
+
+
+class LeVLJEPATextModel(LeVLJEPAPreTrainedModel):
+    """The text tower alone: a GPT-2 that gives one feature a caption.
+
+    Loads from its own checkpoint, from a full LeVLJEPA checkpoint and from the released one.
+    """
+
+    config: LeVLJEPATextConfig
+    config_class = LeVLJEPATextConfig
+    base_model_prefix = "text_model"
+    main_input_name = "input_ids"
+    input_modalities = ("text",)
+    _released_towers = ("text",)
+    _keys_to_ignore_on_load_unexpected = [r"^(vision|sigreg|text_projection|text_predictor)"]
+
+    def __init__(self, config: LeVLJEPATextConfig) -> None:
+        super().__init__(config)
+        self.text_model = GPT2Model._from_config(config)
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.text_model.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        self.text_model.set_input_embeddings(value)
+
+    @can_return_tuple
+    @known_arguments_only
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> BaseModelOutputWithPooling:
+        """
+        Args:
+            input_ids: Token ids `(N, L)`, each caption ended by EOS.
+            attention_mask: 1 at tokens, 0 at padding, `(N, L)`; every row needs a token.
+            position_ids: Positions `(N, L)`; by default each row counts its tokens from 0.
+
+        Returns:
+            `last_hidden_state` `(N, L, hidden_size)` after the final norm, and `pooler_output` `(N, hidden_size)`: the
+            feature of the last unmasked token (or what `config.text_readout` says), *before* the head.
+
+        Raises:
+            ValueError: if the captions are longer than the text tower's positions.
+
+        Example:
+
+        ```python
+        >>> from levljepa_hf import LeVLJEPAProcessor, LeVLJEPATextModel
+
+        >>> model = LeVLJEPATextModel.from_pretrained(checkpoint)
+        >>> processor = LeVLJEPAProcessor.from_pretrained(checkpoint)
+        >>> features = model(**processor(text=["a photo of a cat."], return_tensors="pt")).pooler_output
+        ```"""
+        return encode_captions(
+            self.text_model, self.config.text_readout, input_ids, attention_mask, position_ids, **kwargs
         )
 
 
 class LeVLJEPAModel(LeVLJEPAPreTrainedModel):
     """The whole model: both towers, their heads, the predictors and the loss (arXiv 2607.00784, section 3)."""
 
-    base_model_prefix = "levljepa"
+    base_model_prefix = "vision_model"  # a bare vision tower loads into its place
     input_modalities = ("image", "text")
     _released_towers = ("vision", "text")
     _keys_to_ignore_on_load_missing = [r"^sigreg\.step$"]
 
     def __init__(self, config: LeVLJEPAConfig) -> None:
         super().__init__(config)
+        config = self.config
         self.vision_model = LeVLJEPAVisionModel._from_config(config.vision_config)
         self.text_model = GPT2Model._from_config(config.text_config)
-        dim, head_sizes, predictor_sizes = config.projection_dim, config.head_hidden_sizes, config.predictor_hidden_sizes
+        dim, head_sizes, predictor_sizes = (
+            config.projection_dim,
+            config.head_hidden_sizes,
+            config.predictor_hidden_sizes,
+        )
         self.vision_projection = projection_head(config.vision_config.hidden_size, head_sizes, dim)
         self.text_projection = projection_head(config.text_config.hidden_size, head_sizes, dim)
         self.vision_predictor = predictor(dim, predictor_sizes, config.predictor_dropout)
@@ -460,6 +756,11 @@ class LeVLJEPAModel(LeVLJEPAPreTrainedModel):
             distributed=config.sigreg_distributed,
         )
         self.post_init()
+        self._keys_to_ignore_on_load_unexpected -= set(LeVLJEPAVisionModel._keys_to_ignore_on_load_unexpected)
+
+    @property
+    def base_model(self) -> "LeVLJEPAModel":
+        return self
 
     def get_input_embeddings(self) -> nn.Module:
         return self.text_model.get_input_embeddings()
@@ -475,56 +776,28 @@ class LeVLJEPAModel(LeVLJEPAPreTrainedModel):
         """Stops training the text tower; it then runs without storing activations. Its head keeps learning."""
         self.text_model.requires_grad_(False)
 
-    def encode_image(self, pixel_values: Tensor, **kwargs: Any) -> BaseModelOutputWithPooling:
+    @known_arguments_only
+    def encode_image(self, pixel_values: Tensor, **kwargs: Unpack[TransformersKwargs]) -> BaseModelOutputWithPooling:
         """The vision tower's output; `pooler_output` `(N, hidden_size)` is the feature *before* the head."""
         return self.vision_model(pixel_values=pixel_values, return_dict=True, **kwargs)
 
+    @known_arguments_only
     def encode_text(
         self,
         input_ids: Tensor,
         attention_mask: Tensor | None = None,
         position_ids: Tensor | None = None,
-        **kwargs: Any,
+        **kwargs: Unpack[TransformersKwargs],
     ) -> BaseModelOutputWithPooling:
-        """The text tower's output; `pooler_output` `(N, hidden_size)` is the feature of the last unmasked token.
-
-        The tokens are first moved to the left of their row, so that causal attention needs no padding mask, padding on
-        either side gives the same features and SDPA runs its causal kernel. The outputs are in the order of the input.
-
-        Args:
-            input_ids: Token ids `(N, L)`.
-            attention_mask: 1 at tokens, 0 at padding, `(N, L)`; every row needs a token.
-            position_ids: Positions `(N, L)`; by default each row counts its tokens from 0.
-
-        Raises:
-            ValueError: if the captions are longer than the text tower's positions.
-        """
-        kwargs["return_dict"] = True
-        length, max_length = input_ids.shape[-1], self.config.text_config.max_position_embeddings
-        if length > max_length:
-            raise ValueError(
-                f"The captions have {length} tokens, but the text tower has {max_length} positions: tokenize with "
-                f"`truncation=True, max_length={min(max_length, 77)}`."
-            )
-        embed = (
-            self.text_model.get_input_embeddings()
-        )  # given token ids, GPT-2 looks for padding, and waits for the GPU
-        if attention_mask is None:
-            outputs = self.text_model(inputs_embeds=embed(input_ids), position_ids=position_ids, **kwargs)
-            return _with_pooling(outputs, outputs.last_hidden_state[:, -1], None)
-
-        mask = attention_mask.to(torch.long)
-        num_tokens = mask.sum(dim=-1, keepdim=True)  # (N, 1)
-        left = torch.where(mask.bool(), mask.cumsum(-1) - 1, num_tokens + (1 - mask).cumsum(-1) - 1)  # (N, L)
-        input_ids = torch.zeros_like(input_ids).scatter(1, left, input_ids)
-        if position_ids is not None:
-            position_ids = torch.zeros_like(input_ids).scatter(1, left, position_ids.expand_as(input_ids))
-        outputs = self.text_model(inputs_embeds=embed(input_ids), position_ids=position_ids, **kwargs)
-        last = (num_tokens - 1).clamp(min=0).unsqueeze(-1)  # (N, 1, 1)
-        return _with_pooling(outputs, _take(outputs.last_hidden_state, last).squeeze(1), left.unsqueeze(-1))
+        """The text tower's output, as of `LeVLJEPATextModel`; `pooler_output` is the feature *before* the head."""
+        readout = self.config.text_readout
+        return encode_captions(self.text_model, readout, input_ids, attention_mask, position_ids, **kwargs)
 
     @can_return_tuple
-    def get_image_features(self, pixel_values: Tensor, **kwargs: Any) -> BaseModelOutputWithPooling:
+    @known_arguments_only
+    def get_image_features(
+        self, pixel_values: Tensor, **kwargs: Unpack[TransformersKwargs]
+    ) -> BaseModelOutputWithPooling:
         """
         Args:
             pixel_values: Normalised images `(N, C, H, W)`.
@@ -544,12 +817,13 @@ class LeVLJEPAModel(LeVLJEPAPreTrainedModel):
         return outputs
 
     @can_return_tuple
+    @known_arguments_only
     def get_text_features(
         self,
         input_ids: Tensor,
         attention_mask: Tensor | None = None,
         position_ids: Tensor | None = None,
-        **kwargs: Any,
+        **kwargs: Unpack[TransformersKwargs],
     ) -> BaseModelOutputWithPooling:
         """
         Args:
@@ -562,6 +836,51 @@ class LeVLJEPAModel(LeVLJEPAPreTrainedModel):
         """
         outputs = self.encode_text(input_ids, attention_mask, position_ids, **kwargs)
         outputs.pooler_output = self.text_projection(outputs.pooler_output)
+        return outputs
+
+    @can_return_tuple
+    @known_arguments_only
+    def get_image_retrieval_features(
+        self, pixel_values: Tensor, **kwargs: Unpack[TransformersKwargs]
+    ) -> BaseModelOutputWithPooling:
+        """
+        Args:
+            pixel_values: Normalised images `(N, C, H, W)`.
+
+        Returns:
+            The vision tower's output with `pooler_output` = [Zhat_T; Z_V], `(N, 2 D)`, each half of unit length: its
+            cosine with a text's retrieval feature is the `avg` readout (`zeroshot` for a model without predictors).
+        """
+        outputs = self.get_image_features(pixel_values, return_dict=True, **kwargs)
+        z_v = outputs.pooler_output
+        zhat_t = None if self.vision_predictor is None else self.vision_predictor(z_v)
+        outputs.pooler_output = retrieval_embeds(z_v, None) if zhat_t is None else retrieval_embeds(zhat_t, z_v)
+        return outputs
+
+    @can_return_tuple
+    @known_arguments_only
+    def get_text_retrieval_features(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> BaseModelOutputWithPooling:
+        """
+        Args:
+            input_ids: Token ids `(N, L)`, each caption ended by EOS.
+            attention_mask: 1 at tokens, 0 at padding, `(N, L)`.
+            position_ids: Positions `(N, L)`; by default each row counts its tokens from 0.
+
+        Returns:
+            The text tower's output with `pooler_output` = [Z_T; Zhat_V], `(N, 2 D)`, each half of unit length: its
+            cosine with an image's retrieval feature is the `avg` readout (`zeroshot` for a model without predictors).
+        """
+        outputs = self.get_text_features(input_ids, attention_mask, position_ids, return_dict=True, **kwargs)
+        z_t = outputs.pooler_output
+        outputs.pooler_output = retrieval_embeds(
+            z_t, None if self.text_predictor is None else self.text_predictor(z_t)
+        )
         return outputs
 
     def forward_heads(self, image_features: Tensor, text_features: Tensor, return_loss: bool = True) -> LeVLJEPAOutput:
@@ -581,7 +900,7 @@ class LeVLJEPAModel(LeVLJEPAPreTrainedModel):
             zhat_v = self.text_predictor(z_t)  # q_T: the image predicted from the text
 
         loss = prediction_loss = sigreg_vision = sigreg_text = None
-        if return_loss and zhat_t is not None and z_v.shape == z_t.shape:
+        if return_loss and z_v.shape == z_t.shape:
             loss, prediction_loss, sigreg_vision, sigreg_text = self.compute_loss(z_v, z_t, zhat_t, zhat_v)
 
         with torch.no_grad():
@@ -602,14 +921,19 @@ class LeVLJEPAModel(LeVLJEPAPreTrainedModel):
         )
 
     def compute_loss(
-        self, z_v: Tensor, z_t: Tensor, zhat_t: Tensor, zhat_v: Tensor
+        self, z_v: Tensor, z_t: Tensor, zhat_t: Tensor | None = None, zhat_v: Tensor | None = None
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """The training loss from embeddings and predictions, all `(N, D)` (arXiv 2607.00784, section 3).
 
+        Without predictions the predictors are the identity: each embedding is compared with the other's.
+
         Returns:
-            `loss`, `prediction_loss`, `sigreg_vision`, `sigreg_text`: float32 scalars, the terms unweighted.
+            `loss`, `prediction_loss`, `sigreg_vision`, `sigreg_text`: scalars, the terms unweighted; float32, or
+            float64 if the embeddings are.
         """
         config = self.config
+        if zhat_t is None or zhat_v is None:
+            zhat_t, zhat_v = z_v, z_t
         prediction_loss = 0.5 * (
             prediction_distance(zhat_t, z_t, config.prediction_loss_type)
             + prediction_distance(zhat_v, z_v, config.prediction_loss_type)
@@ -623,6 +947,7 @@ class LeVLJEPAModel(LeVLJEPAPreTrainedModel):
         return loss, prediction_loss, sigreg_vision, sigreg_text
 
     @can_return_tuple
+    @known_arguments_only
     def forward(
         self,
         pixel_values: Tensor | None = None,
@@ -630,7 +955,7 @@ class LeVLJEPAModel(LeVLJEPAPreTrainedModel):
         attention_mask: Tensor | None = None,
         return_loss: bool = True,
         position_ids: Tensor | None = None,
-        **kwargs: Any,
+        **kwargs: Unpack[TransformersKwargs],
     ) -> LeVLJEPAOutput:
         """
         Args:
@@ -666,9 +991,11 @@ class LeVLJEPAModel(LeVLJEPAPreTrainedModel):
     def _check_batch(self, input_ids: Tensor | None, pixel_values: Tensor | None, return_loss: bool) -> None:
         if input_ids is None or pixel_values is None:
             missing, method = ("input_ids", "image") if input_ids is None else ("pixel_values", "text")
+            tower = "Vision" if method == "image" else "Text"
             raise ValueError(
-                f"LeVLJEPAModel needs both modalities and got no {missing}: call `get_{method}_features` for "
-                "one alone."
+                f"LeVLJEPAModel needs both modalities and got no {missing}: for one alone call "
+                f"`get_{method}_features`, or load the checkpoint with LeVLJEPA{tower}Model, which pipelines such as "
+                '"image-feature-extraction" take as their `model`.'
             )
         if not self.training:
             return
@@ -685,34 +1012,19 @@ class LeVLJEPAModel(LeVLJEPAPreTrainedModel):
             )
 
 
-def _take(hidden_states: Tensor, index: Tensor) -> Tensor:
-    """Rows `index` `(N, M, 1)` of `hidden_states` `(N, L, C)`, as `(N, M, C)`."""
-    return hidden_states.gather(1, index.expand(-1, -1, hidden_states.shape[-1]))
-
-
-def _with_pooling(outputs: ModelOutput, pooled: Tensor, order: Tensor | None) -> BaseModelOutputWithPooling:
-    """The text tower's output with its pooled feature; `order` `(N, L, 1)` puts tokens back where they came from."""
-    hidden_states = outputs.hidden_states
-    last_hidden_state = outputs.last_hidden_state
-    if order is not None:
-        last_hidden_state = _take(last_hidden_state, order)
-        hidden_states = hidden_states and tuple(h if h is None else _take(h, order) for h in hidden_states)
-    return BaseModelOutputWithPooling(
-        last_hidden_state=last_hidden_state,
-        pooler_output=pooled,
-        hidden_states=hidden_states,
-        attentions=outputs.attentions,
-    )
-
-
-class LeVLJEPAForImageClassification(LeVLJEPAPreTrainedModel):
-    """The vision tower with a linear classifier on its pooled feature (the class token)."""
+class _LinearClassifier(LeVLJEPAPreTrainedModel):
+    """The vision tower and a linear classifier: what both task heads are made of."""
 
     base_model_prefix = "vision_model"
     _keys_to_ignore_on_load_unexpected = [r"^(text|sigreg|vision_projection|vision_predictor)"]
 
     def __init__(self, config: LeVLJEPAConfig) -> None:
         super().__init__(config)
+        config = self.config
+        if config.architectures == ["LeVLJEPATextModel"]:
+            raise ValueError(other_tower(config.name_or_path, "text", "vision"))
+        if type(self).__name__ not in (config.architectures or ()):  # a checkpoint without this head
+            self._keys_to_ignore_on_load_missing = [r"^classifier\."]
         self.num_labels = config.num_labels
         self.vision_model = LeVLJEPAVisionModel._from_config(config.vision_config)
         self.classifier = nn.Linear(config.vision_config.hidden_size, config.num_labels)
@@ -721,8 +1033,15 @@ class LeVLJEPAForImageClassification(LeVLJEPAPreTrainedModel):
     def get_input_embeddings(self) -> nn.Module:
         return self.vision_model.get_input_embeddings()
 
+
+class LeVLJEPAForImageClassification(_LinearClassifier):
+    """The vision tower with a linear classifier on its pooled feature (the class token)."""
+
     @can_return_tuple
-    def forward(self, pixel_values: Tensor, labels: Tensor | None = None, **kwargs: Any) -> ImageClassifierOutput:
+    @known_arguments_only
+    def forward(
+        self, pixel_values: Tensor, labels: Tensor | None = None, **kwargs: Unpack[TransformersKwargs]
+    ) -> ImageClassifierOutput:
         """
         Args:
             pixel_values: Normalised images `(N, C, H, W)`.
@@ -739,24 +1058,14 @@ class LeVLJEPAForImageClassification(LeVLJEPAPreTrainedModel):
         return ImageClassifierOutput(loss=loss, logits=logits, hidden_states=outputs.hidden_states)
 
 
-class LeVLJEPAForSemanticSegmentation(LeVLJEPAPreTrainedModel):
+class LeVLJEPAForSemanticSegmentation(_LinearClassifier):
     """The vision tower with a linear classifier on every patch token: the paper's linear segmentation protocol."""
 
-    base_model_prefix = "vision_model"
-    _keys_to_ignore_on_load_unexpected = [r"^(text|sigreg|vision_projection|vision_predictor)"]
-
-    def __init__(self, config: LeVLJEPAConfig) -> None:
-        super().__init__(config)
-        self.num_labels = config.num_labels
-        self.vision_model = LeVLJEPAVisionModel._from_config(config.vision_config)
-        self.classifier = nn.Linear(config.vision_config.hidden_size, config.num_labels)
-        self.post_init()
-
-    def get_input_embeddings(self) -> nn.Module:
-        return self.vision_model.get_input_embeddings()
-
     @can_return_tuple
-    def forward(self, pixel_values: Tensor, labels: Tensor | None = None, **kwargs: Any) -> SemanticSegmenterOutput:
+    @known_arguments_only
+    def forward(
+        self, pixel_values: Tensor, labels: Tensor | None = None, **kwargs: Unpack[TransformersKwargs]
+    ) -> SemanticSegmenterOutput:
         """
         Args:
             pixel_values: Normalised images `(N, C, H, W)`.
@@ -793,6 +1102,8 @@ __all__ = [
     "LeVLJEPAModel",
     "LeVLJEPAOutput",
     "LeVLJEPAPreTrainedModel",
+    "LeVLJEPATextModel",
     "LeVLJEPAVisionModel",
+    "retrieval_embeds",
     "similarity",
 ]

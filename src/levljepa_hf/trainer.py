@@ -5,7 +5,7 @@ samples that it can draw reproducible randomness from, and stops before a loss t
 """
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -16,9 +16,18 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 from torch.utils.data import DataLoader
-from transformers import EvalPrediction, PreTrainedModel, Trainer, TrainerCallback, TrainingArguments
-from transformers.trainer_utils import EvalLoopOutput
+from transformers import (
+    EvalPrediction,
+    PreTrainedModel,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+    get_scheduler,
+)
+from transformers.trainer_utils import EvalLoopOutput, SchedulerType
 
 from .data import SAMPLE_INDEX, EndlessStream, LeVLJEPADataCollator, NumberedDataset, find_columns
 from .distributed import convert_sync_batchnorm
@@ -42,6 +51,21 @@ class LeVLJEPATrainingArguments(TrainingArguments):
         metadata={
             "help": "What weight decay applies to: 'matrices' leaves out biases, norms, class tokens and the vision "
             "tower's position embeddings; 'all' is every parameter, as in the released recipe."
+        },
+    )
+    warmup_start_factor: float = field(
+        default=0.0,
+        metadata={
+            "help": "The share of the peak at which the warm-up of the learning rate starts; it is linear from there. "
+            "The official code's is 0.01. Needs a scheduler with a warm-up."
+        },
+    )
+    wsd_decay_frac: float = field(
+        default=0.15,
+        metadata={
+            "help": "With lr_scheduler_type=warmup_stable_decay, the share of all steps that the final decay takes (a "
+            "cosine). lr_scheduler_kwargs may have num_decay_steps instead, and min_lr_ratio, the floor as a share of "
+            "the peak."
         },
     )
     health_steps: int = field(
@@ -78,6 +102,9 @@ class LeVLJEPATrainingArguments(TrainingArguments):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        for name in ("warmup_start_factor", "wsd_decay_frac"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name}={getattr(self, name)} is a share: it must be between 0 and 1.")
         if self.device.type == "cpu":
             self.dataloader_pin_memory = False  # torch would warn that it has no use
 
@@ -191,6 +218,30 @@ class LeVLJEPATrainer(Trainer):
 
     # Training
 
+    def create_scheduler(self, num_training_steps: int, optimizer: Optimizer | None = None) -> LRScheduler:
+        """transformers' own schedulers; `wsd_decay_frac` is a decay's length, `warmup_start_factor` where they start.
+
+        Raises:
+            ValueError: if the warm-up and the decay are longer than the run, or the scheduler has no warm-up to move.
+        """
+        if self.lr_scheduler is not None:
+            return self.lr_scheduler
+        args, steps = self.args, num_training_steps
+        warmup_steps, options = args.get_warmup_steps(steps), dict(args.lr_scheduler_kwargs or {})
+        if args.lr_scheduler_type == SchedulerType.WARMUP_STABLE_DECAY:
+            decay_steps = options.setdefault("num_decay_steps", round(args.wsd_decay_frac * steps))
+            if warmup_steps + decay_steps > steps:
+                raise ValueError(
+                    f"A warm-up of {warmup_steps} steps (warmup_steps) and a decay of {decay_steps} (wsd_decay_frac="
+                    f"{args.wsd_decay_frac}, or num_decay_steps) are longer than the run of {steps} steps: lower one."
+                )
+        optimizer = self.optimizer if optimizer is None else optimizer
+        scheduler = get_scheduler(args.lr_scheduler_type, optimizer, warmup_steps, steps, options)
+        if args.warmup_start_factor and warmup_steps:
+            scheduler = _with_warmup_from(args.warmup_start_factor, scheduler, warmup_steps)
+        self.lr_scheduler, self._created_lr_scheduler = scheduler, True
+        return scheduler
+
     def compute_loss(
         self,
         model: nn.Module,
@@ -204,8 +255,8 @@ class LeVLJEPATrainer(Trainer):
         outputs = model(**inputs)
         if outputs.loss is None:
             raise ValueError(
-                "The model returned no loss: it needs predictors (predictor_num_layers > 0), as many captions as "
-                "images, and return_loss=True."
+                "The model returned no loss: it needs as many captions as images, and return_loss=True, which is the "
+                "default."
             )
         if model.training:
             self._record(outputs)
@@ -324,7 +375,8 @@ class LeVLJEPATrainer(Trainer):
         health = embedding_health(**embeds)
         config = getattr(self.model, "config", None)
         if hasattr(config, "sigreg_num_knots"):
-            scale, size = config.sigreg_sample_size_scale, len(embeds["image_embeds"])
+            rows = embeds if config.sigreg_distributed else outputs
+            scale, size = config.sigreg_sample_size_scale, len(rows["image_embeds"])
             health["sigreg_floor"] = sigreg_floor(config.sigreg_num_knots, config.sigreg_t_max, size, scale)
         return health
 
@@ -443,6 +495,23 @@ class _Events(TrainerCallback):
     def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if hasattr(self.trainer.data_collator, "check_skipped"):
             self.trainer.data_collator.check_skipped()
+
+
+def _with_warmup_from(start: float, scheduler: LRScheduler, warmup_steps: int) -> LambdaLR:
+    """The schedule with another warm-up: linear from `start`, a share of the peak, as torch's `LinearLR` has it.
+
+    transformers' schedules start at 0, or at their floor (`get_wsd_schedule`).
+    """
+    if not isinstance(scheduler, LambdaLR):
+        raise ValueError(
+            f"warmup_start_factor={start} needs a schedule with a warm-up, and {type(scheduler).__name__} has none: "
+            "take another lr_scheduler_type, or leave it out."
+        )
+
+    def warmed_up(factor: Callable[[int], float]) -> Callable[[int], float]:
+        return lambda step: start + (1 - start) * step / warmup_steps if step < warmup_steps else factor(step)
+
+    return LambdaLR(scheduler.optimizer, [warmed_up(factor) for factor in scheduler.lr_lambdas])
 
 
 def _check_large_batch(args: LeVLJEPATrainingArguments) -> None:

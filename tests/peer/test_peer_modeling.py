@@ -1,7 +1,6 @@
 """transformers' common tests of models, backbones and configurations on every model class, at the `debug` size."""
 
 import unittest
-import unittest.mock
 from collections.abc import Callable
 from typing import Any
 
@@ -45,8 +44,19 @@ class ImageModelTester:
         return self.get_config(), {"pixel_values": pixel_values}
 
 
+class EagerModelTester(ImageModelTester):
+    """The same with the attention that has attention maps."""
+
+    def get_config(self) -> LeVLJEPAVisionConfig:
+        config = super().get_config()
+        config._attn_implementation = "eager"
+        return config
+
+
 class RegistersModelTester(ImageModelTester):
     """A tower with register tokens, LayerScale and position embeddings for the patches alone, as in DINOv2."""
+
+    seq_length = ImageModelTester.seq_length + 4
 
     def get_config(self) -> LeVLJEPAVisionConfig:
         debug = super().get_config()
@@ -95,44 +105,43 @@ def skip(**reasons: str) -> Callable[[type], type]:
 
 class CommonTests(ModelTesterMixin):
     model_tester_class = ImageModelTester
+    has_attentions = False  # else attention maps are asked of SDPA too, which the classes refuse
     test_resize_embeddings = False
     test_can_init_all_missing_weights_before_2023 = True  # the file headers give no year
 
     def setUp(self) -> None:
         self.model_tester = self.model_tester_class(self)
 
-    def test_retain_grad_hidden_states_attentions(self) -> None:
-        """Of the hidden states alone: timm gives no attention weights."""
-        self.has_attentions = False
-        super().test_retain_grad_hidden_states_attentions()
 
-    def test_can_init_all_missing_weights(self) -> None:
-        """With timm's initialisation always repeated in `_init_weights`, where the test seeds it."""
-        repeated = property(lambda model: False, lambda model, value: None)
-        with unittest.mock.patch.object(LeVLJEPAVisionModel, "_timm_has_initialized", repeated, create=True):
-            super().test_can_init_all_missing_weights()
-
-
-@skip(
-    test_attention_outputs="timm gives no attention weights",
-    test_model_get_set_embeddings="the input embeddings are patches, not an nn.Embedding",
-)
+@skip(test_model_get_set_embeddings="the input embeddings are patches, not an nn.Embedding")
 class ImageTests(CommonTests):
     """The classes that take images alone."""
 
 
-class VisionModelTest(ImageTests, unittest.TestCase):
+class AttentionTests(ImageTests):
+    """The classes that return attention maps, where they compute them."""
+
+    def test_attention_outputs(self) -> None:
+        self.has_attentions = True
+        super().test_attention_outputs()
+
+    def test_retain_grad_hidden_states_attentions(self) -> None:
+        self.has_attentions = True
+        super().test_retain_grad_hidden_states_attentions()
+
+
+class VisionModelTest(AttentionTests, unittest.TestCase):
     all_model_classes = (LeVLJEPAVisionModel,)
 
 
 @skip(test_retain_grad_hidden_states_attentions="without its register tokens a hidden state is a copy")
-class RegistersVisionModelTest(ImageTests, unittest.TestCase):
+class RegistersVisionModelTest(AttentionTests, unittest.TestCase):
     all_model_classes = (LeVLJEPAVisionModel,)
     model_tester_class = RegistersModelTester
 
 
 @skip(test_retain_grad_hidden_states_attentions="the first output is a tuple of feature maps")
-class BackboneModelTest(ImageTests, unittest.TestCase):
+class BackboneModelTest(AttentionTests, unittest.TestCase):
     all_model_classes = (LeVLJEPABackbone,)
 
 
@@ -147,8 +156,6 @@ class SemanticSegmentationTest(ImageTests, unittest.TestCase):
 
 
 @skip(
-    test_attention_outputs="the towers' outputs hold them, as in CLIP",
-    test_get_image_features_attentions="timm gives no attention weights",
     test_hidden_states_output="the towers' outputs hold them, as in CLIP",
     test_retain_grad_hidden_states_attentions="the towers' outputs hold them, as in CLIP",
 )
@@ -159,14 +166,21 @@ class FullModelTest(CommonTests, unittest.TestCase):
     test_resize_embeddings = True
     _is_composite = True
 
+    def test_get_image_features_attentions(self) -> None:
+        self.has_attentions = True
+        super().test_get_image_features_attentions()
+
+    def test_get_text_features_attentions(self) -> None:
+        self.has_attentions = True
+        super().test_get_text_features_attentions()
+
 
 class BackboneTest(BackboneTesterMixin, unittest.TestCase):
     all_model_classes = (LeVLJEPABackbone,)
     config_class = LeVLJEPAVisionConfig
-    has_attentions = False
 
     def setUp(self) -> None:
-        self.model_tester = ImageModelTester(self)
+        self.model_tester = EagerModelTester(self)
 
 
 class ConfigTest(unittest.TestCase):

@@ -11,18 +11,19 @@ from torch import Tensor
 
 @torch.no_grad()
 def effective_rank(z: Tensor) -> float:
-    """exp(entropy of the normalised eigenvalues of the covariance) of z [N, D]: 1 on a line, D on a sphere.
+    """exp(entropy of the normalised singular values) of the centred z [N, D]: 1 on a line, D on a sphere.
 
-    The effective rank of Roy and Vetterli (EUSIPCO 2007), on the spectrum of the covariance. At most min(N - 1, D);
-    nan where all rows are equal or some are not finite.
+    The effective rank of Roy and Vetterli (EUSIPCO 2007), as the official code logs it. (The eigenvalues of the
+    covariance, the squares of the singular values, give a lower one.) At most min(N - 1, D); nan where all rows are
+    equal or some are not finite.
     """
-    z = _flat(z)
+    z = _flat(z).double()  # the roots of eigenvalues near 0 need the digits
     z = z - z.mean(dim=0)
     gram = z.T @ z if z.shape[0] >= z.shape[1] else z @ z.T  # the same non-zero eigenvalues
     if not torch.isfinite(gram).all():
         return float("nan")
-    eigenvalues = torch.linalg.eigvalsh(gram).clamp(min=0)
-    p = eigenvalues / eigenvalues.sum()
+    singular_values = torch.linalg.eigvalsh(gram).clamp(min=0).sqrt()
+    p = singular_values / singular_values.sum()
     return torch.special.entr(p).sum().exp().item()
 
 

@@ -1,6 +1,6 @@
 """Zero-shot classification: an image goes to the class whose prompt is most similar (CLIP, arXiv 2103.00020).
 
-LeVLJEPA's official evaluation uses the one prompt "a photo of a {}." and reads the similarity in four ways (see
+LeVLJEPA's official evaluation uses one prompt a class (`PROMPTS`) and reads the similarity in several ways (see
 `levljepa_hf.modeling_levljepa.similarity`); `avg` is the one to quote for LeVLJEPA.
 """
 
@@ -10,20 +10,40 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..modeling_levljepa import LeVLJEPAModel, similarity
+from ..modeling_levljepa import READOUTS, LeVLJEPAModel, similarity
 from .embeddings import Embeddings, embed_texts
 
-PROMPT_TEMPLATE = "a photo of a {}."
-READOUTS = ("zeroshot", "proj", "proj_text", "avg")
+# The official evaluation's prompt for each dataset, and the one of its evaluation during training.
+PROMPTS = {
+    "imagenet": "a photo of a {}.",
+    "imagenet_online": "a photo of a {}",
+    "places365": "a photo of a {}.",
+    "aircraft": "a photo of a {}, a type of aircraft.",
+    "pets": "a photo of a {}, a type of pet.",
+}
 
 
 def zero_shot_classifier(
-    model: LeVLJEPAModel, processor: Callable[..., Any], class_names: Sequence[str], template: str = PROMPT_TEMPLATE
+    model: LeVLJEPAModel,
+    processor: Callable[..., Any],
+    class_names: Sequence[str],
+    template: str = PROMPTS["imagenet"],
 ) -> Embeddings:
-    """Text embeddings and predictions of one prompt a class, both [C, D]: the weights of a zero-shot classifier."""
+    """Text embeddings and predictions of one prompt a class, both [C, D]: the weights of a zero-shot classifier.
+
+    Args:
+        model: Used in evaluation mode, and left in the mode it was in.
+        processor: A `LeVLJEPAProcessor`.
+        class_names: C names, in the order of the labels. Underscores become spaces, as in the official evaluation.
+        template: The prompt, with `{}` in place of the name: one of `PROMPTS`, or another.
+
+    Raises:
+        ValueError: if the template has no place for the name.
+    """
     if "{}" not in template:
         raise ValueError(f"The prompt template {template!r} has no place for the class name: write '{{}}' there.")
-    return embed_texts(model, processor, [template.format(name) for name in class_names])
+    names = [name.replace("_", " ").strip() for name in class_names]
+    return embed_texts(model, processor, [template.format(name) for name in names])
 
 
 def zero_shot_accuracy(
@@ -39,7 +59,7 @@ def zero_shot_accuracy(
         images: Z_V and q_V(Z_V) of the images, [N, D].
         classifier: Z_T and q_T(Z_T) of the classes, [C, D], from `zero_shot_classifier`.
         labels: [N] class of each image.
-        readouts: by default the four of READOUTS, or `zeroshot` alone for a model without predictors.
+        readouts: by default those of READOUTS, or `zeroshot` alone for a model without predictors.
         ks: the k of top-k; those above the number of classes are left out.
 
     Returns:
@@ -66,4 +86,4 @@ def zero_shot_accuracy(
     return accuracies
 
 
-__all__ = ["PROMPT_TEMPLATE", "READOUTS", "zero_shot_accuracy", "zero_shot_classifier"]
+__all__ = ["PROMPTS", "zero_shot_accuracy", "zero_shot_classifier"]
