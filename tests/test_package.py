@@ -166,9 +166,11 @@ def inherited_private_names() -> set[str]:
         for _, cls in inspect.getmembers(importlib.import_module(module.name), inspect.isclass):
             if not cls.__module__.startswith("levljepa_hf"):
                 continue
-            foreign = [base for base in cls.__mro__ if not base.__module__.startswith("levljepa_hf")]
-            inherited = {name for base in foreign for name in (*vars(base), *vars(base).get("__annotations__", ()))}
-            names.update(name for name in vars(cls) if is_private(name) and name in inherited)
+            inherited, own = set(), set()
+            for base in cls.__mro__:
+                names_of_base = own if base.__module__.startswith("levljepa_hf") else inherited
+                names_of_base.update(vars(base), vars(base).get("__annotations__", ()))
+            names.update(name for name in own & inherited if is_private(name))
     return names
 
 
