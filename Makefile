@@ -25,7 +25,7 @@ gpu:  ## Run the tests that need an accelerator
 
 peer-tests:  ## Run transformers' own common tests on every class (pip fetches their sources)
 	$(PYTHON) tests/peer/fetch.py
-	$(PYTHON) -m pytest tests/peer -n 2
+	$(PYTHON) -m pytest tests/peer -n 2 -W default
 
 check-lowest:  ## Run the tests on the lower bounds of pyproject.toml, in a virtual environment of their own
 	$(PYTHON) -m venv --clear $(LOWEST)
