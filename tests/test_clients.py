@@ -3,6 +3,7 @@ LoRA, sentence-transformers. Tests of libraries that are not installed are skipp
 
 import copy
 import importlib.util
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,7 +11,10 @@ import accelerate
 import pytest
 import timm
 import torch
+import torch.nn.functional as F
 from transformers import (
+    AutoModel,
+    AutoProcessor,
     BitsAndBytesConfig,
     DepthAnythingConfig,
     DepthAnythingForDepthEstimation,
@@ -20,6 +24,7 @@ from transformers import (
     UperNetConfig,
     UperNetForSemanticSegmentation,
 )
+from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from levljepa_hf import (
     LeVLJEPABackbone,
@@ -30,6 +35,7 @@ from levljepa_hf import (
     LeVLJEPAVisionModel,
     modeling_levljepa,
 )
+from levljepa_hf.configuration_levljepa import sentence_transformers_files
 
 # Registers; no class token and attention pooling; no class token and mean pooling; the same with registers; two class
 # tokens; other blocks and mean pooling; a norm before the blocks.
@@ -148,10 +154,16 @@ def _tight_memory(cls: type[PreTrainedModel], folder: Path) -> PreTrainedModel:
     return model
 
 
-OFFLOADS = {f.__name__: f for f in (_from_disk, _cpu_offload, _disk_offload, _tight_memory)}
+OFFLOADS = (_from_disk, _cpu_offload, _disk_offload, _tight_memory)
 
 
-@pytest.mark.parametrize("offload", OFFLOADS.values(), ids=OFFLOADS)
+def offloaded(test: Callable) -> Callable:
+    """Runs a test with every way of offloading. accelerate finds it odd that parameters have a place of their own."""
+    test = pytest.mark.parametrize("offload", OFFLOADS, ids=lambda offload: offload.__name__)(test)
+    return pytest.mark.filterwarnings("ignore:The following device_map keys")(test)
+
+
+@offloaded
 @pytest.mark.parametrize("architecture", ["vit_small_patch14_reg4_dinov2", "vit_base_patch16_siglip_224"])
 def test_an_offloaded_tower_gives_the_same_features(architecture, offload: Callable, pixels, tmp_path):
     model = tower(architecture)
@@ -163,7 +175,7 @@ def test_an_offloaded_tower_gives_the_same_features(architecture, offload: Calla
         torch.testing.assert_close(a, b)
 
 
-@pytest.mark.parametrize("offload", OFFLOADS.values(), ids=OFFLOADS)
+@offloaded
 def test_an_offloaded_model_gives_the_same_outputs(offload: Callable, tmp_path):
     torch.manual_seed(0)
     model = LeVLJEPAModel(LeVLJEPAConfig.from_preset("debug", text_config={"vocab_size": 99})).eval()
@@ -175,7 +187,7 @@ def test_an_offloaded_model_gives_the_same_outputs(offload: Callable, tmp_path):
     torch.testing.assert_close(outputs.prediction_loss, expected.prediction_loss)
 
 
-@pytest.mark.parametrize("offload", OFFLOADS.values(), ids=OFFLOADS)
+@offloaded
 @pytest.mark.parametrize("model_class", [LeVLJEPAForImageClassification, LeVLJEPABackbone])
 def test_an_offloaded_head_gives_the_same_outputs(model_class, offload: Callable, config, inputs, tmp_path):
     torch.manual_seed(0)
@@ -247,7 +259,7 @@ def test_bitsandbytes(model_class, bits, least, processor, images, tmp_path):
     inputs = processor(images=images, text=["a cat", "two dogs run", "rain", "a house"], return_tensors="pt")
     features = vision(inputs["pixel_values"]).last_hidden_state
     expected = whole.vision_model(inputs["pixel_values"]).last_hidden_state
-    assert torch.nn.functional.cosine_similarity(features, expected, dim=-1).min() > least
+    assert F.cosine_similarity(features, expected, dim=-1).min() > least
     assert torch.equal(vision.timm_model.pos_embed, whole.vision_model.timm_model.pos_embed)
     if model_class is LeVLJEPAModel:
         outputs = quantized(**inputs)
@@ -421,3 +433,84 @@ def test_tokens_need_a_class_token():
         ValueError, match="reshape_hidden_states=False with architecture='vit_base_patch16_siglip_224'"
     ):
         LeVLJEPABackbone(config)
+
+
+# --- LoRA -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_lora_keeps_the_heads(model, inputs, tmp_path):
+    """The heads are trained whole and saved with the adapter: their BatchNorm statistics are no weights of LoRA's."""
+    peft = pytest.importorskip("peft")
+    model.save_pretrained(tmp_path / "base")
+    heads = ["vision_projection", "text_projection", "vision_predictor", "text_predictor"]
+    lora = peft.LoraConfig(r=4, target_modules="all-linear", modules_to_save=heads)
+    tuned = peft.get_peft_model(model, lora).train()
+    adapted = {name.split(".lora_A")[0].rsplit(".", 1)[-1] for name, _ in tuned.named_parameters() if "lora_A" in name}
+    assert adapted == {"qkv", "proj", "fc1", "fc2", "c_attn", "c_proj", "c_fc"}
+    optimizer = torch.optim.AdamW([p for p in tuned.parameters() if p.requires_grad], lr=1e-2)
+    before = tuned.eval()(**inputs).logits_per_image
+    for _ in range(3):
+        tuned.train()(**inputs).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    expected = tuned.eval()(**inputs).logits_per_image
+    assert (expected - before).abs().max() > 1
+    tuned.save_pretrained(tmp_path / "adapter")
+
+    base = LeVLJEPAModel.from_pretrained(tmp_path / "base")
+    loaded = peft.PeftModel.from_pretrained(base, tmp_path / "adapter").eval()
+    torch.testing.assert_close(loaded(**inputs).logits_per_image, expected)
+    loaded.merge_and_unload().save_pretrained(tmp_path / "merged")
+    merged = LeVLJEPAModel.from_pretrained(tmp_path / "merged")
+    torch.testing.assert_close(merged(**inputs).logits_per_image, expected, atol=1e-3, rtol=1e-3)
+
+
+# --- sentence-transformers ------------------------------------------------------------------------------------------
+
+
+def with_retrieval_features(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stands in for the methods of `LeVLJEPAModel`, where it has none yet."""
+
+    def features(first: torch.Tensor, second: torch.Tensor) -> BaseModelOutputWithPooling:
+        z = torch.cat([F.normalize(first, dim=-1), F.normalize(second, dim=-1)], dim=-1) / 2**0.5
+        return BaseModelOutputWithPooling(last_hidden_state=z.unsqueeze(1), pooler_output=z)
+
+    def get_image_retrieval_features(self, pixel_values, **kwargs):
+        z_v = self.get_image_features(pixel_values, **kwargs).pooler_output
+        return features(self.vision_predictor(z_v), z_v)
+
+    def get_text_retrieval_features(self, input_ids, attention_mask=None, position_ids=None, **kwargs):
+        z_t = self.get_text_features(input_ids, attention_mask, position_ids, **kwargs).pooler_output
+        return features(z_t, self.text_predictor(z_t))
+
+    for method in (get_image_retrieval_features, get_text_retrieval_features):
+        if not hasattr(LeVLJEPAModel, method.__name__):
+            monkeypatch.setattr(LeVLJEPAModel, method.__name__, method, raising=False)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_sentence_transformers_scores_the_avg_readout(model, processor, images, tmp_path, monkeypatch):
+    sentence_transformers = pytest.importorskip("sentence_transformers", minversion="6.0")
+    with_retrieval_features(monkeypatch)
+    model.save_pretrained(tmp_path / "model")
+    processor.save_pretrained(tmp_path / "model")
+    for name, content in sentence_transformers_files(model.config.projection_dim).items():
+        path = tmp_path / "model" / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(json.dumps(content, indent=2))
+    captions = ["a cat on a mat", "two dogs run along the beach", ""]
+    with torch.no_grad():
+        expected = model(**processor(images=images, text=captions, return_tensors="pt")).logits_per_image / 20
+
+    encoder = sentence_transformers.SentenceTransformer(str(tmp_path / "model"), device="cpu")
+    encoder.save(str(tmp_path / "again"))
+    again = sentence_transformers.SentenceTransformer(str(tmp_path / "again"), device="cpu")
+    for loaded in (encoder, again):
+        image_embeddings = loaded.encode(images, convert_to_tensor=True)
+        text_embeddings = loaded.encode(captions, convert_to_tensor=True)
+        torch.testing.assert_close(loaded.similarity(image_embeddings, text_embeddings), expected)
+        torch.testing.assert_close(image_embeddings @ text_embeddings.T, expected)
+        assert loaded.get_embedding_dimension() == image_embeddings.shape[1] == 2 * model.config.projection_dim
+    assert isinstance(AutoModel.from_pretrained(tmp_path / "model"), LeVLJEPAModel)
+    assert type(AutoProcessor.from_pretrained(tmp_path / "model")) is type(processor)
