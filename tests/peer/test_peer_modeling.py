@@ -31,6 +31,7 @@ class ImageModelTester:
     num_hidden_layers = 2
     num_attention_heads = 2
     is_training = True
+    attn_implementation = None
     seq_length = 1 + (image_size // patch_size) ** 2
 
     def __init__(self, parent: unittest.TestCase) -> None:
@@ -41,22 +42,13 @@ class ImageModelTester:
 
     def prepare_config_and_inputs_for_common(self) -> tuple[Any, dict[str, torch.Tensor]]:
         pixel_values = floats_tensor([self.batch_size, self.num_channels, self.image_size, self.image_size])
-        return self.get_config(), {"pixel_values": pixel_values}
-
-
-class EagerModelTester(ImageModelTester):
-    """The same with the attention that has attention maps."""
-
-    def get_config(self) -> LeVLJEPAVisionConfig:
-        config = super().get_config()
-        config._attn_implementation = "eager"
-        return config
+        config = self.get_config()
+        config._attn_implementation = self.attn_implementation
+        return config, {"pixel_values": pixel_values}
 
 
 class RegistersModelTester(ImageModelTester):
     """A tower with register tokens, LayerScale and position embeddings for the patches alone, as in DINOv2."""
-
-    seq_length = ImageModelTester.seq_length + 4
 
     def get_config(self) -> LeVLJEPAVisionConfig:
         debug = super().get_config()
@@ -111,6 +103,16 @@ class CommonTests(ModelTesterMixin):
     def setUp(self) -> None:
         self.model_tester = self.model_tester_class(self)
 
+    def test_capture_outputs_decorator(self) -> None:
+        """With the attention that has attention maps."""
+        self.model_tester.attn_implementation = "eager"
+        super().test_capture_outputs_decorator()
+
+    def test_model_outputs_equivalence(self) -> None:
+        """With the attention that has attention maps."""
+        self.model_tester.attn_implementation = "eager"
+        super().test_model_outputs_equivalence()
+
 
 @skip(
     test_eager_matches_sdpa_inference_24_fp32_pad_left_output_attentions="attention maps of SDPA are an error here",
@@ -128,6 +130,11 @@ class VisionModelTest(ImageTests, unittest.TestCase):
 class RegistersVisionModelTest(ImageTests, unittest.TestCase):
     all_model_classes = (LeVLJEPAVisionModel,)
     model_tester_class = RegistersModelTester
+
+    def test_attention_outputs(self) -> None:
+        """The maps hold the registers, which the hidden states leave out."""
+        self.model_tester.seq_length += 4
+        super().test_attention_outputs()
 
 
 @skip(test_retain_grad_hidden_states_attentions="the first output is a tuple of feature maps")
@@ -173,7 +180,8 @@ class BackboneTest(BackboneTesterMixin, unittest.TestCase):
     config_class = LeVLJEPAVisionConfig
 
     def setUp(self) -> None:
-        self.model_tester = EagerModelTester(self)
+        self.model_tester = ImageModelTester(self)
+        self.model_tester.attn_implementation = "eager"
 
 
 class ConfigTest(unittest.TestCase):
