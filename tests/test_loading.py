@@ -17,6 +17,7 @@ from transformers.utils import logging as transformers_logging
 
 from levljepa_hf import (
     LeVLJEPABackbone,
+    LeVLJEPAConfig,
     LeVLJEPAForImageClassification,
     LeVLJEPAForSemanticSegmentation,
     LeVLJEPAModel,
@@ -35,7 +36,7 @@ PAIRS = [(c, s) for c in CLASSES for s in SOURCES if not (c is LeVLJEPATextModel
 
 
 def text_tower(model: LeVLJEPAModel) -> LeVLJEPATextModel:
-    tower = LeVLJEPATextModel(LeVLJEPATextConfig.from_dict(model.config.to_dict()))
+    tower = LeVLJEPATextModel(LeVLJEPATextConfig.from_dict(model.config.to_dict())).to(model.dtype)
     tower.text_model.load_state_dict(model.text_model.state_dict())
     return tower.eval()
 
@@ -151,6 +152,16 @@ def test_auto_heads_from_the_configuration_of_a_tower(auto_class, config):
     assert type(head.config.vision_config) is LeVLJEPAVisionConfig
 
 
+@pytest.mark.parametrize("source", ["full", "vision", "text"])
+def test_a_checkpoint_keeps_its_dtype_in_every_class(source, model, save):
+    model.to(torch.bfloat16)
+    folder = save(source)
+    for model_class in CLASSES:
+        if (model_class, source) not in REFUSED:
+            loaded = model_class.from_pretrained(folder)
+            assert {p.dtype for p in loaded.parameters()} == {torch.bfloat16}, model_class
+
+
 @pytest.fixture
 def report(caplog):
     """What transformers logs while something is loaded."""
@@ -196,3 +207,18 @@ def test_a_tower_is_not_taken_from_quantised_weights(model_class, save):
     (folder / "config.json").write_text(json.dumps(quantised))
     with pytest.raises(ValueError, match=f"{re.escape(str(folder))} holds quantised weights.*take its tower"):
         model_class.from_pretrained(folder)
+
+
+def test_only_the_main_process_writes(model, tmp_path):
+    model.save_pretrained(tmp_path, is_main_process=False)
+    assert not list(tmp_path.rglob("*.json"))
+
+
+@pytest.mark.parametrize("fields", [{}, {"predictor_num_layers": 0}], ids=["predictors", "none"])
+def test_files_for_sentence_transformers_state_the_size(fields, inputs, tmp_path):
+    model = LeVLJEPAModel(LeVLJEPAConfig.from_preset("debug", **fields)).eval()
+    model.save_pretrained(tmp_path)
+    size = model.get_image_retrieval_features(inputs["pixel_values"]).pooler_output.shape[1]
+    assert json.loads((tmp_path / "1_Pooling/config.json").read_text())["embedding_dimension"] == size
+    described = json.loads((tmp_path / "sentence_bert_config.json").read_text())["modality_config"]
+    assert all(hasattr(model, modality["method"]) for modality in described.values())

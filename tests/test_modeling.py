@@ -184,6 +184,8 @@ def test_retrieval_features_have_the_readout_as_their_cosine(fields, inputs):
     out = model(pixel_values=inputs["pixel_values"], **texts)
     cosine = F.cosine_similarity(images[:, None], captions[None], dim=-1)
     torch.testing.assert_close(cosine, out.logits_per_image / model.config.logit_scale)
+    torch.testing.assert_close(model.get_image_retrieval_features(inputs["pixel_values"])[0].squeeze(1), images)
+    torch.testing.assert_close(model.get_text_retrieval_features(**texts).last_hidden_state.squeeze(1), captions)
     for half in images.unflatten(1, (-1, 16)).unbind(1):
         torch.testing.assert_close(half.norm(dim=-1), torch.ones(4))
 
@@ -456,8 +458,10 @@ def test_presets():
     assert released.projection_dim == 256 and released.vision_config.to_dict() == base.vision_config.to_dict()
     assert base.vision_config.hidden_size == base.text_config.hidden_size == 768 and base.projection_dim == 768
     assert base.prediction_weight == pytest.approx(0.96)
+    assert base.head_hidden_sizes == [2048] and base.predictor_hidden_sizes == [2048] * 4
     assert [LeVLJEPAConfig.from_preset(p).text_config.n_head for p in ("tiny", "small", "base")] == [3, 6, 12]
-    assert base.text_config.resid_pdrop == base.text_config.attn_pdrop == base.text_config.embd_pdrop == 0
+    for text in (base.text_config, LeVLJEPATextConfig()):
+        assert text.resid_pdrop == text.attn_pdrop == text.embd_pdrop == 0 and not text.use_cache
     with pytest.raises(ValueError, match="Unknown preset 'huge': use one of debug, tiny"):
         LeVLJEPAConfig.from_preset("huge")
 

@@ -138,6 +138,9 @@ def test_a_checkpoint_keeps_its_configuration(run, caplog, capsys) -> None:
     message = " ".join(capsys.readouterr().err.split())
     assert "--config projection_dim=12 has no effect on --model_name_or_path runs/one" in message
     assert "leave one of them out" in message
+    with pytest.raises(SystemExit):
+        pretrain.parse_args([*checkpoint, "--preset=tiny"])
+    assert "--preset tiny has no effect on --model_name_or_path runs/one" in " ".join(capsys.readouterr().err.split())
     with caplog.at_level(logging.WARNING):
         pretrain.parse_args(checkpoint)
         assert not caplog.records

@@ -152,6 +152,11 @@ def parse_args(argv: Sequence[str] | None) -> tuple[ModelArguments, DataArgument
     model_args, data_args, args, _ = parser.parse_args_into_dataclasses(argv, look_for_args_file=False)
     if model_args.model_name_or_path is None:
         model_args.config = recipe_config + model_args.config
+    elif any(argument.partition("=")[0] == "--preset" for argument in argv):
+        parser.error(
+            f"--preset {model_args.preset} has no effect on --model_name_or_path {model_args.model_name_or_path}, "
+            "whose own configuration holds: leave one of them out."
+        )
     elif model_args.config:
         parser.error(
             f"--config {' '.join(model_args.config)} has no effect on --model_name_or_path "

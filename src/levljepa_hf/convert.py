@@ -17,7 +17,7 @@ from huggingface_hub import ModelCard, ModelCardData
 from transformers.utils import logging
 
 from .configuration_levljepa import TEXT_READOUTS, LeVLJEPAConfig
-from .modeling_levljepa import LeVLJEPAModel
+from .modeling_levljepa import LeVLJEPAModel, sentence_transformers_files
 from .processing_levljepa import LeVLJEPAProcessor, build_tokenizer
 from .released import (
     NATIVE_PREFIXES,
@@ -40,7 +40,7 @@ TEMPLATE = Path(__file__).with_name("model_card_template.md")
 
 # What `convert` writes, in either layout, beside the code files. A folder with anything else is not replaced.
 WRITTEN = ("README.md", "config.json", "model.safetensors", *TOWER_FILES.values())
-WRITTEN += ("processor_config.json", "tokenizer.json", "tokenizer_config.json")
+WRITTEN += ("processor_config.json", "tokenizer.json", "tokenizer_config.json", *sentence_transformers_files(0))
 
 
 def convert(
@@ -194,7 +194,7 @@ def _check_replaceable(target: Path, overwrite: bool) -> None:
             f"{target} holds no checkpoint (no config.json), so --overwrite does not replace it: choose another "
             "target, or empty it yourself."
         )
-    foreign = sorted(path.name for path in target.iterdir() if not _is_written(path))
+    foreign = sorted(path.name for path in target.iterdir() if not _is_written(path, target))
     if foreign:
         raise FileExistsError(
             f"{target} also holds {_some(foreign)}, which convert does not write, so --overwrite does not replace "
@@ -202,9 +202,12 @@ def _check_replaceable(target: Path, overwrite: bool) -> None:
         )
 
 
-def _is_written(path: Path) -> bool:
+def _is_written(path: Path, target: Path) -> bool:
+    if path.is_dir():
+        inside = list(path.iterdir())
+        return bool(inside) and all(_is_written(one, target) for one in inside)
     is_code = path.suffix == ".py" and Path(__file__).with_name(path.name).is_file()
-    return path.is_file() and (path.name in WRITTEN or is_code)
+    return path.relative_to(target).as_posix() in WRITTEN or (is_code and path.parent == target)
 
 
 @contextmanager

@@ -12,10 +12,12 @@ This file travels to the Hub with a saved model, together with the files it impo
 import difflib
 import functools
 import inspect
+import json
 import os
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Unpack
 
 import torch
@@ -69,6 +71,40 @@ AUTO_MAPS = {
 }
 READOUTS = ("zeroshot", "proj", "proj_text", "avg", "predictor_pair")
 PAD77_LENGTH = 77
+
+
+def sentence_transformers_files(embedding_dim: int) -> dict[str, Any]:
+    """What tells sentence-transformers 6, beside a checkpoint, to call the `get_..._retrieval_features` methods.
+
+    The cosine of its embeddings is then the `avg` readout, and not `zeroshot`. It reads them as sequences of one token
+    and pools these, because the pooling states their size, which else would be taken for `projection_dim`.
+
+    Args:
+        embedding_dim: The size of the retrieval features.
+
+    Returns:
+        The content of each file, to be written as JSON.
+    """
+    transformer = "sentence_transformers.base.modules.transformer.Transformer"
+    pooling = "sentence_transformers.sentence_transformer.modules.pooling.Pooling"
+    return {
+        "modules.json": [
+            {"idx": 0, "name": "0", "path": "", "type": transformer},
+            {"idx": 1, "name": "1", "path": "1_Pooling", "type": pooling},
+        ],
+        "sentence_bert_config.json": {
+            "transformer_task": "feature-extraction",
+            "modality_config": {
+                modality: {
+                    "method": f"get_{modality}_retrieval_features",
+                    "method_output_name": "last_hidden_state",
+                }
+                for modality in ("text", "image")
+            },
+            "module_output_name": "token_embeddings",
+        },
+        "1_Pooling/config.json": {"embedding_dimension": embedding_dim, "pooling_mode": "cls"},
+    }
 
 
 @dataclass
@@ -314,7 +350,16 @@ class LeVLJEPAPreTrainedModel(PreTrainedModel):
         Takes every argument of transformers' `PreTrainedModel.save_pretrained`.
         """
         self.config.auto_map = dict(AUTO_MAPS[self.config.model_type])
+        if kwargs.get("is_main_process", True):
+            for name, content in self._files_of_other_libraries().items():
+                path = Path(save_directory, name)
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
         super().save_pretrained(save_directory, **kwargs)
+
+    def _files_of_other_libraries(self) -> dict[str, Any]:
+        """The JSON files, by name, that tell other libraries how to use the checkpoint."""
+        return {}
 
     @classmethod
     def is_custom_code(cls) -> bool:
@@ -848,14 +893,14 @@ class LeVLJEPAModel(LeVLJEPAPreTrainedModel):
             pixel_values: Normalised images `(N, C, H, W)`.
 
         Returns:
-            The vision tower's output with `pooler_output` = [Zhat_T; Z_V], `(N, 2 D)`, each half of unit length: its
-            cosine with a text's retrieval feature is the `avg` readout (`zeroshot` for a model without predictors).
+            `pooler_output` = [Zhat_T; Z_V], `(N, 2 D)`, each half of unit length: its cosine with a text's retrieval
+            feature is the `avg` readout (`zeroshot` for a model without predictors, `(N, D)`). `last_hidden_state` is
+            the same as a sequence of one, `(N, 1, 2 D)`, for clients that pool.
         """
         outputs = self.get_image_features(pixel_values, return_dict=True, **kwargs)
         z_v = outputs.pooler_output
         zhat_t = None if self.vision_predictor is None else self.vision_predictor(z_v)
-        outputs.pooler_output = retrieval_embeds(z_v, None) if zhat_t is None else retrieval_embeds(zhat_t, z_v)
-        return outputs
+        return _with_retrieval_embeds(outputs, z_v if zhat_t is None else zhat_t, None if zhat_t is None else z_v)
 
     @can_return_tuple
     @known_arguments_only
@@ -873,15 +918,17 @@ class LeVLJEPAModel(LeVLJEPAPreTrainedModel):
             position_ids: Positions `(N, L)`; by default each row counts its tokens from 0.
 
         Returns:
-            The text tower's output with `pooler_output` = [Z_T; Zhat_V], `(N, 2 D)`, each half of unit length: its
-            cosine with an image's retrieval feature is the `avg` readout (`zeroshot` for a model without predictors).
+            `pooler_output` = [Z_T; Zhat_V], `(N, 2 D)`, each half of unit length: its cosine with an image's retrieval
+            feature is the `avg` readout (`zeroshot` for a model without predictors, `(N, D)`). `last_hidden_state` is
+            the same as a sequence of one, `(N, 1, 2 D)`, for clients that pool.
         """
         outputs = self.get_text_features(input_ids, attention_mask, position_ids, return_dict=True, **kwargs)
         z_t = outputs.pooler_output
-        outputs.pooler_output = retrieval_embeds(
-            z_t, None if self.text_predictor is None else self.text_predictor(z_t)
-        )
-        return outputs
+        return _with_retrieval_embeds(outputs, z_t, None if self.text_predictor is None else self.text_predictor(z_t))
+
+    def _files_of_other_libraries(self) -> dict[str, Any]:
+        halves = 1 if self.vision_predictor is None else 2
+        return sentence_transformers_files(halves * self.config.projection_dim)
 
     def forward_heads(self, image_features: Tensor, text_features: Tensor, return_loss: bool = True) -> LeVLJEPAOutput:
         """Everything after the towers: heads, predictors, loss and logits.
@@ -1010,6 +1057,14 @@ class LeVLJEPAModel(LeVLJEPAPreTrainedModel):
                 "A batch of one in training mode has no BatchNorm statistics: use a batch of at least 2 "
                 "(`dataloader_drop_last=True` drops a last batch of one), or call `model.eval()`."
             )
+
+
+def _with_retrieval_embeds(
+    outputs: BaseModelOutputWithPooling, in_text_space: Tensor, in_image_space: Tensor | None
+) -> BaseModelOutputWithPooling:
+    outputs.pooler_output = retrieval_embeds(in_text_space, in_image_space)
+    outputs.last_hidden_state = outputs.pooler_output.unsqueeze(1)
+    return outputs
 
 
 class _LinearClassifier(LeVLJEPAPreTrainedModel):
