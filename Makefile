@@ -1,6 +1,7 @@
 .DEFAULT_GOAL := help
-.PHONY: help check format test peer-tests
+.PHONY: help check format test slow gpu peer-tests check-lowest
 PYTHON ?= python
+LOWEST := .venv-lowest
 
 help:  ## Show the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -13,9 +14,21 @@ format:  ## Mend what the linter can mend
 	$(PYTHON) -m ruff check --fix .
 	$(PYTHON) -m ruff format .
 
-test:  ## Run the project's tests
+test:  ## Run the project's tests but the slow ones
 	$(PYTHON) -m pytest
+
+slow:  ## Run the slow tests
+	$(PYTHON) -m pytest -m slow
+
+gpu:  ## Run the tests that need an accelerator
+	$(PYTHON) -m pytest -m gpu
 
 peer-tests:  ## Run transformers' own common tests on every class (pip fetches their sources)
 	$(PYTHON) tests/peer/fetch.py
-	$(PYTHON) -m pytest tests/peer -n 2
+	$(PYTHON) -m pytest tests/peer -n 2 -W default
+
+check-lowest:  ## Run the tests on the lower bounds of pyproject.toml, in a virtual environment of their own
+	$(PYTHON) -m venv --clear $(LOWEST)
+	$(PYTHON) tests/lowest.py > $(LOWEST)/constraints.txt
+	$(LOWEST)/bin/python -m pip install --constraint $(LOWEST)/constraints.txt ".[test]"
+	$(LOWEST)/bin/python -m pytest -W default

@@ -3,6 +3,7 @@
 Plain micro-batches accumulate gradients of another objective (BatchNorm and SIGReg see the micro-batch alone); they
 are what fits in memory otherwise, and so the measure of time. The whole batch at once is the measure of the gradients.
 
+    python benchmarks/large_batch.py --batch_size 32 --micro_batch_size 8 --repeats 2                # seconds
     python benchmarks/large_batch.py --preset debug --batch_size 512 --micro_batch_size 64
     python benchmarks/large_batch.py --preset base --batch_size 4096 --micro_batch_size 256 --json     # on a GPU
 """

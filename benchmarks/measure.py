@@ -1,4 +1,4 @@
-"""What the benchmarks share: interleaved timing, peak memory, and the line that says where it ran."""
+"""What the benchmarks share: the plain form, interleaved timing, peak memory, and the line that says where it ran."""
 
 import gc
 import json
@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 import transformers
+from torch import Tensor
 
 Step = Callable[[], Any]
 
@@ -19,7 +20,27 @@ def synchronize(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def interleaved(forms: dict[str, Step], repeats: int, device: torch.device, warmup: int = 2) -> dict[str, list[float]]:
+def plain_sigreg(z: Tensor, num_directions: int, num_knots: int = 17, t_max: float = 3.0) -> Tensor:
+    """SIGReg of z (N, D), written as the equation is, with its (N, S, K) tensors."""
+    z = z.float()
+    directions = torch.nn.functional.normalize(torch.randn(z.shape[1], num_directions, device=z.device), dim=0)
+    t = torch.linspace(0, t_max, num_knots, device=z.device)
+    spacing = t_max / (num_knots - 1)
+    weights = torch.full_like(t, 2 * spacing)
+    weights[0] = weights[-1] = spacing
+    phi = torch.exp(-t.square() / 2)
+    x = (z @ directions).unsqueeze(-1) * t  # (N, S, K)
+    error = (x.cos().mean(0) - phi).square() + x.sin().mean(0).square()
+    return (z.shape[0] * (error @ (weights * phi))).mean()
+
+
+def interleaved(
+    forms: dict[str, Step],
+    repeats: int,
+    device: torch.device,
+    warmup: int = 2,
+    clock: Callable[[], float] = time.perf_counter,
+) -> dict[str, list[float]]:
     """Seconds of each form, `repeats` times. The forms take turns, so that other load meets them all."""
     for form in forms.values():
         for _ in range(warmup):
@@ -28,10 +49,10 @@ def interleaved(forms: dict[str, Step], repeats: int, device: torch.device, warm
     for _ in range(repeats):
         for name, form in forms.items():
             synchronize(device)
-            start = time.perf_counter()
+            start = clock()
             form()
             synchronize(device)
-            seconds[name].append(time.perf_counter() - start)
+            seconds[name].append(clock() - start)
     return seconds
 
 

@@ -1,6 +1,7 @@
 """Time and memory of SIGReg, forward and backward, beside the plain form and beside its two matrix products alone.
 
     python benchmarks/sigreg.py
+    python benchmarks/sigreg.py --samples 64 --directions 128 --repeats 3 --skip "plain compiled" "ours compiled"
     python benchmarks/sigreg.py --samples 4096 --device cuda --json > sigreg.json
     python benchmarks/sigreg.py --threads 1 --clock cpu    # on a machine that is busy with other things
 
@@ -18,21 +19,7 @@ import measure
 import torch
 from torch import Tensor
 
-from levljepa_hf.sigreg_levljepa import SIGReg
-
-
-def plain_sigreg(z: Tensor, num_directions: int, num_knots: int = 17, t_max: float = 3.0) -> Tensor:
-    """SIGReg of z (N, D), written as the equation is."""
-    directions = torch.randn(z.shape[1], num_directions, device=z.device)
-    directions = directions / directions.norm(dim=0)
-    t = torch.linspace(0, t_max, num_knots, device=z.device)
-    spacing = t_max / (num_knots - 1)
-    weights = torch.full((num_knots,), 2 * spacing, device=z.device)
-    weights[0] = weights[-1] = spacing
-    phi = torch.exp(-(t**2) / 2)
-    x = (z @ directions).unsqueeze(-1) * t  # (N, S, K)
-    error = (x.cos().mean(0) - phi).square() + x.sin().mean(0).square()
-    return (z.shape[0] * (error @ (weights * phi))).mean()
+from levljepa_hf.sigreg_levljepa import IMPLEMENTATIONS, SIGReg
 
 
 def two_products(z: Tensor, directions: Tensor) -> Tensor:
@@ -44,34 +31,19 @@ def two_products(z: Tensor, directions: Tensor) -> Tensor:
 def make_forms(args: argparse.Namespace, z: Tensor) -> dict[str, Callable[[], object]]:
     ours = SIGReg(args.directions, args.knots, implementation=args.implementation).to(z.device)
     compiled_ours = torch.compile(SIGReg(args.directions, args.knots, implementation=args.implementation).to(z.device))
-    compiled_plain = torch.compile(plain_sigreg)
+    compiled_plain = torch.compile(measure.plain_sigreg)
     directions = torch.randn(args.dim, args.directions, device=z.device)
 
     def step(loss: Callable[[], Tensor]) -> Callable[[], object]:
         return lambda: torch.autograd.grad(loss(), z)
 
     return {
-        "plain": step(lambda: plain_sigreg(z, args.directions, args.knots)),
+        "plain": step(lambda: measure.plain_sigreg(z, args.directions, args.knots)),
         "plain compiled": step(lambda: compiled_plain(z, args.directions, args.knots)),
         "ours": step(lambda: ours(z)),
         "ours compiled": step(lambda: compiled_ours(z)),
         "two products": lambda: two_products(z, directions),
     }
-
-
-def take_turns(
-    forms: dict[str, Callable[[], object]], repeats: int, device: torch.device, clock: Callable[[], float]
-) -> dict[str, list[float]]:
-    """Seconds of each form in each turn."""
-    times: dict[str, list[float]] = {name: [] for name in forms}
-    for _ in range(repeats):
-        for name, run in forms.items():
-            measure.synchronize(device)
-            start = clock()
-            run()
-            measure.synchronize(device)
-            times[name].append(clock() - start)
-    return times
 
 
 def benchmark(args: argparse.Namespace) -> dict:
@@ -82,12 +54,13 @@ def benchmark(args: argparse.Namespace) -> dict:
     z = torch.randn(args.samples, args.dim, device=device, requires_grad=True)
     forms = {name: run for name, run in make_forms(args, z).items() if name not in args.skip}
     peaks = {name: measure.peak_memory(run, device) for name, run in forms.items()}  # compiles and warms up, too
-    times = take_turns(forms, args.repeats, device, time.process_time if args.clock == "cpu" else time.perf_counter)
+    clock = time.process_time if args.clock == "cpu" else time.perf_counter
+    times = measure.interleaved(forms, args.repeats, device, warmup=0, clock=clock)
     rows = {
         name: {
             "median_ms": 1e3 * statistics.median(times[name]),
             "best_ms": 1e3 * min(times[name]),
-            "times_faster_than_plain": measure.median_ratio(times["plain"], times[name]),
+            "times_faster_than_plain": measure.median_ratio(times["plain"], times[name]) if "plain" in times else None,
             "peak_extra_mib": peaks[name] / 2**20,
         }
         for name in forms
@@ -102,7 +75,8 @@ def print_table(result: dict) -> None:
     print(f"{result['device']}, torch {result['torch']}, {result['clock']} time, {result['repeats']} turns\n")
     print(f"{'':16}{'median ms':>11}{'best ms':>10}{'x plain':>9}{'peak MiB':>10}")
     for name, row in result["forms"].items():
-        times = f"{row['median_ms']:11.2f}{row['best_ms']:10.2f}{row['times_faster_than_plain']:9.1f}"
+        faster = row["times_faster_than_plain"]
+        times = f"{row['median_ms']:11.2f}{row['best_ms']:10.2f}{'' if faster is None else f'{faster:.1f}':>9}"
         print(f"{name:16}{times}{row['peak_extra_mib']:10.1f}")
 
 
@@ -114,9 +88,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--knots", type=int, default=17, help="K (default %(default)s)")
     parser.add_argument("--repeats", type=int, default=9, help="turns (default %(default)s)")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="default %(default)s")
-    parser.add_argument(
-        "--implementation", default="auto", help="of ours: auto, tiled or triton (default %(default)s)"
-    )
+    parser.add_argument("--implementation", default="auto", choices=IMPLEMENTATIONS, help="of ours (default auto)")
     parser.add_argument("--threads", type=int, help="CPU threads (default: torch's)")
     parser.add_argument("--clock", choices=["wall", "cpu"], default="wall", help="cpu: time of this process alone")
     parser.add_argument("--skip", nargs="*", default=[], help="forms to leave out, such as 'plain compiled'")

@@ -4,6 +4,7 @@ The plain form is written straightforwardly, the way the official code does it: 
 mask, SIGReg by its equation with its (N, S, K) tensors, AdamW as it comes. Ours pads to the longest caption, needs no
 mask, and takes the package's SIGReg and the fused AdamW. Both have the same weights, batch and precision.
 
+    python benchmarks/step.py --preset debug --batch_size 8 --repeats 3            # seconds
     python benchmarks/step.py --preset tiny --batch_size 32 --repeats 5
     python benchmarks/step.py --preset base --batch_size 512 --compile --json      # on a GPU
 """
@@ -24,18 +25,6 @@ from levljepa_hf import LeVLJEPAConfig, LeVLJEPAModel
 PEAK_FLOPS = {"H100": 989e12, "H200": 989e12, "A100": 312e12}  # dense bf16, from the makers' data sheets
 
 
-def plain_sigreg(z: Tensor, num_directions: int, num_knots: int = 17, t_max: float = 3.0) -> Tensor:
-    z = z.float()
-    directions = F.normalize(torch.randn(z.shape[1], num_directions, device=z.device), dim=0)
-    knots = torch.linspace(0, t_max, num_knots, device=z.device)
-    phi = torch.exp(-knots.square() / 2)
-    weights = torch.full_like(knots, 2 * t_max / (num_knots - 1))
-    weights[[0, -1]] = t_max / (num_knots - 1)
-    x = (z @ directions).unsqueeze(-1) * knots  # (N, S, K)
-    error = (x.cos().mean(0) - phi).square() + x.sin().mean(0).square()
-    return len(z) * (error * weights * phi).sum(-1).mean()
-
-
 def plain_loss(model: LeVLJEPAModel, batch: dict[str, Tensor]) -> Tensor:
     """The loss by its equations, captions padded to 77."""
     config = model.config
@@ -48,7 +37,7 @@ def plain_loss(model: LeVLJEPAModel, batch: dict[str, Tensor]) -> Tensor:
         + F.mse_loss(model.text_predictor(z_t).float(), z_v.detach().float())
     )
     with torch.autocast(z_v.device.type, enabled=False):
-        sigreg = [plain_sigreg(z, config.sigreg_num_directions) for z in (z_v, z_t)]
+        sigreg = [measure.plain_sigreg(z, config.sigreg_num_directions) for z in (z_v, z_t)]
     return config.prediction_weight * prediction + 0.02 * sigreg[0] + 0.02 * sigreg[1]
 
 

@@ -91,7 +91,7 @@ def collator(processor) -> LeVLJEPADataCollator:
 
 def test_imagefolder(imagefolder: Path, cache: str) -> None:
     dataset = load_pretraining_dataset(str(imagefolder), "validation", cache_dir=cache)
-    assert len(dataset) == NUM_VALIDATION
+    assert len(dataset) == NUM_VALIDATION and any(Path(cache).iterdir())
     assert find_columns(dataset) == ("image", "captions")
     assert dataset[0]["captions"] == captions(100)
     assert dataset[0]["image"]["path"].endswith("100.jpg"), "images stay encoded"
@@ -182,6 +182,22 @@ def test_draft_decodes_large_jpegs_small_but_large_enough() -> None:
     assert draft_size(v2.Resize((32, 32))) is None
 
 
+def test_drafts_are_for_training_that_wants_them(processor) -> None:
+    photo = {"image": jpeg(0, (400, 300)), "captions": "a photo"}
+    whole = v2.Compose([v2.RandomResizedCrop(32, scale=(1, 1), ratio=(4 / 3, 4 / 3))])
+    full = v2.functional.pil_to_tensor(PIL.Image.open(io.BytesIO(photo["image"])))
+    images = processor.image_processor
+    expected = images(v2.functional.resize(full, [32, 32]), return_tensors="pt")["pixel_values"]
+    drafted, undrafted = (
+        LeVLJEPADataCollator(processor, transform=whole, jpeg_draft=draft)([photo])["pixel_values"]
+        for draft in (True, False)
+    )
+    torch.testing.assert_close(undrafted, expected, rtol=0, atol=1e-5)
+    assert 1e-4 < (drafted - undrafted).abs().mean() < 0.05
+    evaluated = LeVLJEPADataCollator(processor, transform=whole).for_evaluation()([photo])["pixel_values"]
+    torch.testing.assert_close(evaluated, images(full, return_tensors="pt")["pixel_values"], rtol=0, atol=0)
+
+
 def test_training_pixels_are_normalised_by_the_processor(processor) -> None:
     collator = LeVLJEPADataCollator(processor, transform=v2.Resize((8, 8)))
     gray = PIL.Image.new("L", (20, 20), 51)  # 0.2
@@ -255,6 +271,12 @@ def test_captions_are_padded_as_the_processor_pads(training: bool) -> None:
     assert batch["input_ids"].shape == batch["attention_mask"].shape == (2, 77)
     assert batch["attention_mask"].sum(dim=1).tolist() == [2, 77]
     assert processor.tokenizer.eos_token_id not in batch["input_ids"][0, :2].tolist() + batch["input_ids"][1].tolist()
+
+
+def test_captions_may_be_bytes_and_have_space_around_them(processor, collator) -> None:
+    clean = collator([{**sample(0), "captions": "a dog"}])["input_ids"]
+    for value in (b"a dog", " a dog\n", [b" a dog "], np.array([" a dog "])):
+        assert torch.equal(collator([{**sample(0), "captions": value}])["input_ids"], clean)
 
 
 def test_training_draws_captions_and_evaluation_takes_the_first(processor, collator) -> None:

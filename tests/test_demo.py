@@ -10,8 +10,10 @@ import pytest
 import torch
 
 from levljepa_hf import LeVLJEPAConfig, LeVLJEPAModel, LeVLJEPAProcessor, cli, demo
-from levljepa_hf.evaluation.embeddings import embed_images
-from levljepa_hf.scenes import CLASS_NAMES, SceneDataset
+from levljepa_hf.evaluation.embeddings import embed_images, embed_texts
+from levljepa_hf.evaluation.health import effective_rank
+from levljepa_hf.evaluation.zero_shot import zero_shot_accuracy
+from levljepa_hf.scenes import CLASS_NAMES, SceneDataset, class_prompts
 
 
 @pytest.fixture
@@ -52,8 +54,13 @@ def test_demo_returns_what_the_saved_model_gives_and_repeats_itself(small, tmp_p
     scenes = list(SceneDataset("test", 40, 48, seed=1, pair_fraction=0))
     again = demo.measure_and_draw(model, processor, scenes, [], tmp_path / "again")
     assert again == pytest.approx(metrics, abs=1e-6)
-    demo.run_demo(tmp_path / "two", **settings)
     images = [scene["image"] for scene in scenes]
+    whole = embed_images(model, processor, images, transform="processor")  # nothing of a scene is cut off
+    classes = embed_texts(model, processor, class_prompts())
+    accuracies = zero_shot_accuracy(whole, classes, [scene["label"] for scene in scenes])
+    assert accuracies == pytest.approx({name: metrics[name] for name in accuracies}, abs=1e-6)
+    assert metrics["effective_rank_vision"] == pytest.approx(effective_rank(whole.embeds), rel=1e-4)
+    demo.run_demo(tmp_path / "two", **settings)
     other = LeVLJEPAModel.from_pretrained(tmp_path / "two")
 
     def embeds(model: LeVLJEPAModel) -> torch.Tensor:
@@ -63,8 +70,9 @@ def test_demo_returns_what_the_saved_model_gives_and_repeats_itself(small, tmp_p
 
 
 def test_demo_stops_when_the_time_is_up(small, tmp_path, capsys):
-    demo.run_demo(tmp_path, steps=1000, num_scenes=32, max_minutes=0)
+    demo.run_demo(tmp_path, steps=1000, num_scenes=32, max_minutes=0, image_size=24)
     assert "The time was up after 1 of 1000 steps." in capsys.readouterr().out
+    assert LeVLJEPAConfig.from_pretrained(tmp_path).vision_config.image_size == 24
 
 
 def test_the_quicker_number_of_threads_is_taken(monkeypatch):

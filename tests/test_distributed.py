@@ -1,8 +1,10 @@
 """Data-parallel exactness with gloo: 2 and 4 processes, of equal and unequal batches, against one process."""
 
+import datetime
 import os
 import tempfile
 
+import PIL.Image
 import pytest
 import torch
 import torch.distributed as dist
@@ -10,6 +12,13 @@ import torch.multiprocessing as mp
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from levljepa_hf import (
+    LeVLJEPAConfig,
+    LeVLJEPAModel,
+    LeVLJEPAProcessor,
+    LeVLJEPATrainer,
+    LeVLJEPATrainingArguments,
+)
 from levljepa_hf.distributed import GlobalBatchNorm, convert_sync_batchnorm
 from levljepa_hf.sigreg_levljepa import SIGReg
 
@@ -154,6 +163,168 @@ def test_one_sample_over_all_ranks_is_refused(ranks):
     assert all("more than 1 value per channel, got 1" in results["too few"] for results in ranks)
 
 
+# --- the whole model and the Trainer, 2 processes against one ---
+
+
+def whole_model_step(inputs, parallel=lambda model: model, regrouped=False, **config):
+    """One training step; `regrouped` has SIGReg take its statistics for each half of the batch alone."""
+    torch.manual_seed(0)
+    model = convert_sync_batchnorm(LeVLJEPAModel(LeVLJEPAConfig.from_preset("debug", **config))).train()
+    if regrouped:  # as two views, which share their directions
+        model.sigreg.register_forward_pre_hook(lambda module, args: (args[0].unflatten(0, (2, -1)),))
+    wrapped = parallel(model)  # kept until the backward pass, in which it averages
+    outputs = wrapped(**inputs)
+    outputs.loss.backward()
+    result = {name: parameter.grad for name, parameter in model.named_parameters()}
+    result |= {"running_mean": model.vision_projection[1].running_mean, "loss": outputs.loss.detach()}
+    return result | {name: outputs[name].detach() for name in ("image_embeds", "sigreg_vision")}
+
+
+def whole_batch():
+    generator = torch.Generator().manual_seed(1)
+    return {
+        "pixel_values": torch.randn(12, 3, 32, 32, generator=generator),
+        "input_ids": torch.randint(0, 50000, (12, 7), generator=generator),
+    }
+
+
+def samples(number):
+    return [
+        {"image": PIL.Image.new("RGB", (40, 36), (i * 7 % 256, i * 31 % 256, i * 97 % 256)), "captions": f"number {i}"}
+        for i in range(number)
+    ]
+
+
+def trainer(folder, dataset, model=None, **options):
+    torch.manual_seed(0)
+    options = {"max_steps": 2, "save_strategy": "no", "report_to": "none", "disable_tqdm": True} | options
+    options |= {"train_sampling_strategy": "sequential", "use_cpu": True, "health_steps": 0}
+    return LeVLJEPATrainer(
+        LeVLJEPAModel(LeVLJEPAConfig.from_preset("debug")) if model is None else model,
+        LeVLJEPATrainingArguments(str(folder), **options),
+        train_dataset=dataset,
+        processing_class=LeVLJEPAProcessor.from_image_size(32),
+    )
+
+
+def weights_after_large_batches(folder, per_device):
+    """Two steps of SGD, of two accumulated batches each, whose scale no clipping hides."""
+    sgd = {"optim": "sgd", "learning_rate": 0.1, "weight_decay": 0.0, "lr_scheduler_type": "constant"}
+    sizes = {"per_device_train_batch_size": per_device, "encoder_micro_batch_size": 3}
+    run = trainer(folder, samples(32), max_grad_norm=0.0, gradient_accumulation_steps=2, **sgd, **sizes)
+    run.train()
+    return {name: parameter.detach() for name, parameter in run.model.named_parameters()}
+
+
+def evaluation(folder, leave_out):
+    """139 samples, no multiple of 2 ranks times 64, so that some are repeated; one of the last does not decode."""
+    dataset = samples(139)
+    if leave_out:
+        del dataset[130]
+    else:
+        dataset[130]["image"] = b"broken"
+    metrics = trainer(folder, samples(32), per_device_eval_batch_size=64).evaluate(dataset)
+    return {name: value for name, value in metrics.items() if "R@" in name or "rank" in name or "cosine" in name}
+
+
+def skipped(folder):
+    """The first batch of the second rank has an image that does not decode."""
+    dataset = samples(240)
+    dataset[115]["image"] = b"broken"
+    return trainer(folder, dataset, per_device_train_batch_size=110, max_steps=1).train().metrics["skipped_images"]
+
+
+class NotANumber(nn.Module):
+    """A predictor that, on one rank, fails at its second call."""
+
+    def __init__(self, predictor, fails):
+        super().__init__()
+        self.predictor, self.fails, self.calls = predictor, fails, 0
+
+    def forward(self, x):
+        self.calls += 1
+        x = self.predictor(x)
+        return x * float("nan") if self.fails and self.calls == 2 else x
+
+
+def not_a_number(folder, fails):
+    torch.manual_seed(0)
+    model = LeVLJEPAModel(LeVLJEPAConfig.from_preset("debug"))
+    model.text_predictor = NotANumber(model.text_predictor, fails)
+    trainer(folder, samples(32), model=model, max_steps=3, per_device_train_batch_size=4).train()
+
+
+def trainer_worker(rank, folder):
+    torch.set_num_threads(1)
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+    os.environ |= {"MASTER_ADDR": "localhost", "OMP_NUM_THREADS": "1"}
+    group = {"init_method": f"file://{folder}/store", "timeout": datetime.timedelta(seconds=60)}
+    dist.init_process_group("gloo", rank=rank, world_size=2, **group)
+    share = {name: tensor.chunk(2)[rank] for name, tensor in whole_batch().items()}
+    results = {
+        "global": whole_model_step(share, DistributedDataParallel),
+        "per rank": whole_model_step(share, DistributedDataParallel, sigreg_distributed=False),
+        "large batches": weights_after_large_batches(f"{folder}/large", per_device=4),
+        "evaluation": evaluation(f"{folder}/evaluation", leave_out=False),
+        "skipped": skipped(f"{folder}/skipped"),
+    }
+    try:
+        not_a_number(f"{folder}/nan", fails=rank == 1)
+    except FloatingPointError as error:
+        results["error"] = str(error)
+    torch.save(results, f"{folder}/{rank}")
+
+
+@pytest.fixture(scope="module")
+def two_ranks():
+    with tempfile.TemporaryDirectory() as folder:
+        mp.spawn(trainer_worker, (folder,), nprocs=2)
+        yield [torch.load(os.path.join(folder, str(rank))) for rank in range(2)]
+
+
+@pytest.mark.parametrize("over_ranks", [True, False])
+def test_whole_model_with_sigreg_over_ranks_and_on_each(two_ranks, over_ranks):
+    """On each, the averaged gradient is the mean of the ranks' own, while BatchNorm stays global."""
+    results = [rank["global" if over_ranks else "per rank"] for rank in two_ranks]
+    expected = whole_model_step(whole_batch(), regrouped=not over_ranks)
+    other = whole_model_step(whole_batch(), regrouped=over_ranks)
+    names = [name for name in expected if "." in name] + ["running_mean"]
+    largest = max(expected[name].norm() for name in names)
+    for name in names:
+        for result in results:
+            torch.testing.assert_close(result[name], expected[name], rtol=1e-4, atol=1e-5 * float(largest), msg=name)
+    assert any((expected[name] - other[name]).norm() > 0.01 * largest for name in names)
+    torch.testing.assert_close((results[0]["loss"] + results[1]["loss"]) / 2, expected["loss"])
+    for result, embeds in zip(results, expected["image_embeds"].chunk(2), strict=True):
+        torch.testing.assert_close(result["image_embeds"], embeds, rtol=1e-4, atol=1e-5)
+        sigreg = SIGReg(LeVLJEPAConfig.from_preset("debug").sigreg_num_directions)
+        own = sigreg(expected["image_embeds"] if over_ranks else embeds)
+        torch.testing.assert_close(result["sigreg_vision"], own, rtol=1e-4, atol=1e-5)
+
+
+def test_large_batches_over_ranks_take_the_steps_of_one_process(two_ranks, tmp_path):
+    expected = weights_after_large_batches(tmp_path, per_device=8)
+    for results in two_ranks:
+        for name, weight in expected.items():
+            torch.testing.assert_close(results["large batches"][name], weight, rtol=1e-4, atol=1e-5, msg=name)
+
+
+def test_samples_that_are_repeated_over_ranks_count_once(two_ranks, tmp_path):
+    expected = evaluation(tmp_path, leave_out=True)
+    assert len(expected) > 6
+    for results in two_ranks:
+        assert results["evaluation"] == pytest.approx(expected, rel=1e-3, abs=1e-4)
+
+
+def test_samples_skipped_on_another_rank_are_counted(two_ranks):
+    assert [results["skipped"] for results in two_ranks] == [1, 1]
+
+
+def test_one_rank_that_is_not_finite_stops_all(two_ranks):
+    for results in two_ranks:
+        assert "Not finite since step 2: loss, prediction_loss. The state before" in results["error"]
+
+
 # --- one process ---
 
 
@@ -177,4 +348,8 @@ def test_conversion_keeps_tensors_names_and_mode():
     after = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     assert before.keys() == after.keys() and all(before[name] is after[name] for name in before)
     assert isinstance(model[1], GlobalBatchNorm) and not model[1].training and model[1].weight is None
-    assert convert_sync_batchnorm(model)[1] is model[1]
+    norm = model[1]
+    assert convert_sync_batchnorm(model)[1] is norm, "converted once only"
+    group = object()
+    inner = convert_sync_batchnorm(nn.Sequential(nn.Sequential(nn.BatchNorm1d(4))), group)[0][0]
+    assert inner.process_group is group

@@ -184,6 +184,13 @@ def test_embeddings_are_those_of_the_model_and_leave_its_mode_alone(model, gener
     with pytest.raises(ValueError, match="Nothing to embed"):
         embed_texts(model, StubProcessor(), [])
     assert not model.training
+    for tensor in (*vision, *text):
+        assert not tensor.requires_grad and tensor.dtype == torch.float32 and tensor.device.type == "cpu"
+    model.train()
+    with pytest.raises(KeyError, match="pixel_values"):
+        embed_images(model, lambda images, return_tensors: StubProcessor()(text=["a"]), images, transform="processor")
+    assert model.training, "also after an error"
+    model.eval()
 
 
 def test_images_are_embedded_with_the_evaluation_transform(model, processor, images):
@@ -310,6 +317,9 @@ def test_embedding_health(generator):
     assert list(health) == ["effective_rank_vision", "effective_rank_text", "cosine_matched", "cosine_shuffled"]
     assert health["cosine_matched"] == pytest.approx(1, abs=1e-3) and abs(health["cosine_shuffled"]) < 0.05
     assert 7 < health["effective_rank_vision"] <= 8
+    half = embedding_health(z_v, z_t, z_t, -z_t)["cosine_matched"]  # one direction perfect, the other unrelated
+    assert half == pytest.approx(0.5, abs=0.05)
+    assert embedding_health(z_v, z_t, -z_v, z_v)["cosine_matched"] == pytest.approx(0.5, abs=0.05)
     without = embedding_health(z_v, z_t)
     assert without["cosine_matched"] == pytest.approx(matched_and_shuffled_cosine(z_v, z_t)[0])
 
@@ -339,6 +349,13 @@ def test_patch_pca_separates_two_kinds_of_patches(generator):
     first = colors[..., 0]
     gap = (first[kind.squeeze(-1) == 0].mean() - first[kind.squeeze(-1) == 1].mean()).abs()
     assert gap > 0.9
+
+
+def test_patch_pca_runs_from_the_first_to_the_last_percentile():
+    ramp = torch.arange(1000.0)[:, None] * torch.tensor([3.0, 4.0])
+    first = patch_pca(ramp.view(10, 100, 2), num_components=1).flatten()
+    assert first.eq(0).sum() == first.eq(1).sum() == 10
+    assert first[(first > 0) & (first < 1)].diff().abs().max() < 0.0011
 
 
 def test_pictures_are_written(tmp_path, generator):

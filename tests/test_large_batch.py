@@ -95,6 +95,37 @@ def test_dropout_masks_are_those_of_the_first_pass():
         torch.testing.assert_close(parameter.grad, reference.get_parameter(name).grad, rtol=1e-4, atol=1e-6)
 
 
+def test_dropout_masks_of_several_micro_batches_are_those_of_the_first_pass():
+    dropouts = {"text_config": {"embd_pdrop": 0.5}, "vision_config": {"drop_path_rate": 0.5}, "predictor_dropout": 0.2}
+    torch.manual_seed(0)
+    model = LeVLJEPAModel(LeVLJEPAConfig.from_preset("debug", **dropouts)).train()
+    reference, inputs = copy.deepcopy(model), batch()
+    images = inputs.pop("pixel_values")
+    parts = zip(*(tensor.split(4) for tensor in inputs.values()), strict=True)
+    torch.manual_seed(3)
+    image_features = [reference.encode_image(part).pooler_output for part in images.split(4)]
+    text_features = [reference.encode_text(*part).pooler_output for part in parts]
+    reference.forward_heads(torch.cat(image_features), torch.cat(text_features)).loss.backward()
+    after = torch.rand(3)
+    torch.manual_seed(3)
+    large_batch_backward(model, {"pixel_values": images, **inputs}, 4)
+    torch.testing.assert_close(torch.rand(3), after)
+    for name, parameter in model.named_parameters():
+        torch.testing.assert_close(parameter.grad, reference.get_parameter(name).grad, rtol=1e-4, atol=1e-6, msg=name)
+
+
+def test_position_ids_that_are_given_are_used(train_model):
+    inputs = batch()
+    inputs["position_ids"] = torch.randint(0, 40, (10, 9))
+    reference = copy.deepcopy(train_model)
+    expected = reference(**inputs)
+    expected.loss.backward()
+    outputs = large_batch_backward(train_model, inputs, 4)
+    torch.testing.assert_close(outputs.text_embeds, expected.text_embeds, rtol=1e-4, atol=1e-5)
+    gradient = train_model.text_model.wpe.weight.grad
+    torch.testing.assert_close(gradient, reference.text_model.wpe.weight.grad, rtol=1e-4, atol=1e-6)
+
+
 def test_gradient_checkpointing_composes(train_model):
     reference, inputs = copy.deepcopy(train_model), batch()
     reference(**inputs).loss.backward()
@@ -115,26 +146,51 @@ def test_frozen_tower_is_encoded_once(train_model, monkeypatch):
     assert train_model.text_model.wpe.weight.grad is not None
 
 
-def test_no_graph_holds_more_than_a_micro_batch(train_model, monkeypatch):
-    """The encoders never see the whole batch while gradients are recorded."""
-    sizes = []
-    encode_image = train_model.encode_image
-
-    def spy(pixel_values):
-        sizes.append((len(pixel_values), torch.is_grad_enabled()))
-        return encode_image(pixel_values=pixel_values)
-
-    monkeypatch.setattr(train_model, "encode_image", spy)
+def test_partly_frozen_tower_learns_the_rest(train_model):
+    train_model.vision_model.timm_model.patch_embed.requires_grad_(False)
+    train_model.text_model.wte.requires_grad_(False)
+    reference = copy.deepcopy(train_model)
+    reference(**batch()).loss.backward()
     large_batch_backward(train_model, batch(), 4)
-    assert sizes == [(4, False), (4, False), (2, False), (4, True), (4, True), (2, True)]
+    for name, parameter in train_model.named_parameters():
+        torch.testing.assert_close(parameter.grad, reference.get_parameter(name).grad, rtol=1e-4, atol=1e-6, msg=name)
+
+
+def test_no_graph_holds_more_than_a_micro_batch(train_model):
+    """The encoders, here given ones, never see the whole batch while gradients are recorded."""
+    calls = []
+
+    def spied(name, encode):
+        def spy(**inputs):
+            calls.append((name, len(next(iter(inputs.values()))), torch.is_grad_enabled()))
+            return encode(**inputs)
+
+        return spy
+
+    names = ("encode_image", "encode_text")
+    encoders = {name: spied(name, getattr(train_model, name)) for name in names}
+    large_batch_backward(train_model, batch(), 4, **encoders)
+    expected = [(name, size, grad) for grad in (False, True) for name in names for size in (4, 4, 2)]
+    assert calls == expected
 
 
 def test_bad_input(train_model):
     with pytest.raises(ValueError, match="micro_batch_size=0"):
         large_batch_backward(train_model, batch(), 0)
-    without = LeVLJEPAModel(LeVLJEPAConfig.from_preset("debug", predictor_num_layers=0)).train()
-    with pytest.raises(ValueError, match="no predictors"):
-        large_batch_backward(without, batch(), 5)
+    with pytest.raises(ValueError, match=r"Unknown inputs \['attention_masks'\]: the encoders take pixel_values, "):
+        large_batch_backward(train_model, {**batch(), "attention_masks": torch.ones(10, 9)}, 5)
+    unpaired = {**batch(), "pixel_values": batch()["pixel_values"][:-1]}
+    with pytest.raises(ValueError, match="Got 9 images and 10 texts"):
+        large_batch_backward(train_model, unpaired, 5)
+
+
+def test_without_predictors(train_model):
+    model = LeVLJEPAModel(LeVLJEPAConfig.from_preset("debug", predictor_num_layers=0)).train()
+    whole = copy.deepcopy(model)
+    whole(**batch()).loss.backward()
+    large_batch_backward(model, batch(), 4)
+    for (name, ours), expected in zip(model.named_parameters(), whole.parameters(), strict=True):
+        torch.testing.assert_close(ours.grad, expected.grad, rtol=1e-4, atol=1e-6, msg=lambda m, n=name: f"{n}: {m}")
 
 
 # --- with data-parallel: the whole model, 2 processes against one ---------------------------------------------------
@@ -192,6 +248,7 @@ def train(model: LeVLJEPAModel, processor, folder, **options) -> LeVLJEPATrainer
         "max_steps": 3,
         "report_to": "none",
         "optim": "sgd",
+        "max_grad_norm": 0.0,  # clipping would hide a wrong scale
     }
     args = LeVLJEPATrainingArguments(str(folder), use_cpu=True, **{**arguments, **options})
     trainer = LeVLJEPATrainer(model, args, LeVLJEPADataCollator(processor), samples, processing_class=processor)
@@ -210,6 +267,20 @@ def test_trainer_takes_the_same_steps_in_micro_batches(train_model, processor, t
     assert "sigreg_vision" in micro.state.log_history[0]
     for name, parameter in train_model.named_parameters():
         torch.testing.assert_close(parameter, reference.get_parameter(name), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_trainer_compiles_the_encoders(train_model, processor, tmp_path):
+    reference = copy.deepcopy(train_model)
+    train(reference, processor, tmp_path, encoder_micro_batch_size=4, max_steps=1)
+    torch._dynamo.reset()
+    counters = torch._dynamo.utils.counters
+    counters.clear()
+    options = {"torch_compile": True, "torch_compile_backend": "eager", "max_steps": 1}
+    train(train_model, processor, tmp_path, encoder_micro_batch_size=4, **options)
+    assert counters["stats"]["unique_graphs"] >= 2
+    for name, parameter in train_model.named_parameters():
+        torch.testing.assert_close(parameter, reference.get_parameter(name), rtol=1e-4, atol=1e-5, msg=name)
 
 
 @pytest.mark.parametrize(

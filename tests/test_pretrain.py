@@ -18,7 +18,7 @@ from transformers import AutoModel, AutoProcessor
 
 from levljepa_hf import LeVLJEPAConfig, LeVLJEPAModel
 from levljepa_hf.trainer import LeVLJEPATrainer
-from test_data import NUM_TRAIN, imagefolder, webdataset  # noqa: F401  (fixtures)
+from test_data import NUM_TRAIN, captions, imagefolder, webdataset  # noqa: F401  (fixtures)
 
 SCRIPT = Path(__file__).parents[1] / "training" / "pretrain.py"
 _spec = importlib.util.spec_from_file_location("pretrain", SCRIPT)
@@ -161,6 +161,31 @@ def test_the_text_readout_reaches_model_and_processor() -> None:
     model, processor = pretrain.build_model(model_args)
     assert model.config.text_readout == processor.text_readout == "pad77"
     assert processor(text=["a"], return_tensors="pt")["input_ids"].shape == (1, 77)
+
+
+def test_options_of_the_data_reach_it(imagefolder: Path, tmp_path: Path) -> None:  # noqa: F811
+    data_args = pretrain.DataArguments(
+        dataset=str(imagefolder),
+        train_split="validation",
+        max_train_samples=3,
+        eval_split="train",
+        max_eval_samples=5,
+        cache_dir=str(tmp_path / "cache"),
+    )
+    train_dataset, columns = pretrain.load_train_data(data_args)
+    eval_dataset, _ = pretrain.load_eval_data(data_args)
+    assert columns == {"image_column": "image", "caption_column": "captions"}
+    assert [sample["captions"] for sample in train_dataset] == [captions(seed) for seed in (100, 101, 102)]
+    assert len(eval_dataset) == 5 and captions(100) not in eval_dataset["captions"]
+
+
+def test_the_seed_decides_the_run(run, imagefolder: Path) -> None:  # noqa: F811
+    losses = []
+    for folder, seed in (("one", "3"), ("two", "3"), ("other", "4")):
+        torch.rand(1)  # the state outside must not matter
+        _, logs = run("--dataset", str(imagefolder), "--max_steps", "1", "--seed", seed, folder=folder)
+        losses.append(logs[0]["loss"])
+    assert losses[0] == losses[1] != losses[2]
 
 
 def test_overrides_of_the_config_add_to_the_recipes(run, imagefolder: Path, tmp_path: Path) -> None:  # noqa: F811

@@ -9,6 +9,7 @@ import sys
 import numpy as np
 import pytest
 from datasets import ClassLabel, load_from_disk
+from PIL import Image
 
 from levljepa_hf import scenes
 from levljepa_hf.scenes import (
@@ -139,6 +140,19 @@ def test_placing_mirroring_rotating_and_scaling():
     assert (mask_of(rotation=90.0) == np.rot90(middle)).mean() > 0.99  # counter-clockwise
     longest = np.ptp(np.argwhere(mask_of(scale=0.9)), axis=0).max() + 1
     assert abs(longest - 0.9 * 64) < 2.5
+
+
+def test_the_mask_holds_what_is_at_least_half_covered(monkeypatch):
+    """Pixels covered by 0, 127, 128 and 255 of 255, of a second object above a first one that covers all."""
+    covered = np.array([[0, 127], [128, 255]], dtype=np.uint8)
+    layers = {0: np.full((2, 2), 255, dtype=np.uint8), 5: covered}
+
+    def paint(thing, image_size):
+        return Image.fromarray(np.dstack([np.zeros((2, 2, 3), dtype=np.uint8), layers[thing.label]]))
+
+    monkeypatch.setattr(scenes, "_paint_object", paint)
+    mask = render_scene(Scene((upright(0), upright(5)), background=0), 2)[1]
+    assert mask.tolist() == [[1, 1], [6, 6]]
 
 
 def test_pair_fraction_and_ranges_are_kept():

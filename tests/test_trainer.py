@@ -3,23 +3,25 @@
 import json
 import math
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
+import datasets
 import numpy as np
 import PIL.Image
 import pytest
 import torch
 from torch import nn
 from torch.optim import lr_scheduler
-from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers import EvalPrediction, Trainer, TrainerCallback, TrainingArguments
 
 from levljepa_hf import LeVLJEPAConfig, LeVLJEPAModel, LeVLJEPAProcessor
 from levljepa_hf.data import EndlessStream, LeVLJEPADataCollator, load_pretraining_dataset
 from levljepa_hf.distributed import GlobalBatchNorm
 from levljepa_hf.evaluation.health import effective_rank, embedding_health, sigreg_floor
 from levljepa_hf.evaluation.retrieval import retrieval_recall
-from levljepa_hf.trainer import LeVLJEPATrainer, LeVLJEPATrainingArguments
+from levljepa_hf.trainer import EMBEDDINGS, FILLED, LeVLJEPATrainer, LeVLJEPATrainingArguments, retrieval_metrics
 
 TERMS = ("prediction_loss", "sigreg_vision", "sigreg_text")
 
@@ -42,7 +44,8 @@ def new_model(**config: Any) -> LeVLJEPAModel:
 def trainer(
     folder: Path, processor: LeVLJEPAProcessor, number: int = 16, model: nn.Module | None = None, **options: Any
 ) -> LeVLJEPATrainer:
-    data = {name: options.pop(name) for name in ("train_dataset", "eval_dataset", "callbacks") if name in options}
+    names = ("train_dataset", "eval_dataset", "eval_data_collator", "callbacks")
+    data = {name: options.pop(name) for name in names if name in options}
     options = {
         "per_device_train_batch_size": 4,
         "max_steps": 4,
@@ -183,6 +186,55 @@ def test_evaluation_leaves_out_samples_that_do_not_decode(tmp_path: Path, proces
         trainer(tmp_path, processor).evaluate([dataset[0], dataset[1], dataset[2], broken[5]])
 
 
+def test_repeated_and_filled_rows_count_once() -> None:
+    """As several ranks leave them: samples repeated to give each as many, and rows of no sample."""
+    embeds = {
+        name: np.random.default_rng(i).normal(size=(4, 8)).astype("float32") for i, name in enumerate(EMBEDDINGS)
+    }
+    rows = {**embeds, "loss": np.array([1.0, 2.0, 3.0, 4.0])}
+    expected = retrieval_metrics(EvalPrediction(rows, np.arange(4)))
+    order = [2, 0, 2, 3, 1, 0, 1]
+    index = np.array([2, 0, 2, FILLED, 1, 3, FILLED])  # the rows at 3 and 6 are no samples; the one at 5 is sample 3
+    order[5] = 3
+    repeated = retrieval_metrics(EvalPrediction({name: values[order] for name, values in rows.items()}, index))
+    assert repeated == pytest.approx(expected, rel=1e-5) and expected["loss"] == 2.5
+
+
+def test_a_sample_repeated_within_a_batch_counts_once(tmp_path: Path, processor) -> None:
+    run = trainer(tmp_path, processor, per_device_eval_batch_size=5)
+    run.model.eval()
+    batch = run.eval_data_collator(samples(3))
+    expected, rows, index = run.prediction_step(run.model, {**batch, "sample_index": torch.tensor([4, 2, 7])}, False)
+    twice = {name: values[[0, 1, 0, 2]] for name, values in batch.items()}
+    twice["sample_index"] = torch.tensor([4, 2, 4, 7])
+    loss, rows_of_twice, index_of_twice = run.prediction_step(run.model, twice, False)
+    assert index.tolist() == [4, 2, 7, FILLED, FILLED] and index_of_twice.tolist()[3:] == [FILLED] * 2
+    order = [index_of_twice.tolist().index(i) for i in (4, 2, 7)]
+    torch.testing.assert_close(loss, expected)
+    for name, values in rows.items():
+        torch.testing.assert_close(rows_of_twice[name][order], values[:3], msg=name)
+
+
+def test_predictions_are_those_of_the_samples_in_order(tmp_path: Path, processor) -> None:
+    dataset = samples(7)
+    output = trainer(tmp_path, processor, per_device_eval_batch_size=4).predict(dataset)
+    assert [i for i in output.label_ids if i != FILLED] == list(range(7))
+    embeds = output.predictions["image_embeds"][output.label_ids != FILLED]
+    batch = LeVLJEPADataCollator(processor).for_evaluation()(dataset)
+    expected = new_model().eval().get_image_features(batch["pixel_values"]).pooler_output
+    torch.testing.assert_close(torch.from_numpy(embeds), expected.detach(), rtol=1e-4, atol=1e-5)
+
+
+def test_the_evaluation_collator_given_is_used(tmp_path: Path, processor) -> None:
+    """Evaluation data with columns of other names."""
+    renamed = [{"photo": s["image"], "text": s["captions"]} for s in samples(6)]
+    collator = LeVLJEPADataCollator(processor, "photo", "text", training=False)
+    run = trainer(tmp_path, processor, eval_dataset=renamed, eval_data_collator=collator)
+    metrics, usual = run.evaluate(), trainer(tmp_path, processor, eval_dataset=samples(6)).evaluate()
+    for name in ("eval_loss", "eval_effective_rank_text", "eval_cosine_matched"):
+        assert metrics[name] == pytest.approx(usual[name], rel=1e-5)
+
+
 def test_several_evaluation_sets(tmp_path: Path, processor) -> None:
     run = trainer(tmp_path, processor, eval_dataset={"a": samples(4), "b": samples(6)})
     metrics = run.evaluate()
@@ -249,7 +301,7 @@ def official_learning_rates(name: str, steps: int, warmup: int, decay: int, peak
     [
         ("warmup_stable_decay", 3, {"lr_scheduler_kwargs": {"min_lr_ratio": 0.1}}),
         ("warmup_stable_decay", 5, {"lr_scheduler_kwargs": {"min_lr_ratio": 0.1, "num_decay_steps": 5}}),
-        ("warmup_stable_decay", 10, {"lr_scheduler_kwargs": {"min_lr_ratio": 0.1}, "wsd_decay_frac": 0.5}),
+        ("warmup_stable_decay", 8, {"lr_scheduler_kwargs": {"min_lr_ratio": 0.1}, "wsd_decay_frac": 0.4}),
         ("cosine_with_min_lr", 0, {"lr_scheduler_kwargs": {"min_lr": 2e-5}}),
     ],
 )
@@ -257,21 +309,20 @@ def test_learning_rates_are_those_of_the_official_schedule(
     tmp_path: Path, processor, name: str, decay: int, options: dict[str, Any]
 ) -> None:
     """Of every step; and a run resumed in the warm-up or in the decay goes on with them."""
-    steps, warmup = 20, 4
+    steps, warmup = 20, 10
     expected = official_learning_rates(name, steps, warmup, decay, peak=2e-4, floor=2e-5)
 
     def run(resume: str | None = None) -> tuple[list[float], float]:
         rates = LearningRates()
-        one = trainer(
-            tmp_path, processor, 8, max_steps=steps, learning_rate=2e-4, warmup_steps=warmup, warmup_start_factor=0.01,
-            lr_scheduler_type=name, save_strategy="steps", save_steps=3, callbacks=[rates], **options,
-        )  # fmt: skip
+        saving = {"save_strategy": "steps", "save_steps": 9} if resume is None else {}
+        options.update(max_steps=steps, learning_rate=2e-4, warmup_steps=warmup, warmup_start_factor=0.01)
+        one = trainer(tmp_path, processor, 8, callbacks=[rates], lr_scheduler_type=name, **options, **saving)
         one.train(resume_from_checkpoint=resume)
         return rates.values, one.lr_scheduler.get_last_lr()[0]
 
     rates, last = run()
     assert rates == pytest.approx(expected, rel=1e-9) and last == pytest.approx(2e-5, rel=1e-9)
-    for step in (3, 18):
+    for step in (9, 18):
         assert run(str(tmp_path / f"checkpoint-{step}"))[0] == pytest.approx(expected[step:], rel=1e-9)
 
 
@@ -300,7 +351,10 @@ def test_a_run_with_another_length_decays_over_its_own(tmp_path: Path, processor
         run.remove_callback(rates)
 
 
-def test_accumulated_gradients_are_the_mean_and_not_the_sum(tmp_path: Path, processor) -> None:
+@pytest.mark.parametrize("encoder_micro_batch_size", [None, 2])
+def test_accumulated_gradients_are_the_mean_and_not_the_sum(
+    tmp_path: Path, processor, encoder_micro_batch_size: int | None
+) -> None:
     """One step of SGD over two micro-batches moves the weights by the mean of their gradients."""
     reference = new_model().train()
     reference.sigreg.seed = 42
@@ -315,10 +369,14 @@ def test_accumulated_gradients_are_the_mean_and_not_the_sum(tmp_path: Path, proc
         lr_scheduler_type="constant",
         weight_decay=0.0,
         max_grad_norm=0.0,
+        logging_steps=1,
+        encoder_micro_batch_size=encoder_micro_batch_size,
     )
-    for batch in run.get_train_dataloader():
-        (reference(**batch).loss / 2).backward()
+    losses = [reference(**batch).loss for batch in run.get_train_dataloader()]
+    (sum(losses) / 2).backward()
+    run.model.eval()  # training is the Trainer's to switch on
     run.train()
+    assert run.state.log_history[0]["loss"] == pytest.approx(sum(losses).item() / 2, rel=1e-4)
     trained = dict(run.model.named_parameters())
     for name, parameter in reference.named_parameters():
         expected = parameter.detach() - 0.1 * parameter.grad
@@ -404,6 +462,26 @@ def test_a_resumed_stream_is_the_uninterrupted_one(tmp_path: Path, processor) ->
     whole = run()
     assert len({entry["loss"] for entry in trajectory(whole)}) == 6, "no two batches are the same"
     assert trajectory(run(str(tmp_path / "run" / "checkpoint-4"))) == trajectory(whole)
+
+
+def test_options_reach_collator_stream_and_loader(tmp_path: Path, processor) -> None:
+    assert trainer(tmp_path, processor, seed=7).data_collator.seed == 7
+    stream = datasets.Dataset.from_dict({"image": [b"x"] * 4, "captions": ["a"] * 4}).to_iterable_dataset()
+    run = trainer(tmp_path, processor, train_dataset=stream, seed=7, stream_buffer_size=3, dataloader_num_workers=2)
+    assert (run.train_dataset.seed, run.train_dataset.buffer_size) == (7, 3)
+    loader = run.get_train_dataloader()
+    assert (loader.num_workers, loader.batch_size, loader.drop_last) == (2, 4, True)
+    assert loader.collate_fn is run.data_collator
+
+
+def test_each_epoch_is_augmented_anew(tmp_path: Path, processor, monkeypatch) -> None:
+    """Whatever tells the dataset: with several processes accelerate tells the sampler alone."""
+    monkeypatch.setattr("accelerate.data_loader.DataLoaderShard.set_epoch", lambda self, epoch: None)
+    model = Recorder(new_model())
+    options = {"max_steps": 3, "learning_rate": 0.0, "lr_scheduler_type": "constant", "weight_decay": 0.0}
+    trainer(tmp_path, processor, number=4, model=model, **options).train()
+    ranks = [effective_rank(output["image_embeds"]) for output in model.outputs]  # the order of the rows is no part
+    assert len(set(ranks)) == 3 and max(ranks) - min(ranks) > 1e-3
 
 
 def test_model_and_processor_are_saved_together(tmp_path: Path, processor) -> None:
@@ -503,6 +581,23 @@ def test_a_model_without_a_loss(tmp_path: Path, processor) -> None:
     assert "eval_loss" not in metrics and "eval_text_to_image_R@1" in metrics
 
 
+@pytest.mark.parametrize("encoder_micro_batch_size", [None, 2])
+def test_a_model_without_predictors_trains(tmp_path: Path, processor, encoder_micro_batch_size: int | None) -> None:
+    """The embeddings themselves are compared, and evaluated with the readout `zeroshot`."""
+    options = {"encoder_micro_batch_size": encoder_micro_batch_size, "eval_dataset": samples(12), "max_steps": 12}
+    run = trainer(tmp_path, processor, model=new_model(predictor_num_layers=0), health_steps=12, **options)
+    before = run.evaluate()
+    run.train()
+    after = run.evaluate()
+    assert after["eval_prediction_loss"] < before["eval_prediction_loss"]
+    assert any("cosine_matched" in entry for entry in run.state.log_history)
+    batch = run.eval_data_collator(samples(12))
+    with torch.no_grad():
+        output = run.model.eval()(**batch)
+    recalls = retrieval_recall(output.image_embeds, output.text_embeds, readout="zeroshot")
+    assert {f"eval_{name}": value for name, value in recalls.items()}.items() <= after.items()
+
+
 def test_plain_training_arguments(tmp_path: Path) -> None:
     with pytest.raises(TypeError, match="LeVLJEPATrainingArguments, not TrainingArguments"):
         LeVLJEPATrainer(new_model(), TrainingArguments(str(tmp_path), use_cpu=True))
@@ -525,3 +620,17 @@ def test_compiles_once_for_captions_of_every_length(tmp_path: Path, processor) -
     )
     LeVLJEPATrainer(new_model(), args, LeVLJEPADataCollator(processor), lengths, processing_class=processor).train()
     assert counters["stats"]["unique_graphs"] == 1 and not counters["graph_break"]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not (shutil.which("g++") or shutil.which("clang++")), reason="inductor needs a C++ compiler")
+def test_compiled_evaluation_without_training(tmp_path: Path, processor) -> None:
+    """The whole model with its loss in eval mode, where the step of SIGReg's draw is a constant for the compiler."""
+    torch._dynamo.reset()
+    small = {"vision_config": {"num_hidden_layers": 1}, "text_config": {"n_layer": 1}, "predictor_num_layers": 1}
+    metrics = []
+    for torch_compile in (False, True):
+        options = {"torch_compile": torch_compile, "per_device_eval_batch_size": 8}
+        metrics.append(trainer(tmp_path, processor, model=new_model(**small), **options).evaluate(samples(8)))
+    for name in ("loss", *TERMS, "cosine_matched"):
+        assert metrics[1][f"eval_{name}"] == pytest.approx(metrics[0][f"eval_{name}"], rel=1e-4), name

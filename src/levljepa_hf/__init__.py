@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from . import _torchvision  # noqa: F401  isort: skip  (before anything that imports torchvision)
 from transformers import (
+    MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING,
+    MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING,
     AutoBackbone,
     AutoConfig,
     AutoImageProcessor,
@@ -81,13 +83,13 @@ def _register_auto_classes() -> None:
     AutoBackbone.register(LeVLJEPAVisionConfig, LeVLJEPABackbone, exist_ok=True)
     LeVLJEPABackbone.register_for_auto_class("AutoBackbone")
     AutoModelForZeroShotImageClassification.register(LeVLJEPAConfig, LeVLJEPAModel, exist_ok=True)
-    for auto_class, model_class in (
-        (AutoModelForImageClassification, LeVLJEPAForImageClassification),
-        (AutoModelForSemanticSegmentation, LeVLJEPAForSemanticSegmentation),
+    for auto_class, mapping, model_class in (
+        (AutoModelForImageClassification, MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING, LeVLJEPAForImageClassification),
+        (AutoModelForSemanticSegmentation, MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING, LeVLJEPAForSemanticSegmentation),
     ):
         auto_class.register(LeVLJEPAConfig, model_class, exist_ok=True)
         # `register` wants a class of that configuration; the heads take a bare tower's and make theirs of it.
-        auto_class._model_mapping.register(LeVLJEPAVisionConfig, model_class, exist_ok=True)
+        mapping.register(LeVLJEPAVisionConfig, model_class, exist_ok=True)
         model_class.register_for_auto_class(auto_class.__name__)
     for config_class in (LeVLJEPAConfig, LeVLJEPATextConfig):
         AutoTokenizer.register(config_class, GPT2Tokenizer, exist_ok=True)

@@ -461,6 +461,41 @@ def check_field_names(config_class: type[PreTrainedConfig], names: Iterable[str]
             check_field_names(config_class.sub_configs[name], names[name], f"{prefix}{name}.")
 
 
+def sentence_transformers_files(projection_dim: int) -> dict[str, Any]:
+    """The files beside a checkpoint that tell sentence-transformers 6 to call `get_image_retrieval_features` and
+    `get_text_retrieval_features`: the cosine of its embeddings is then the `avg` readout, and not `zeroshot`.
+
+    The embeddings are read as sequences of one token, `last_hidden_state` `(N, 1, 2 * projection_dim)`, and pooled:
+    the pooling tells the size of the embeddings, which sentence-transformers else takes for `projection_dim`.
+
+    Args:
+        projection_dim: D, the dimension of the model's embeddings.
+
+    Returns:
+        The content of each file, to be written as JSON.
+    """
+    transformer = "sentence_transformers.base.modules.transformer.Transformer"
+    pooling = "sentence_transformers.sentence_transformer.modules.pooling.Pooling"
+    return {
+        "modules.json": [
+            {"idx": 0, "name": "0", "path": "", "type": transformer},
+            {"idx": 1, "name": "1", "path": "1_Pooling", "type": pooling},
+        ],
+        "sentence_bert_config.json": {
+            "transformer_task": "feature-extraction",
+            "modality_config": {
+                modality: {
+                    "method": f"get_{modality}_retrieval_features",
+                    "method_output_name": "last_hidden_state",
+                }
+                for modality in ("text", "image")
+            },
+            "module_output_name": "token_embeddings",
+        },
+        "1_Pooling/config.json": {"embedding_dimension": 2 * projection_dim, "pooling_mode": "cls"},
+    }
+
+
 def _num_layers(part: str, hidden_size: int | list[int] | None, num_layers: int | None, default: int) -> int:
     """The number of hidden layers of the heads or the predictors, checked against a list of their widths."""
     if isinstance(hidden_size, list):

@@ -84,8 +84,10 @@ def _converted(norm: _BatchNorm, process_group: dist.ProcessGroup | None) -> _Ba
     kind = nn.SyncBatchNorm if tensors and tensors[0].is_cuda else GlobalBatchNorm
     arguments = (norm.num_features, norm.eps, norm.momentum, norm.affine, norm.track_running_stats)
     new = kind(*arguments, process_group=process_group, device="meta")
-    new._parameters.update(norm._parameters)
-    new._buffers.update(norm._buffers)
+    for name, parameter in norm.named_parameters():
+        new.register_parameter(name, parameter)
+    for name, buffer in norm.named_buffers():
+        new.register_buffer(name, buffer)
     return new.train(norm.training)
 
 

@@ -49,7 +49,8 @@ def large_batch_backward(
         The output of the heads: loss, terms and embeddings, without the encoders' outputs.
 
     Raises:
-        ValueError: if the micro-batch size is not positive, an input is unknown, or the model gives no loss.
+        ValueError: if the micro-batch size is not positive, an input is unknown, or images and captions differ in
+            number.
     """
     if micro_batch_size < 1:
         raise ValueError(f"micro_batch_size={micro_batch_size} must be at least 1.")
@@ -63,8 +64,6 @@ def large_batch_backward(
     with autocast():
         image_features, text_features = image_tower.features(), text_tower.features()
         outputs = model.forward_heads(image_features, text_features)
-    if outputs.loss is None:
-        raise ValueError("The model gives no loss: it has no predictors (predictor_num_layers=0).")
     backward(outputs.loss)
     image_tower.backward(image_features.grad, autocast)
     text_tower.backward(text_features.grad, autocast)

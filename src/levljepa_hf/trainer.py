@@ -115,7 +115,8 @@ class LeVLJEPATrainer(Trainer):
     - Each scalar of the model's output is logged: the mean over the steps since the last log, and over all ranks.
     - Every `health_steps` steps the embeddings of the current batch (of all ranks) are described, without another
       forward pass.
-    - Evaluation gives the loss, its terms and retrieval recalls, such as `eval_text_to_image_R@10`.
+    - Evaluation gives the loss, its terms and retrieval recalls, such as `eval_text_to_image_R@10`. Images go through
+      the processor as it is, not the official evaluation transform (`evaluation_image_processor`).
     - Samples are numbered (`NumberedDataset`) and streams repeated without end (`EndlessStream`), so that what the
       collator draws follows from the seed, and a resumed run continues as if it had not stopped.
     - With several processes BatchNorm and SIGReg take their statistics over all ranks.
@@ -292,7 +293,8 @@ class LeVLJEPATrainer(Trainer):
         bare = self.accelerator.unwrap_model(model)
         if self.args.torch_compile and self._compiled_encoders is None:
             encoders = ("encode_image", "encode_text")
-            self._compiled_encoders = {name: torch.compile(getattr(bare, name)) for name in encoders}
+            options = self.accelerator.state.dynamo_plugin.to_kwargs()
+            self._compiled_encoders = {name: torch.compile(getattr(bare, name), **options) for name in encoders}
         accumulation = self.current_gradient_accumulation_steps
         outputs = large_batch_backward(
             bare,

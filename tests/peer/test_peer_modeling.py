@@ -31,6 +31,7 @@ class ImageModelTester:
     num_hidden_layers = 2
     num_attention_heads = 2
     is_training = True
+    attn_implementation = None
     seq_length = 1 + (image_size // patch_size) ** 2
 
     def __init__(self, parent: unittest.TestCase) -> None:
@@ -41,22 +42,13 @@ class ImageModelTester:
 
     def prepare_config_and_inputs_for_common(self) -> tuple[Any, dict[str, torch.Tensor]]:
         pixel_values = floats_tensor([self.batch_size, self.num_channels, self.image_size, self.image_size])
-        return self.get_config(), {"pixel_values": pixel_values}
-
-
-class EagerModelTester(ImageModelTester):
-    """The same with the attention that has attention maps."""
-
-    def get_config(self) -> LeVLJEPAVisionConfig:
-        config = super().get_config()
-        config._attn_implementation = "eager"
-        return config
+        config = self.get_config()
+        config._attn_implementation = self.attn_implementation
+        return config, {"pixel_values": pixel_values}
 
 
 class RegistersModelTester(ImageModelTester):
     """A tower with register tokens, LayerScale and position embeddings for the patches alone, as in DINOv2."""
-
-    seq_length = ImageModelTester.seq_length + 4
 
     def get_config(self) -> LeVLJEPAVisionConfig:
         debug = super().get_config()
@@ -105,57 +97,73 @@ def skip(**reasons: str) -> Callable[[type], type]:
 
 class CommonTests(ModelTesterMixin):
     model_tester_class = ImageModelTester
-    has_attentions = False  # else attention maps are asked of SDPA too, which the classes refuse
     test_resize_embeddings = False
     test_can_init_all_missing_weights_before_2023 = True  # the file headers give no year
 
     def setUp(self) -> None:
         self.model_tester = self.model_tester_class(self)
 
+    def test_capture_outputs_decorator(self) -> None:
+        """With the attention that has attention maps."""
+        self.model_tester.attn_implementation = "eager"
+        super().test_capture_outputs_decorator()
 
-@skip(test_model_get_set_embeddings="the input embeddings are patches, not an nn.Embedding")
+    def test_model_outputs_equivalence(self) -> None:
+        """With the attention that has attention maps."""
+        self.model_tester.attn_implementation = "eager"
+        super().test_model_outputs_equivalence()
+
+
+@skip(
+    test_eager_matches_sdpa_inference_24_fp32_pad_left_output_attentions="attention maps of SDPA are an error here",
+    test_model_get_set_embeddings="the input embeddings are patches, not an nn.Embedding",
+)
 class ImageTests(CommonTests):
     """The classes that take images alone."""
 
 
-class AttentionTests(ImageTests):
-    """The classes that return attention maps, where they compute them."""
-
-    def test_attention_outputs(self) -> None:
-        self.has_attentions = True
-        super().test_attention_outputs()
-
-    def test_retain_grad_hidden_states_attentions(self) -> None:
-        self.has_attentions = True
-        super().test_retain_grad_hidden_states_attentions()
-
-
-class VisionModelTest(AttentionTests, unittest.TestCase):
+class VisionModelTest(ImageTests, unittest.TestCase):
     all_model_classes = (LeVLJEPAVisionModel,)
 
 
 @skip(test_retain_grad_hidden_states_attentions="without its register tokens a hidden state is a copy")
-class RegistersVisionModelTest(AttentionTests, unittest.TestCase):
+class RegistersVisionModelTest(ImageTests, unittest.TestCase):
     all_model_classes = (LeVLJEPAVisionModel,)
     model_tester_class = RegistersModelTester
 
+    def test_attention_outputs(self) -> None:
+        """The maps hold the registers, which the hidden states leave out."""
+        self.model_tester.seq_length += 4
+        super().test_attention_outputs()
+
 
 @skip(test_retain_grad_hidden_states_attentions="the first output is a tuple of feature maps")
-class BackboneModelTest(AttentionTests, unittest.TestCase):
+class BackboneModelTest(ImageTests, unittest.TestCase):
     all_model_classes = (LeVLJEPABackbone,)
 
 
-class ImageClassificationTest(ImageTests, unittest.TestCase):
+@skip(test_attention_outputs="the heads return no attention maps")
+class HeadTests(ImageTests):
+    """The task heads."""
+
+    model_tester_class = HeadModelTester
+
+    def test_retain_grad_hidden_states_attentions(self) -> None:
+        """Of the hidden states alone."""
+        self.has_attentions = False
+        super().test_retain_grad_hidden_states_attentions()
+
+
+class ImageClassificationTest(HeadTests, unittest.TestCase):
     all_model_classes = (LeVLJEPAForImageClassification,)
-    model_tester_class = HeadModelTester
 
 
-class SemanticSegmentationTest(ImageTests, unittest.TestCase):
+class SemanticSegmentationTest(HeadTests, unittest.TestCase):
     all_model_classes = (LeVLJEPAForSemanticSegmentation,)
-    model_tester_class = HeadModelTester
 
 
 @skip(
+    test_attention_outputs="the towers' outputs hold them, as in CLIP",
     test_hidden_states_output="the towers' outputs hold them, as in CLIP",
     test_retain_grad_hidden_states_attentions="the towers' outputs hold them, as in CLIP",
 )
@@ -166,21 +174,14 @@ class FullModelTest(CommonTests, unittest.TestCase):
     test_resize_embeddings = True
     _is_composite = True
 
-    def test_get_image_features_attentions(self) -> None:
-        self.has_attentions = True
-        super().test_get_image_features_attentions()
-
-    def test_get_text_features_attentions(self) -> None:
-        self.has_attentions = True
-        super().test_get_text_features_attentions()
-
 
 class BackboneTest(BackboneTesterMixin, unittest.TestCase):
     all_model_classes = (LeVLJEPABackbone,)
     config_class = LeVLJEPAVisionConfig
 
     def setUp(self) -> None:
-        self.model_tester = EagerModelTester(self)
+        self.model_tester = ImageModelTester(self)
+        self.model_tester.attn_implementation = "eager"
 
 
 class ConfigTest(unittest.TestCase):

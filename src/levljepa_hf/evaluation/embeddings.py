@@ -8,6 +8,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from ..modeling_levljepa import LeVLJEPAModel
+from ..processing_levljepa import evaluation_image_processor
 
 
 class Embeddings(NamedTuple):
@@ -43,8 +44,6 @@ def embed_images(
     if transform not in ("evaluation", "processor"):
         raise ValueError(f"transform={transform!r} is unknown: use 'evaluation' or 'processor'.")
     if transform == "evaluation":
-        from ..processing_levljepa import evaluation_image_processor
-
         processor = evaluation_image_processor(processor.image_processor)
 
     def encode(batch: Sequence[Any]) -> Tensor:
