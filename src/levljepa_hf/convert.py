@@ -178,8 +178,7 @@ def _check_target(source: str | os.PathLike, target: Path, overwrite: bool) -> N
         raise ValueError("The target is the current folder: name another one, which convert makes.")
     if _is_local(source):
         place = Path(source).resolve()
-        folder = place if place.is_dir() else place.parent
-        if target == folder or target in folder.parents:
+        if target == place or target in place.parents:
             raise ValueError(f"The target {target} is the source's own folder or contains it: choose another target.")
     _check_replaceable(target, overwrite)
 
