@@ -127,6 +127,11 @@ def test_pixels_take_the_dtype_of_the_weights(pixels):
     assert tower().to(torch.bfloat16)(pixels).pooler_output.dtype == torch.bfloat16
 
 
+def test_images_of_other_channels():
+    model = tower(num_channels=1)
+    assert model(torch.randn(2, 1, 32, 32)).pooler_output.shape == (2, 32)
+
+
 # --- offloading -----------------------------------------------------------------------------------------------------
 
 
@@ -422,6 +427,11 @@ def test_feature_maps_as_the_configuration_says(reshaped, normed, pixels):
         if reshaped:
             expected = expected[:, 1:].transpose(1, 2).reshape(2, 32, 4, 6)
         torch.testing.assert_close(feature_map, expected)
+
+
+def test_a_backbone_told_to_return_tuples(pixels):
+    backbone = LeVLJEPABackbone(backbone_config(return_dict=False)).eval()
+    assert [m.shape for m in backbone(pixels)[0]] == [(2, 32, 4, 6)] * 4
 
 
 def test_tokens_need_a_class_token():
