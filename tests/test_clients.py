@@ -328,6 +328,7 @@ def test_attention_maps_where_there_are_none(pixels):
             other(pixels, output_attentions=True)
 
 
+@torch.no_grad()
 def test_attention_maps_of_a_compiled_tower(pixels):
     model = tower()
     model.set_attn_implementation("eager")

@@ -185,6 +185,9 @@ def test_retrieval_features_have_the_readout_as_their_cosine(fields, inputs):
     cosine = F.cosine_similarity(images[:, None], captions[None], dim=-1)
     torch.testing.assert_close(cosine, out.logits_per_image / model.config.logit_scale)
     torch.testing.assert_close(model.get_image_retrieval_features(inputs["pixel_values"])[0].squeeze(1), images)
+    for side, halves in ((images, ("predicted_text", "image")), (captions, ("text", "predicted_image"))):
+        embeds = [out[f"{half}_embeds"] for half in halves if f"{half}_embeds" in out]
+        torch.testing.assert_close(side, torch.cat([F.normalize(z, dim=-1) for z in embeds], dim=-1))
     torch.testing.assert_close(model.get_text_retrieval_features(**texts).last_hidden_state.squeeze(1), captions)
     for half in images.unflatten(1, (-1, 16)).unbind(1):
         torch.testing.assert_close(half.norm(dim=-1), torch.ones(4))
@@ -526,7 +529,8 @@ def test_bfloat16_keeps_the_loss_in_float32(model, inputs, tmp_path):
     model.save_pretrained(tmp_path)
     half = AutoModel.from_pretrained(tmp_path, dtype=torch.bfloat16)
     out = half(**inputs)
-    assert out.image_embeds.dtype == torch.bfloat16 and out.loss.dtype == torch.float32
+    assert out.image_embeds.dtype == torch.bfloat16
+    assert out.loss.dtype == out.prediction_loss.dtype == out.sigreg_text.dtype == torch.float32
     assert out.loss.item() == pytest.approx(model(**inputs).loss.item(), rel=0.05)
 
 
