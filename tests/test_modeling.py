@@ -266,15 +266,16 @@ def test_a_caption_without_a_mask_has_no_padding(model, inputs):
     assert not torch.allclose(bare.pooler_output, model.get_text_features(ids, mask).pooler_output)
 
 
-def test_given_positions_follow_their_tokens_under_left_padding(model):
+@pytest.mark.parametrize("padding", [(2, 0), (0, 2), (1, 1)], ids=["left", "right", "both"])
+def test_given_positions_follow_their_tokens_under_padding(model, padding):
     ids, positions = torch.tensor([[5, 6, 7]]), torch.tensor([[4, 9, 11]])
-    expected = model.text_model(ids, position_ids=positions).last_hidden_state[:, -1]
-    padded_ids = torch.tensor([[50256, 50256, 5, 6, 7]])
-    padded_positions = torch.tensor([[1, 1, 4, 9, 11]])
-    mask = torch.tensor([[0, 0, 1, 1, 1]])
-    ours = model.encode_text(padded_ids, mask, position_ids=padded_positions)
-    torch.testing.assert_close(ours.pooler_output, expected)
-    torch.testing.assert_close(ours.last_hidden_state[:, -1], expected)
+    expected = model.text_model(ids, position_ids=positions).last_hidden_state
+    bare = model.encode_text(ids, position_ids=positions)
+    mask = F.pad(torch.ones_like(ids), padding)
+    padded = model.encode_text(F.pad(ids, padding, value=50256), mask, position_ids=F.pad(positions, padding, value=1))
+    for ours, tokens in ((bare, bare.last_hidden_state), (padded, padded.last_hidden_state[:, padding[0] :][:, :3])):
+        torch.testing.assert_close(ours.pooler_output, expected[:, -1])
+        torch.testing.assert_close(tokens, expected)
 
 
 def test_pad77_reads_the_last_of_77_positions(model, inputs):

@@ -40,6 +40,7 @@ from .processing_levljepa import (
     LeVLJEPAImageProcessorPil,
     LeVLJEPAProcessor,
     build_tokenizer,
+    evaluation_image_processor,
 )
 from .sigreg_levljepa import SIGReg
 from .version import __version__
@@ -123,6 +124,7 @@ __all__ = [
     "__version__",
     "build_tokenizer",
     "convert_sync_batchnorm",
+    "evaluation_image_processor",
     "retrieval_embeds",
     "similarity",
 ]

@@ -30,7 +30,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("arguments", nargs=argparse.REMAINDER, help="the command's own arguments")
     args = parser.parse_args(argv)
     module, _ = COMMANDS[args.command]
-    return import_module(f".{module}", __package__).main(args.arguments) or 0
+    try:
+        command = import_module(f".{module}", __package__).main
+    except ImportError as error:  # an extra is missing
+        print(f"levljepa {args.command}: {error}", file=sys.stderr)
+        return 1
+    return command(args.arguments) or 0
 
 
 if __name__ == "__main__":

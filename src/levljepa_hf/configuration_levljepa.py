@@ -562,6 +562,13 @@ def _whole(config_dict: dict[str, Any]) -> dict[str, Any]:
     return config_dict
 
 
+def whole_config(config: LeVLJEPAVisionConfig | LeVLJEPATextConfig) -> LeVLJEPAConfig:
+    """The configuration of a whole model around that of a tower, as a class of the whole model makes it."""
+    whole = LeVLJEPAConfig.from_dict(config.to_dict())
+    whole._attn_implementation = config._attn_implementation  # no dict has it
+    return whole
+
+
 def _text_alone(config_dict: dict[str, Any]) -> dict[str, Any]:
     """The configuration of the text tower inside that of the whole model; that of the tower itself comes back."""
     if "text_config" not in config_dict:

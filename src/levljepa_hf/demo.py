@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from . import _train_extra  # noqa: F401  isort: skip  (says what to install)
 import torch
 from torch.optim.lr_scheduler import LambdaLR
 from tqdm.auto import tqdm

@@ -45,6 +45,7 @@ from .configuration_levljepa import (
     LeVLJEPAVisionConfig,
     create_vit,
     other_tower,
+    whole_config,
 )
 from .heads_levljepa import predictor, projection_head
 from .released import HUB_KWARGS, find_released_files, released_config, released_state_dict
@@ -300,7 +301,7 @@ class LeVLJEPAPreTrainedModel(PreTrainedModel):
 
     def __init__(self, config: PreTrainedConfig, *inputs: Any, **kwargs: Any) -> None:
         if isinstance(config, LeVLJEPAVisionConfig) and self.config_class is LeVLJEPAConfig:
-            config = LeVLJEPAConfig.from_dict(config.to_dict())
+            config = whole_config(config)
         super().__init__(config, *inputs, **kwargs)
 
     @classmethod
@@ -321,7 +322,7 @@ class LeVLJEPAPreTrainedModel(PreTrainedModel):
             files = find_released_files(pretrained_model_name_or_path, towers=cls._released_towers, **hub_kwargs)
         if files is None:
             if isinstance(config, LeVLJEPAVisionConfig) and cls.config_class is LeVLJEPAConfig:
-                config = LeVLJEPAConfig.from_dict(config.to_dict())
+                config = whole_config(config)
             return super().from_pretrained(pretrained_model_name_or_path, *model_args, config=config, **kwargs)
 
         if not isinstance(config, PreTrainedConfig):
@@ -330,7 +331,7 @@ class LeVLJEPAPreTrainedModel(PreTrainedModel):
             config, kwargs = LeVLJEPAConfig.from_dict(config, return_unused_kwargs=True, **kwargs)
             kwargs.update(dtypes)  # the model's alone: on a configuration "auto" would stay a string
         if not isinstance(config, LeVLJEPAConfig):  # that of a tower alone
-            config = LeVLJEPAConfig.from_dict(config.to_dict())
+            config = whole_config(config)
         config = released_config(files, config)
         state_dict = released_state_dict(files, config, towers=cls._released_towers)
         if cls.config_class is LeVLJEPAVisionConfig:
@@ -802,10 +803,6 @@ class LeVLJEPAModel(LeVLJEPAPreTrainedModel):
         )
         self.post_init()
         self._keys_to_ignore_on_load_unexpected -= set(LeVLJEPAVisionModel._keys_to_ignore_on_load_unexpected)
-
-    @property
-    def base_model(self) -> "LeVLJEPAModel":
-        return self
 
     def get_input_embeddings(self) -> nn.Module:
         return self.text_model.get_input_embeddings()
