@@ -25,7 +25,6 @@ from transformers import (
     Trainer,
     TrainerCallback,
     TrainingArguments,
-    get_scheduler,
 )
 from transformers.trainer_utils import EvalLoopOutput, SchedulerType
 
@@ -119,7 +118,8 @@ class LeVLJEPATrainer(Trainer):
       the processor as it is, not the official evaluation transform (`evaluation_image_processor`).
     - Samples are numbered (`NumberedDataset`) and streams repeated without end (`EndlessStream`), so that what the
       collator draws follows from the seed, and a resumed run continues as if it had not stopped.
-    - With several processes BatchNorm and SIGReg take their statistics over all ranks.
+    - With several processes BatchNorm takes its statistics over all ranks, and so does SIGReg unless the model's
+      `config.sigreg_distributed` is `False`.
     - A loss that is not finite stops the run: a checkpoint of the state before that step is written, and an error
       names the terms.
 
@@ -236,12 +236,14 @@ class LeVLJEPATrainer(Trainer):
                     f"A warm-up of {warmup_steps} steps (warmup_steps) and a decay of {decay_steps} (wsd_decay_frac="
                     f"{args.wsd_decay_frac}, or num_decay_steps) are longer than the run of {steps} steps: lower one."
                 )
-        optimizer = self.optimizer if optimizer is None else optimizer
-        scheduler = get_scheduler(args.lr_scheduler_type, optimizer, warmup_steps, steps, options)
+        given, args.lr_scheduler_kwargs = args.lr_scheduler_kwargs, options
+        try:
+            scheduler = super().create_scheduler(steps, optimizer)
+        finally:
+            args.lr_scheduler_kwargs = given
         if args.warmup_start_factor and warmup_steps:
-            scheduler = _with_warmup_from(args.warmup_start_factor, scheduler, warmup_steps)
-        self.lr_scheduler, self._created_lr_scheduler = scheduler, True
-        return scheduler
+            self.lr_scheduler = _with_warmup_from(args.warmup_start_factor, scheduler, warmup_steps)
+        return self.lr_scheduler
 
     def compute_loss(
         self,
