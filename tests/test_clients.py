@@ -29,6 +29,7 @@ from levljepa_hf import (
     LeVLJEPAConfig,
     LeVLJEPAForImageClassification,
     LeVLJEPAModel,
+    LeVLJEPATextModel,
     LeVLJEPAVisionConfig,
     LeVLJEPAVisionModel,
     modeling_levljepa,
@@ -359,6 +360,8 @@ def test_flash_attention_is_for_the_text_tower(model, tmp_path):
         model.set_attn_implementation("flash_attention_2")
     with pytest.raises(ImportError, match="FlashAttention2"):  # reached GPT-2, which asks for the package
         LeVLJEPAModel.from_pretrained(tmp_path, attn_implementation={"text_config": "flash_attention_2"})
+    with pytest.raises(ImportError, match="FlashAttention2"):
+        LeVLJEPATextModel.from_pretrained(tmp_path, attn_implementation="flash_attention_2")
     with pytest.raises(ValueError, match="not supported"):
         model.set_attn_implementation("fast")
 
@@ -455,6 +458,8 @@ def test_lora_keeps_the_heads(model, inputs, tmp_path):
     lora = peft.LoraConfig(r=4, target_modules="all-linear", modules_to_save=heads)
     tuned = peft.get_peft_model(model, lora).train()
     adapted = {name.split(".lora_A")[0].rsplit(".", 1)[-1] for name, _ in tuned.named_parameters() if "lora_A" in name}
+    with pytest.raises(ValueError, match="batch of one in training mode"):
+        tuned(**{name: tensor[:1] for name, tensor in inputs.items()})
     assert adapted == {"qkv", "proj", "fc1", "fc2", "c_attn", "c_proj", "c_fc"}
     optimizer = torch.optim.AdamW([p for p in tuned.parameters() if p.requires_grad], lr=1e-2)
     before = tuned.eval()(**inputs).logits_per_image

@@ -5,9 +5,11 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import torch
+import transformers
 from safetensors.torch import load_file, save_file
 from transformers import (
     AutoBackbone,
@@ -26,6 +28,8 @@ from levljepa_hf import (
     LeVLJEPAImageProcessorPil,
     LeVLJEPAModel,
     LeVLJEPAProcessor,
+    LeVLJEPATextConfig,
+    LeVLJEPATextModel,
     LeVLJEPAVisionConfig,
     LeVLJEPAVisionModel,
 )
@@ -133,6 +137,7 @@ def test_auto_maps_name_saved_files(model, config, processor, tmp_path):
     savers = {
         "full": model,
         "vision": model.vision_model,
+        "text": LeVLJEPATextModel(LeVLJEPATextConfig.from_dict(config.to_dict())),
         "classifier": LeVLJEPAForImageClassification(config),
         "segmenter": LeVLJEPAForSemanticSegmentation(config),
         "backbone": LeVLJEPABackbone(config.vision_config),
@@ -143,7 +148,7 @@ def test_auto_maps_name_saved_files(model, config, processor, tmp_path):
         folder = tmp_path / name
         saver.save_pretrained(folder)
         seen = 0
-        for path in folder.glob("*.json"):
+        for path in folder.glob("*config.json"):
             content = json.loads(path.read_text())
             for auto_map in (content.get("auto_map", {}), content.get("image_processor", {}).get("auto_map", {})):
                 for references in auto_map.values():
@@ -151,6 +156,20 @@ def test_auto_maps_name_saved_files(model, config, processor, tmp_path):
                         assert (folder / f"{reference.split('.')[0]}.py").exists(), (name, path.name, reference)
                         seen += 1
         assert seen, name
+
+
+def test_saving_with_a_push_uploads_every_file(model, tmp_path, monkeypatch):
+    """transformers uploads what is new since its own start; the second time everything lies there before."""
+    api = Mock()
+    api.create_repo.return_value.repo_id = "someone/model"
+    for module in (transformers.modeling_utils, transformers.utils.hub):
+        monkeypatch.setattr(module, "hf_api", lambda: api)
+    monkeypatch.setattr(transformers.modeling_utils, "create_and_tag_model_card", Mock())
+    for _ in range(2):
+        model.save_pretrained(tmp_path, push_to_hub=True)
+        uploaded = {operation.path_in_repo for operation in api.create_commit.call_args.kwargs["operations"]}
+        saved = {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*.*")}
+        assert uploaded == saved and "1_Pooling/config.json" in saved
 
 
 def test_zero_shot_pipeline(model, processor, images, tmp_path):

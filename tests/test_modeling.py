@@ -682,8 +682,12 @@ def test_different_numbers_of_images_and_captions(model, inputs):
 def test_batch_of_one_in_training_mode(model, inputs):
     one = {name: tensor[:1] for name, tensor in inputs.items()}
     assert model(**one).loss.isfinite()
-    with pytest.raises(ValueError, match="batch of one in training mode.*dataloader_drop_last"):
-        model.train()(**one)
+    linear_heads = LeVLJEPAModel(LeVLJEPAConfig.from_preset("debug", head_num_layers=0))
+    for normed in (model, linear_heads):
+        with pytest.raises(ValueError, match="batch of one in training mode.*dataloader_drop_last"):
+            normed.train()(**one)
+    without = LeVLJEPAConfig.from_preset("debug", head_num_layers=0, predictor_num_layers=0)
+    assert LeVLJEPAModel(without).train()(**one).loss.isfinite()
 
 
 def test_missing_modality_and_long_captions(model, inputs):

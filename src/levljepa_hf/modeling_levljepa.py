@@ -362,6 +362,12 @@ class LeVLJEPAPreTrainedModel(PreTrainedModel):
         """The JSON files, by name, that tell other libraries how to use the checkpoint."""
         return {}
 
+    def _get_files_timestamps(self, working_dir: str | os.PathLike) -> dict[str, float]:
+        """Without the files just written, so that `save_pretrained(..., push_to_hub=True)` uploads them as well."""
+        written = {Path(name).parts[0] for name in self._files_of_other_libraries()}
+        timestamps = super()._get_files_timestamps(working_dir)
+        return {name: time for name, time in timestamps.items() if name not in written}
+
     @classmethod
     def is_custom_code(cls) -> bool:
         """False, as for transformers' own models: `_init_weights` leaves loaded tensors alone by itself.
@@ -375,9 +381,10 @@ class LeVLJEPAPreTrainedModel(PreTrainedModel):
         """As transformers', where flash attention is asked for with what to ask for instead.
 
         Raises:
-            ValueError: if the implementation is unknown, or is one of flash attention's.
+            ValueError: if the implementation is unknown, or is one of flash attention's for a class with a vision
+                tower.
         """
-        if requested_attention is not None and "flash" in requested_attention:
+        if not self._supports_flash_attn and requested_attention is not None and "flash" in requested_attention:
             raise ValueError(
                 f"attn_implementation={requested_attention!r} is for the text tower alone: pass "
                 f'`attn_implementation={{"text_config": {requested_attention!r}}}`. The vision tower keeps "sdpa", '
@@ -723,6 +730,7 @@ class LeVLJEPATextModel(LeVLJEPAPreTrainedModel):
     main_input_name = "input_ids"
     input_modalities = ("text",)
     _released_towers = ("text",)
+    _supports_flash_attn = True
     _keys_to_ignore_on_load_unexpected = [r"^(vision|sigreg|text_projection|text_predictor)"]
 
     def __init__(self, config: LeVLJEPATextConfig) -> None:
@@ -802,6 +810,7 @@ class LeVLJEPAModel(LeVLJEPAPreTrainedModel):
             distributed=config.sigreg_distributed,
         )
         self.post_init()
+        # post_init takes over the vision tower's, under which what is foreign to a whole model would pass unreported
         self._keys_to_ignore_on_load_unexpected -= set(LeVLJEPAVisionModel._keys_to_ignore_on_load_unexpected)
 
     def get_input_embeddings(self) -> nn.Module:
@@ -1049,7 +1058,7 @@ class LeVLJEPAModel(LeVLJEPAPreTrainedModel):
                 f"Got {num_images} images and {num_texts} texts with return_loss=True: the loss pairs image i with "
                 "text i. Give one caption per image, or pass return_loss=False."
             )
-        if min(num_images, num_texts) == 1 and any(isinstance(m, nn.BatchNorm1d) for m in self.vision_projection):
+        if min(num_images, num_texts) == 1 and any(isinstance(module, nn.BatchNorm1d) for module in self.modules()):
             raise ValueError(
                 "A batch of one in training mode has no BatchNorm statistics: use a batch of at least 2 "
                 "(`dataloader_drop_last=True` drops a last batch of one), or call `model.eval()`."
@@ -1140,7 +1149,7 @@ class LeVLJEPAForSemanticSegmentation(_LinearClassifier):
     def _segmentation_loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         if self.num_labels == 1:
             raise ValueError("num_labels=1: segmentation needs at least 2 classes (say background and object).")
-        ignore_index = getattr(self.config, "semantic_loss_ignore_index", 255)
+        ignore_index = self.config.semantic_loss_ignore_index
         upsampled = F.interpolate(logits.float(), size=labels.shape[-2:], mode="bilinear", align_corners=False)
         # The mean over valid pixels, and 0 rather than NaN where a batch holds nothing but void.
         total = F.cross_entropy(upsampled, labels.long(), ignore_index=ignore_index, reduction="sum")
