@@ -689,6 +689,9 @@ def test_batch_of_one_in_training_mode(model, inputs):
     assert model(**one).loss.isfinite()
     with pytest.raises(ValueError, match="batch of one in training mode.*dataloader_drop_last"):
         model.train()(**one)
+    texts = {name: inputs[name] for name in ("input_ids", "attention_mask")}
+    with pytest.raises(ValueError, match="A batch of one"):
+        model.train()(inputs["pixel_values"][:1], **texts, return_loss=False)
 
 
 def test_missing_modality_and_long_captions(model, inputs):
