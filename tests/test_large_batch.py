@@ -269,6 +269,15 @@ def test_trainer_takes_the_same_steps_in_micro_batches(train_model, processor, t
         torch.testing.assert_close(parameter, reference.get_parameter(name), rtol=1e-4, atol=1e-5)
 
 
+def test_trainer_runs_micro_batches_in_bfloat16(train_model, processor, tmp_path):
+    seen = set()
+    for name in ("vision_model", "text_model", "vision_projection", "text_predictor"):
+        module = getattr(train_model, name)
+        module.register_forward_hook(lambda *_, name=name: seen.add((name, torch.is_autocast_enabled("cpu"))))
+    train(train_model, processor, tmp_path, encoder_micro_batch_size=3, bf16=True, max_steps=1)
+    assert len(seen) == 4 and all(under_autocast for _, under_autocast in seen)
+
+
 @pytest.mark.slow
 def test_trainer_compiles_the_encoders(train_model, processor, tmp_path):
     reference = copy.deepcopy(train_model)

@@ -112,9 +112,11 @@ def test_text_tower_gives_the_whole_models_feature(model, inputs, save):
 
 def test_text_readout_travels_with_every_layout(model, save):
     model.config.text_readout = "pad77"
+    texts = {"input_ids": torch.full((1, 77), 50256), "attention_mask": torch.arange(77)[None] < 5}
     for source in ("full", "text", "released"):
         folder = save(source)
-        assert LeVLJEPATextModel.from_pretrained(folder).config.text_readout == "pad77"
+        tower = LeVLJEPATextModel.from_pretrained(folder)
+        torch.testing.assert_close(tower(**texts).pooler_output, model.encode_text(**texts).pooler_output)
         assert LeVLJEPAModel.from_pretrained(folder).config.text_readout == "pad77"
 
 

@@ -115,7 +115,9 @@ def test_without_sigreg_each_tower_learns_from_its_own_branch_only(model, inputs
 def test_padding_side_and_length_do_not_change_text_features(model, processor):
     captions = ["a cat on a mat", "rain", "two dogs run along the beach at sunset"]
     tokenizer = processor.tokenizer
-    right = model.get_text_features(**tokenizer(captions, padding=True, return_tensors="pt"))
+    right = model.get_text_features(
+        **tokenizer(captions, padding=True, return_tensors="pt"), output_hidden_states=True
+    )
     to_77 = model.get_text_features(**tokenizer(captions, padding="max_length", max_length=77, return_tensors="pt"))
     left_batch = tokenizer(captions, padding=True, padding_side="left", return_tensors="pt")
     left = model.get_text_features(**left_batch, output_hidden_states=True)
@@ -129,7 +131,9 @@ def test_padding_side_and_length_do_not_change_text_features(model, processor):
         torch.testing.assert_close(
             left.last_hidden_state[i, -length:], right.last_hidden_state[i, :length], atol=1e-5, rtol=1e-5
         )
-        torch.testing.assert_close(left.hidden_states[0].shape, right.last_hidden_state.shape)
+        torch.testing.assert_close(
+            left.hidden_states[1][i, -length:], right.hidden_states[1][i, :length], atol=1e-5, rtol=1e-5
+        )
 
 
 def test_similarity_readouts():
@@ -212,14 +216,15 @@ def official_predictor(dim: int, hidden_sizes: list[int], dropout: float) -> MLP
 def test_heads_and_predictors_are_the_official_ones(case, inputs, tmp_path):
     config = LeVLJEPAConfig.from_preset("debug", predictor_dropout=0.3, **HEADS[case])
     model = LeVLJEPAModel(config).train()
-    official = official_predictor(16, config.predictor_hidden_sizes, dropout=0.3)
-    official.load_state_dict(model.vision_predictor.state_dict())
-    z_v = torch.randn(50, 16)
-    torch.manual_seed(1)
-    ours = model.vision_predictor(z_v)
-    torch.manual_seed(1)
-    torch.testing.assert_close(ours, official(z_v))  # the same dropout masks, the last one of the output
-    assert 0.15 < (ours == 0).float().mean() < 0.45
+    for predictor in (model.vision_predictor, model.text_predictor):
+        official = official_predictor(16, config.predictor_hidden_sizes, dropout=0.3)
+        official.load_state_dict(predictor.state_dict())
+        z = torch.randn(50, 16)
+        torch.manual_seed(1)
+        ours = predictor(z)
+        torch.manual_seed(1)
+        torch.testing.assert_close(ours, official(z))  # the same dropout masks, the last one of the output
+        assert 0.15 < (ours == 0).float().mean() < 0.45
 
     linears = [module for module in model.text_projection if isinstance(module, nn.Linear)]
     assert [linear.out_features for linear in linears] == [*config.head_hidden_sizes, 16]
@@ -688,6 +693,9 @@ def test_batch_of_one_in_training_mode(model, inputs):
             normed.train()(**one)
     without = LeVLJEPAConfig.from_preset("debug", head_num_layers=0, predictor_num_layers=0)
     assert LeVLJEPAModel(without).train()(**one).loss.isfinite()
+    texts = {name: inputs[name] for name in ("input_ids", "attention_mask")}
+    with pytest.raises(ValueError, match="A batch of one"):
+        model.train()(inputs["pixel_values"][:1], **texts, return_loss=False)
 
 
 def test_missing_modality_and_long_captions(model, inputs):

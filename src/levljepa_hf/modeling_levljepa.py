@@ -1116,7 +1116,9 @@ class LeVLJEPAForImageClassification(_LinearClassifier):
         loss = None
         if labels is not None:
             loss = self.loss_function(labels, logits, self.config)
-        return ImageClassifierOutput(loss=loss, logits=logits, hidden_states=outputs.hidden_states)
+        return ImageClassifierOutput(
+            loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
+        )
 
 
 class LeVLJEPAForSemanticSegmentation(_LinearClassifier):
@@ -1144,7 +1146,9 @@ class LeVLJEPAForSemanticSegmentation(_LinearClassifier):
         loss = None
         if labels is not None:
             loss = self._segmentation_loss(logits, labels)
-        return SemanticSegmenterOutput(loss=loss, logits=logits, hidden_states=outputs.hidden_states)
+        return SemanticSegmenterOutput(
+            loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
+        )
 
     def _segmentation_loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         if self.num_labels == 1:
