@@ -565,7 +565,7 @@ def _whole(config_dict: dict[str, Any]) -> dict[str, Any]:
 def whole_config(config: LeVLJEPAVisionConfig | LeVLJEPATextConfig) -> LeVLJEPAConfig:
     """The configuration of a whole model around that of a tower, as a class of the whole model makes it."""
     whole = LeVLJEPAConfig.from_dict(config.to_dict())
-    whole._attn_implementation = config._attn_implementation  # no dict has it
+    whole._attn_implementation, whole.name_or_path = config._attn_implementation, config.name_or_path  # in no dict
     return whole
 
 

@@ -321,8 +321,6 @@ class LeVLJEPAPreTrainedModel(PreTrainedModel):
         if pretrained_model_name_or_path is not None and kwargs.get("gguf_file") is None:
             files = find_released_files(pretrained_model_name_or_path, towers=cls._released_towers, **hub_kwargs)
         if files is None:
-            if isinstance(config, LeVLJEPAVisionConfig) and cls.config_class is LeVLJEPAConfig:
-                config = whole_config(config)
             return super().from_pretrained(pretrained_model_name_or_path, *model_args, config=config, **kwargs)
 
         if not isinstance(config, PreTrainedConfig):
