@@ -141,6 +141,7 @@ def test_auto_heads(auto_class, model_class, source, model, inputs, save, tmp_pa
     assert head(inputs["pixel_values"]).logits.shape[1] == 3
     for name, tensor in model.vision_model.state_dict().items():
         assert torch.equal(tensor, head.vision_model.state_dict()[name]), name
+    assert model_class.from_pretrained(folder, num_labels=3).classifier.out_features == 3
     assert head.name_or_path == head.config.name_or_path == str(folder)
     eager = auto_class.from_pretrained(folder, attn_implementation="eager")
     assert eager.vision_model.config._attn_implementation == "eager"

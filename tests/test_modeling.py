@@ -605,23 +605,6 @@ def test_save_and_reload_every_class(model_class, config, inputs, tmp_path):
     assert loaded.config.to_dict()["model_type"] == model.config.model_type
 
 
-@pytest.mark.parametrize("source", ["full", "bare"])
-@pytest.mark.parametrize(
-    "model_class",
-    [LeVLJEPAVisionModel, LeVLJEPABackbone, LeVLJEPAForImageClassification, LeVLJEPAForSemanticSegmentation],
-)
-def test_towers_and_heads_load_from_full_and_bare_checkpoints(model_class, source, model, inputs, tmp_path):
-    (model if source == "full" else model.vision_model).save_pretrained(tmp_path)
-    kwargs = {} if model_class.config_class is LeVLJEPAVisionConfig else {"num_labels": 7}
-    loaded, info = model_class.from_pretrained(tmp_path, output_loading_info=True, **kwargs)
-    assert {key for key in info["missing_keys"] if not key.startswith("classifier.")} == set()
-    tower = loaded if model_class is LeVLJEPAVisionModel else loaded.vision_model
-    for name, tensor in model.vision_model.state_dict().items():
-        assert torch.equal(tensor, tower.state_dict()[name]), name
-    if kwargs:
-        assert loaded(inputs["pixel_values"]).logits.shape[1] == 7
-
-
 def test_a_config_keeps_a_dimension_that_equals_the_default_of_another_architecture(tmp_path):
     config = LeVLJEPAVisionConfig(architecture="vit_large_patch16_224", num_hidden_layers=12)
     config.save_pretrained(tmp_path)

@@ -320,7 +320,7 @@ def test_a_damaged_processor_is_not_replaced_by_a_fresh_one(model, processor, tm
 
 
 def test_processor_of_a_missing_place_or_another_model_is_an_error(tmp_path):
-    for content in (None, '{"model_type": "bert"}', "{"):
+    for content in (None, '{"model_type": "bert"}', '{"model_type": "levljepa_text_model"}', "{"):
         if content is not None:
             (tmp_path / "config.json").write_text(content)
         with pytest.raises((OSError, ValueError)):

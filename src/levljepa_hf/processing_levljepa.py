@@ -355,8 +355,8 @@ class LeVLJEPAProcessor(ProcessorMixin):
             kwargs: See above.
 
         Raises:
-            OSError: if there is neither a processor nor a checkpoint of LeVLJEPA.
-            ValueError: if the files are damaged or an argument is unknown.
+            OSError: if there is neither a processor nor a checkpoint of LeVLJEPA with a vision tower.
+            ValueError: if the files are damaged, or the transform or the readout is unknown.
         """
         from .released import HUB_KWARGS
 
