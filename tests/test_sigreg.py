@@ -401,6 +401,7 @@ def test_tf32_is_allowed_where_torch_is_allowed_it(tiled_as_triton, monkeypatch)
 
 
 TRITON_CHECK = """
+from unittest.mock import patch
 import torch
 from test_sigreg import CPU, SIGReg, assert_equals_equation, sigreg_levljepa
 
@@ -409,7 +410,9 @@ module = SIGReg(implementation="triton")
 assert_equals_equation(module, 1.5 * torch.randn(130, 24) + 0.3, torch.randn(24, 70))
 assert_equals_equation(module, torch.randn(2, 9, 40), torch.randn(40, 5))
 assert_equals_equation(SIGReg(num_knots=6, implementation="triton"), torch.randn(1, 3), torch.randn(3, 1))
-assert max(sigreg_levljepa._triton_errors(CPU)) < 1e-5
+with patch.object(torch.cuda, "device_of", wraps=torch.cuda.device_of) as device_of:
+    assert max(sigreg_levljepa._triton_errors(CPU)) < 1e-5
+assert device_of.call_count == 2, "kernels are launched on their tensors' device, the current one or not"
 """
 
 
@@ -423,11 +426,8 @@ def test_triton_kernels_in_the_interpreter():
 
 # --- on a GPU ---
 
-needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU, and this machine has none")
-
 
 @pytest.mark.gpu
-@needs_gpu
 @pytest.mark.filterwarnings("error:SIGReg on cuda")
 def test_triton_kernels_at_full_size():
     """Against the tiled form in float64, which the equation's tensors of 2 GB would not fit beside."""
@@ -445,7 +445,6 @@ def test_triton_kernels_at_full_size():
 
 
 @pytest.mark.gpu
-@needs_gpu
 def test_model_step_in_bfloat16_is_near_float32():
     model = LeVLJEPAModel(LeVLJEPAConfig.from_preset("debug")).cuda().train()
     batch = {"pixel_values": torch.randn(64, 3, 32, 32), "input_ids": torch.randint(0, 50000, (64, 9))}

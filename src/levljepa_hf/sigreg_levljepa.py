@@ -375,21 +375,22 @@ def _triton_launch(name: str, z: Tensor, directions: Tensor, *tensors: Tensor, n
         raise ImportError('SIGReg(implementation="triton") needs Triton: pip install triton, or use "auto".')
     (views, samples, dim), num_directions = z.shape, directions.shape[0]
     grid = (-(-num_directions // _BLOCK_S), -(-samples // _BLOCK_N), views)
-    kernels[name][grid](
-        z,
-        directions,
-        *tensors,
-        samples,
-        num_directions,
-        t_max / (num_knots - 1),
-        D=dim,
-        M=num_knots - 1,
-        BS=_BLOCK_S,
-        BN=_BLOCK_N,
-        BD=_BLOCK_D,
-        PRECISION="tf32x3" if torch.get_float32_matmul_precision() == "highest" else "tf32",
-        num_warps=_WARPS,
-    )
+    with torch.cuda.device_of(z):  # Triton launches on the current device, wherever the tensors are
+        kernels[name][grid](
+            z,
+            directions,
+            *tensors,
+            samples,
+            num_directions,
+            t_max / (num_knots - 1),
+            D=dim,
+            M=num_knots - 1,
+            BS=_BLOCK_S,
+            BN=_BLOCK_N,
+            BD=_BLOCK_D,
+            PRECISION="tf32x3" if torch.get_float32_matmul_precision() == "highest" else "tf32",
+            num_warps=_WARPS,
+        )
 
 
 def _triton_sums(z: Tensor, directions: Tensor, num_knots: int, t_max: float) -> Tensor:
