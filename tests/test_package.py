@@ -1,6 +1,7 @@
 """The package as it is installed: what the wheel holds, what works without the extras, citations, internals."""
 
 import ast
+import functools
 import importlib
 import inspect
 import pkgutil
@@ -8,11 +9,13 @@ import re
 import shutil
 import subprocess
 import sys
+import textwrap
 import tomllib
 import zipfile
 from pathlib import Path
 
 import pytest
+import transformers
 import yaml
 
 import levljepa_hf
@@ -162,8 +165,19 @@ def private_names(*sources: str) -> tuple[set[str], set[str]]:
     return {name for name in used if is_private(name)}, {name for name in defined if is_private(name)}
 
 
+@functools.cache
+def attributes_set(cls: type) -> set[str]:
+    """The attributes that the methods of `cls` set on their instance, where its source is Python."""
+    try:
+        tree = ast.parse(textwrap.dedent(inspect.getsource(cls)))
+    except (OSError, TypeError):
+        return set()
+    nodes = (node for node in ast.walk(tree) if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store))
+    return {node.attr for node in nodes if isinstance(node.value, ast.Name) and node.value.id == "self"}
+
+
 def inherited_private_names() -> set[str]:
-    """Private names of a dependency's class that a class of the package has over it."""
+    """Private names of a dependency's class that a class of the package has over it, or sets on its instances."""
     names = set()
     for module in pkgutil.walk_packages(levljepa_hf.__path__, "levljepa_hf."):
         for _, cls in inspect.getmembers(importlib.import_module(module.name), inspect.isclass):
@@ -172,7 +186,7 @@ def inherited_private_names() -> set[str]:
             inherited, own = set(), set()
             for base in cls.__mro__:
                 names_of_base = own if base.__module__.startswith("levljepa_hf") else inherited
-                names_of_base.update(vars(base), vars(base).get("__annotations__", ()))
+                names_of_base.update(vars(base), vars(base).get("__annotations__", ()), attributes_set(base))
             names.update(name for name in own & inherited if is_private(name))
     return names
 
@@ -192,3 +206,4 @@ def _own_function(_argument): self._own = 1
     used, defined = private_names(source)
     assert used - defined == wanted
     assert "_init_weights" in inherited_private_names()
+    assert "_created_lr_scheduler" in attributes_set(transformers.Trainer)

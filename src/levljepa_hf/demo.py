@@ -204,7 +204,6 @@ class _DemoTrainer(LeVLJEPATrainer):
             return learning_rate_factor(step, num_training_steps, warmup_steps, elapsed)
 
         self.lr_scheduler = LambdaLR(self.optimizer if optimizer is None else optimizer, factor)
-        self._created_lr_scheduler = True
         return self.lr_scheduler
 
 

@@ -17,7 +17,7 @@ def effective_rank(z: Tensor) -> float:
     covariance, the squares of the singular values, give a lower one.) At most min(N - 1, D); nan where all rows are
     equal or some are not finite.
     """
-    z = _flat(z).double()  # the roots of eigenvalues near 0 need the digits
+    z = _flat(z).cpu().double()  # the roots of eigenvalues near 0 need the digits, which not every device has
     z = z - z.mean(dim=0)
     gram = z.T @ z if z.shape[0] >= z.shape[1] else z @ z.T  # the same non-zero eigenvalues
     if not torch.isfinite(gram).all():
