@@ -188,14 +188,14 @@ def similarity(
     return zhat_t @ zhat_v.T
 
 
-def retrieval_embeds(in_text_space: Tensor, in_image_space: Tensor | None) -> Tensor:
+def retrieval_embeds(in_text_space: Tensor | None, in_image_space: Tensor | None) -> Tensor:
     """Embeddings whose cosine is the `avg` readout, for vector stores and other clients that know one vector an item.
 
     An image is [Zhat_T; Z_V] and a text [Z_T; Zhat_V], each half of unit length.
 
     Args:
-        in_text_space: Zhat_T of images, or Z_T of texts, `(N, D)`.
-        in_image_space: Z_V of images, or Zhat_V of texts, `(N, D)`; `None` without predictors.
+        in_text_space: Zhat_T of images (`None` without predictors), or Z_T of texts, `(N, D)`.
+        in_image_space: Z_V of images, or Zhat_V of texts (`None` without predictors), `(N, D)`.
 
     Returns:
         `(N, 2 D)`, of length sqrt(2); without predictors `(N, D)` of unit length, whose cosine is `zeroshot`.
@@ -904,7 +904,7 @@ class LeVLJEPAModel(LeVLJEPAPreTrainedModel):
         outputs = self.get_image_features(pixel_values, return_dict=True, **kwargs)
         z_v = outputs.pooler_output
         zhat_t = None if self.vision_predictor is None else self.vision_predictor(z_v)
-        return _with_retrieval_embeds(outputs, z_v if zhat_t is None else zhat_t, None if zhat_t is None else z_v)
+        return _with_retrieval_embeds(outputs, zhat_t, z_v)
 
     @can_return_tuple
     @known_arguments_only
@@ -928,7 +928,8 @@ class LeVLJEPAModel(LeVLJEPAPreTrainedModel):
         """
         outputs = self.get_text_features(input_ids, attention_mask, position_ids, return_dict=True, **kwargs)
         z_t = outputs.pooler_output
-        return _with_retrieval_embeds(outputs, z_t, None if self.text_predictor is None else self.text_predictor(z_t))
+        zhat_v = None if self.text_predictor is None else self.text_predictor(z_t)
+        return _with_retrieval_embeds(outputs, z_t, zhat_v)
 
     def _files_of_other_libraries(self) -> dict[str, Any]:
         halves = 1 if self.vision_predictor is None else 2
@@ -1064,7 +1065,7 @@ class LeVLJEPAModel(LeVLJEPAPreTrainedModel):
 
 
 def _with_retrieval_embeds(
-    outputs: BaseModelOutputWithPooling, in_text_space: Tensor, in_image_space: Tensor | None
+    outputs: BaseModelOutputWithPooling, in_text_space: Tensor | None, in_image_space: Tensor | None
 ) -> BaseModelOutputWithPooling:
     outputs.pooler_output = retrieval_embeds(in_text_space, in_image_space)
     outputs.last_hidden_state = outputs.pooler_output.unsqueeze(1)
