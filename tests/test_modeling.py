@@ -485,6 +485,7 @@ def test_presets():
         ),
         ({"text_config": {"n_heads": 1}}, "text_config.n_heads is no field of GPT2Config.*text_config.n_head"),
         ({"a.b": {"c": 1}}, "a.b is no field of LeVLJEPAConfig. It has no such field"),
+        ({"prediction_weight": 0.5}, "prediction_weight is no field of LeVLJEPAConfig"),  # follows from others
     ],
 )
 def test_unknown_fields_of_a_preset(overrides, message):
@@ -494,7 +495,8 @@ def test_unknown_fields_of_a_preset(overrides, message):
 
 def test_a_preset_takes_every_kind_of_field():
     overrides = {"num_labels": 3, "vision_config": {"out_features": ["stage1"]}, "text_config": {"hidden_size": 64}}
-    config = LeVLJEPAConfig.from_preset("debug", **overrides)
+    config = LeVLJEPAConfig.from_preset("debug", attn_implementation="eager", **overrides)
+    assert config._attn_implementation == config.vision_config._attn_implementation == "eager"
     assert (config.num_labels, config.text_config.n_embd) == (3, 64)
     assert config.vision_config.out_features == ["stage1"]
 

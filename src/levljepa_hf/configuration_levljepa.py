@@ -6,6 +6,7 @@ with a saved model.
 
 import dataclasses
 import difflib
+import inspect
 from collections.abc import Iterable, Mapping
 from functools import lru_cache
 from typing import Any
@@ -450,8 +451,9 @@ def check_field_names(config_class: type[PreTrainedConfig], names: Iterable[str]
     Raises:
         ValueError: for the first unknown name; the message has the close ones.
     """
-    known = {f.name.removeprefix("_") for f in dataclasses.fields(config_class)}
-    known |= {*config_class.attribute_map, "num_labels"}
+    properties = inspect.getmembers(config_class, lambda member: isinstance(member, property) and member.fset)
+    known = {name for name, _ in properties} | {f.name for f in dataclasses.fields(config_class)}
+    known = {name.removeprefix("_") for name in known} | {*config_class.attribute_map}
     for name in names:
         if name not in known:
             close = difflib.get_close_matches(name, known, n=3, cutoff=0.6)
