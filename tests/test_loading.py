@@ -21,6 +21,7 @@ from levljepa_hf import (
     LeVLJEPAForImageClassification,
     LeVLJEPAForSemanticSegmentation,
     LeVLJEPAModel,
+    LeVLJEPAProcessor,
     LeVLJEPATextConfig,
     LeVLJEPATextModel,
     LeVLJEPAVisionConfig,
@@ -118,6 +119,16 @@ def test_text_readout_travels_with_every_layout(model, save):
         tower = LeVLJEPATextModel.from_pretrained(folder)
         torch.testing.assert_close(tower(**texts).pooler_output, model.encode_text(**texts).pooler_output)
         assert LeVLJEPAModel.from_pretrained(folder).config.text_readout == "pad77"
+
+
+@pytest.mark.parametrize("source", SOURCES)
+def test_a_processor_is_made_for_each_source_with_images(source, save):
+    folder = save(source)
+    if source == "text":
+        with pytest.raises((OSError, ValueError)):
+            LeVLJEPAProcessor.from_pretrained(folder)
+    else:
+        assert LeVLJEPAProcessor.from_pretrained(folder).image_processor.crop_size["height"] == 32
 
 
 def test_tokenizer_of_a_text_tower(model, processor, save):

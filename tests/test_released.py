@@ -80,13 +80,14 @@ def build_towers(
     with_projector: bool = True,
     head_widths: Sequence[int] = (WIDTH,),
     projector_widths: Sequence[int] = (WIDTH,) * 4,
+    n_inner: int | None = None,
     **vit_kwargs,
 ) -> dict[str, nn.ModuleDict]:
     """Both towers with random weights and BatchNorm statistics, in evaluation mode."""
     vit = {"img_size": 32, "patch_size": 8, "embed_dim": widths[0], "depth": 2, "num_heads": num_heads[0]}
     vit = {**vit, "mlp_ratio": 3, "num_classes": 0, "dynamic_img_size": True, **vit_kwargs}
     no_dropout = {"attn_pdrop": 0.0, "resid_pdrop": 0.0, "embd_pdrop": 0.0}
-    gpt2 = GPT2Config(n_embd=widths[1], n_layer=3, n_head=num_heads[1], n_inner=widths[1] * 4, **no_dropout)
+    gpt2 = GPT2Config(n_embd=widths[1], n_layer=3, n_head=num_heads[1], n_inner=n_inner or widths[1] * 4, **no_dropout)
     encoders = {"vision": timm.create_model(architecture, **vit), "text": GPT2Model(gpt2)}
     towers = {}
     for (name, encoder), width in zip(encoders.items(), widths, strict=True):
@@ -432,6 +433,13 @@ def test_other_vision_transformers(tmp_path, architecture, vit_kwargs):
     model = LeVLJEPAModel.from_pretrained(write(tmp_path / "variant", towers, config))
     assert_model(model, towers, vit_kwargs.get("in_chans", 3))
     assert model.config.vision_config.num_register_tokens == towers["vision"]["encoder"].num_reg_tokens
+
+
+def test_other_width_of_gpt2s_hidden_layers(tmp_path):
+    towers = build_towers(n_inner=50)
+    model = LeVLJEPAModel.from_pretrained(write(tmp_path / "narrow", towers))
+    assert_model(model, towers)
+    assert model.config.text_config.n_inner == 50
 
 
 def test_names_left_by_wrappers_and_old_gpt2_masks(towers, tmp_path):

@@ -622,7 +622,6 @@ def test_compiles_once_for_captions_of_every_length(tmp_path: Path, processor) -
     assert counters["stats"]["unique_graphs"] == 1 and not counters["graph_break"]
 
 
-@pytest.mark.slow
 @pytest.mark.skipif(not (shutil.which("g++") or shutil.which("clang++")), reason="inductor needs a C++ compiler")
 def test_compiled_evaluation_without_training(tmp_path: Path, processor) -> None:
     """The whole model with its loss in eval mode, where the step of SIGReg's draw is a constant for the compiler."""
