@@ -295,7 +295,7 @@ class LeVLJEPAPreTrainedModel(PreTrainedModel):
     input_modalities = ("image",)
     supports_gradient_checkpointing = True
     accepts_loss_kwargs = False
-    _no_split_modules = ["LeVLJEPAVisionLayer", "GPT2Block"]
+    _no_split_modules = []  # each tower names its own, and a model has those of its towers
     _supports_sdpa = True
     _released_towers = ("vision",)
 
@@ -420,6 +420,8 @@ class LeVLJEPAVisionModel(LeVLJEPAPreTrainedModel):
         for module in self.timm_model.modules():
             if type(module) in TIMM_SUBCLASSES:
                 module.__class__ = TIMM_SUBCLASSES[type(module)]
+        # A tower stays on one device, as its own parameters meet those of its layers; FSDP wraps the layers too.
+        self._no_split_modules = [type(module).__name__ for module in (self.timm_model, *self.timm_model.blocks)]
         self._fused_attention = True
         self.post_init()
 
