@@ -280,6 +280,13 @@ def test_text_readout_of_an_older_run(model, place, tmp_path):
         convert(pairs, place / "wrong", text_readout="last")
 
 
+def test_a_native_checkpoint_that_is_cut_off_is_refused(native, place, capsys):
+    weights = native / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1000])
+    assert main([str(native), str(place / "target")]) == 1
+    assert "no readable safetensors file" in capsys.readouterr().err and not (place / "target").exists()
+
+
 def test_a_native_checkpoint_without_a_processor_gets_one(native, place):
     for name in ("processor_config.json", "tokenizer.json", "tokenizer_config.json"):
         (native / name).unlink()

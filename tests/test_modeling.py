@@ -283,7 +283,7 @@ def test_given_positions_follow_their_tokens_under_padding(model, padding):
         torch.testing.assert_close(tokens, expected)
 
 
-def test_pad77_reads_the_last_of_77_positions(model, inputs):
+def test_pad77_reads_the_last_of_77_positions(model):
     model.config.text_readout = "pad77"
     ids = torch.full((2, 77), 50256)
     ids[0, :3], ids[1] = torch.tensor([5, 6, 7]), torch.arange(77)
@@ -292,8 +292,12 @@ def test_pad77_reads_the_last_of_77_positions(model, inputs):
     expected = model.text_model(input_ids=ids, attention_mask=mask).last_hidden_state[:, -1]
     torch.testing.assert_close(model.encode_text(ids, mask).pooler_output, expected)
     torch.testing.assert_close(model.get_text_features(ids, mask).pooler_output, model.text_projection(expected))
-    with pytest.raises(ValueError, match='have 7 tokens, but text_readout="pad77".*max_length=77'):
-        model(**inputs)
+    # Clients that pad to the longest caption get the same.
+    for short, of_tokens in ((ids[:1, :5], mask[:1, :5]), (ids[:1, :3], None)):
+        torch.testing.assert_close(model.encode_text(short, of_tokens).pooler_output, expected[:1])
+    for wrong in ({"input_ids": ids.repeat(1, 2)}, {"input_ids": ids[:, :7], "position_ids": torch.arange(7)[None]}):
+        with pytest.raises(ValueError, match=r'have (154|7) tokens, but text_readout="pad77".*max_length=77'):
+            model.encode_text(**wrong)
 
 
 def test_attention_maps_of_captions(config, processor, tmp_path):

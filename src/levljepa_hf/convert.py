@@ -14,12 +14,14 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import ModelCard, ModelCardData
+from safetensors import SafetensorError
 from transformers.utils import logging
 
 from .configuration_levljepa import TEXT_READOUTS, LeVLJEPAConfig
 from .modeling_levljepa import LeVLJEPAModel, sentence_transformers_files
 from .processing_levljepa import LeVLJEPAProcessor, build_tokenizer
 from .released import (
+    AGAIN,
     NATIVE_PREFIXES,
     TOWER_FILES,
     _some,
@@ -134,7 +136,12 @@ def _load(
             "text_encoder.safetensors, nor a pair RUN_vision_stepN.pt and RUN_text_stepN.pt."
         )
     loading = {"dtype": "auto", "output_loading_info": True, "ignore_mismatched_sizes": True}  # refused just below
-    model, info = LeVLJEPAModel.from_pretrained(source, **loading, **hub_kwargs)
+    try:
+        model, info = LeVLJEPAModel.from_pretrained(source, **loading, **hub_kwargs)
+    except SafetensorError as error:
+        raise OSError(
+            f"{source} has a file of weights that is no readable safetensors file ({error}). {AGAIN}"
+        ) from error
     _check_loaded(source, info)
     if with_processor:
         processor = LeVLJEPAProcessor.from_pretrained(source, **hub_kwargs)

@@ -295,7 +295,7 @@ class LeVLJEPAPreTrainedModel(PreTrainedModel):
     input_modalities = ("image",)
     supports_gradient_checkpointing = True
     accepts_loss_kwargs = False
-    _no_split_modules = ["LeVLJEPAVisionLayer", "GPT2Block"]
+    _no_split_modules = []  # each tower names its own, and a model has those of its towers
     _supports_sdpa = True
     _released_towers = ("vision",)
 
@@ -425,6 +425,8 @@ class LeVLJEPAVisionModel(LeVLJEPAPreTrainedModel):
         for module in self.timm_model.modules():
             if type(module) in TIMM_SUBCLASSES:
                 module.__class__ = TIMM_SUBCLASSES[type(module)]
+        # A tower stays on one device, as its own parameters meet those of its layers; FSDP wraps the layers too.
+        self._no_split_modules = [type(module).__name__ for module in (self.timm_model, *self.timm_model.blocks)]
         self._fused_attention = True
         self.post_init()
 
@@ -646,11 +648,12 @@ def encode_captions(
 
     `eot` is the last unmasked token. There the tokens are first moved to the left of their row, so that causal
     attention needs no padding mask, padding on either side gives the same features and SDPA runs its causal kernel.
-    The outputs are in the order of the input. `pad77` is the last of 77 positions, whatever the mask.
+    The outputs are in the order of the input. `pad77` is the last of 77 positions, whatever the mask; shorter captions
+    are padded here, for clients whose tokenizer call pads to the longest alone.
 
     Raises:
-        ValueError: if the captions are longer than the text tower's positions, or not 77 tokens long under `pad77`; or
-            for attention maps of another attention implementation than "eager".
+        ValueError: if the captions are longer than the text tower's positions, or than 77 tokens under `pad77` (or
+            shorter, with `position_ids`); or for attention maps of another attention implementation than "eager".
     """
     config = text_model.config
     if kwargs.get("output_attentions") and config._attn_implementation != "eager":
@@ -659,11 +662,17 @@ def encode_captions(
             'never makes: load the model with attn_implementation="eager".'
         )
     length, max_length = input_ids.shape[-1], config.max_position_embeddings
-    if readout == "pad77" and length != PAD77_LENGTH:
+    missing = PAD77_LENGTH - length if readout == "pad77" else 0
+    if missing < 0 or (missing and position_ids is not None):
         raise ValueError(
             f'The captions have {length} tokens, but text_readout="pad77" reads the last of {PAD77_LENGTH} positions: '
             f'tokenize with `padding="max_length", truncation=True, max_length={PAD77_LENGTH}` and without EOS.'
         )
+    if missing:
+        mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+        attention_mask = F.pad(mask, (0, missing))
+        input_ids = F.pad(input_ids, (0, missing), value=config.eos_token_id)
+        length = PAD77_LENGTH
     if length > max_length:
         raise ValueError(
             f"The captions have {length} tokens, but the text tower has {max_length} positions: tokenize with "

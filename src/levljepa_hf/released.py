@@ -309,7 +309,7 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
             is_pointer = file.read(40).startswith(b"version https://git-lfs")
         raise OSError(
             f"{path} ({path.stat().st_size} bytes) is no readable safetensors file ({error}). "
-            + ("It is a Git LFS pointer: run `git lfs pull` in that folder." if is_pointer else _AGAIN)
+            + ("It is a Git LFS pointer: run `git lfs pull` in that folder." if is_pointer else AGAIN)
         ) from error
 
 
@@ -335,7 +335,7 @@ def _read_pt(path: Path) -> dict[str, Tensor]:
     }
 
 
-_AGAIN = "It is cut off or damaged: download it again (with `force_download=True` for a Hub id)."
+AGAIN = "It is cut off or damaged: download it again (with `force_download=True` for a Hub id)."
 
 
 def _read_json(path: Path | None) -> dict[str, Any]:
