@@ -95,6 +95,21 @@ def test_a_task_head_is_no_whole_model(config, place, tmp_path):
     assert names(place) == []
 
 
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        (lambda path: path.unlink(), FileNotFoundError, "has weights but no config.json"),
+        (lambda path: path.write_text('{"model_type": "bert"}'), ValueError, "holds a model of type 'bert'"),
+    ],
+    ids=["missing", "other"],
+)
+def test_a_folder_that_is_no_levljepa(native, place, change, error, message):
+    change(native / "config.json")
+    with pytest.raises(error, match=message):
+        convert(native, place / "target")
+    assert not (place / "target").exists()
+
+
 def test_tensors_of_no_part_are_left_out_with_a_warning(native, place, monkeypatch):
     edit(native, queue=torch.zeros(2), sigreg__step=None)  # the counter is not needed
     warnings = []

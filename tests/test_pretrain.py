@@ -354,3 +354,31 @@ def test_images_that_do_not_decode_stop_a_run(run, imagefolder: Path, tmp_path: 
 def test_a_batch_of_one(run, imagefolder: Path) -> None:  # noqa: F811
     with pytest.raises(ValueError, match="is a batch of one"):
         run("--dataset", str(imagefolder), "--per_device_train_batch_size", "1")
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ("crop_scale: 3", "crop_scale=3 must be a list"),
+        ("crop_scale: [a, b]", "crop_scale=..a., .b.. is of the wrong type"),
+        ("max_steps: many", "max_steps='many' is of the wrong type"),
+        ("bf16: 3", "bf16=3 is of the wrong type"),
+        ("crop_scale: [1.0, 0.4]", "crop_scale=.1.0, 0.4. must be two shares"),
+        ("flip_probability: 3", "flip_probability=3.0 must be between 0 and 1"),
+        ("config: {dtype: float17}", "float17"),
+    ],
+)
+def test_wrong_types_in_a_recipe_stop_before_the_data(option: str, message: str, tmp_path: Path) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(f"preset: debug\n{option}\n")
+    with pytest.raises(ValueError, match=message):
+        pretrain.main(["--recipe", str(recipe), "--dataset", "nowhere", "--output_dir", str(tmp_path / "run")])
+
+
+def test_a_recipes_values_are_read_as_the_command_lines(tmp_path: Path) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("image_column: 3\nmax_steps: 7\nlearning_rate: 1\nbf16: false\ncrop_scale: [1, 1]\n")
+    argv = ["--recipe", str(recipe), "--dataset", "x", "--output_dir", str(tmp_path)]
+    _, data_args, args = pretrain.parse_args(argv)
+    assert (data_args.image_column, data_args.crop_scale) == ("3", [1.0, 1.0])
+    assert (args.max_steps, args.learning_rate, args.bf16) == (7, 1.0, False)

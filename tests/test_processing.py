@@ -411,3 +411,11 @@ def test_segmented_maps_are_those_of_bilinear_logits(backend):
     torch.testing.assert_close(
         scored.segmentation_scores[1, 0], torch.tensor([3, 3, 2.625, 1.875, 1.125, 0.375, 0, 0])
     )
+
+
+@pytest.mark.parametrize("name", ["transfrom", "text_readuot", "image_maen", "backed"])
+def test_a_misspelt_argument_of_from_pretrained(processor, name, tmp_path):
+    processor.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=f"'{name}' is no argument of LeVLJEPAProcessor. Did you mean '"):
+        LeVLJEPAProcessor.from_pretrained(tmp_path, **{name: "evaluation"})
+    assert LeVLJEPAProcessor.from_pretrained(tmp_path, padding_side="left").tokenizer.padding_side == "left"

@@ -147,7 +147,8 @@ def parse_args(argv: Sequence[str] | None) -> tuple[ModelArguments, DataArgument
     name = selector.parse_known_args(argv)[0].recipe
     recipe = {} if name is None else read_recipe(name, [action.dest for action in parser._actions])
     recipe_config = _as_overrides(recipe.pop("config", None) or {})
-    parser.set_defaults(**recipe)
+    actions = {action.dest: action for action in parser._actions}
+    parser.set_defaults(**{option: _converted(actions[option], value) for option, value in recipe.items()})
 
     model_args, data_args, args, _ = parser.parse_args_into_dataclasses(argv, look_for_args_file=False)
     if model_args.model_name_or_path is None:
@@ -196,6 +197,19 @@ def read_recipe(name: str, options: Sequence[str]) -> dict[str, Any]:
             f"Recipe {path}: config={recipe['config']!r} must hold fields, such as {{projection_dim: 128}}."
         )
     return recipe
+
+
+def _converted(action: argparse.Action, value: Any) -> Any:
+    """A recipe's value as the command line would read it."""
+    if value is None or isinstance(value, dict):
+        return value
+    if action.nargs in ("*", "+") and not isinstance(value, list):
+        raise ValueError(f"The recipe's {action.dest}={value!r} must be a list, such as [{value}].")
+    convert = action.type or str
+    try:
+        return [convert(str(one)) for one in value] if isinstance(value, list) else convert(str(value))
+    except (ValueError, TypeError, argparse.ArgumentTypeError) as error:
+        raise ValueError(f"The recipe's {action.dest}={value!r} is of the wrong type: {error}.") from error
 
 
 class _RecipeLoader(yaml.SafeLoader):
@@ -249,7 +263,7 @@ def build_config(model_args: ModelArguments) -> LeVLJEPAConfig:
     """
     try:
         return LeVLJEPAConfig.from_preset(model_args.preset, **_as_config(model_args.config))
-    except StrictDataclassError as error:
+    except (StrictDataclassError, AttributeError) as error:  # AttributeError: a dtype that torch does not have
         raise ValueError(
             f"A value in `config` ({' '.join(model_args.config)}) is of the wrong type. {error}"
         ) from error

@@ -457,8 +457,8 @@ def check_field_names(config_class: type[PreTrainedConfig], names: Iterable[str]
     for name in names:
         if name not in known:
             close = difflib.get_close_matches(name, known, n=3, cutoff=0.6)
-            hint = f"Did you mean {' or '.join(prefix + one for one in close)}?" if close else "It has no such field."
-            raise ValueError(f"{prefix}{name} is no field of {config_class.__name__}. {hint}")
+            hint = f" Did you mean {' or '.join(prefix + one for one in close)}?" if close else ""
+            raise ValueError(f"{prefix}{name} is no field of {config_class.__name__}.{hint}")
         if isinstance(names, Mapping) and isinstance(names[name], Mapping) and name in config_class.sub_configs:
             check_field_names(config_class.sub_configs[name], names[name], f"{prefix}{name}.")
 

@@ -15,6 +15,7 @@ from typing import Any
 
 from huggingface_hub import ModelCard, ModelCardData
 from safetensors import SafetensorError
+from transformers import PreTrainedConfig
 from transformers.utils import logging
 
 from .configuration_levljepa import TEXT_READOUTS, LeVLJEPAConfig
@@ -71,8 +72,8 @@ def convert(
         base_model: The Hub id that the card names as source; by default `source`, if it is one.
         license: The licence that the card states. The released checkpoints have CC BY-NC 4.0, which their
             conversions keep.
-        text_readout: Where the text feature is read (see `LeVLJEPAConfig`), for a source that does not say: `"pad77"`
-            for `.pt` pairs of older official code. The default is what the source says, or `"eot"`.
+        text_readout: Where the text feature is read (see `LeVLJEPAConfig`), whatever the source says: `"pad77"` for
+            `.pt` pairs of older official code, which say nothing. The default is the source's, or `"eot"`.
         hub_kwargs: How to fetch from the Hub: `revision`, `token`, `cache_dir`, ...
 
     Returns:
@@ -135,6 +136,8 @@ def _load(
             f"{folder} holds no checkpoint: neither model.safetensors, nor vision_encoder.safetensors and "
             "text_encoder.safetensors, nor a pair RUN_vision_stepN.pt and RUN_text_stepN.pt."
         )
+    if folder.is_dir() and has_native_weights(folder):
+        _check_model_type(folder)
     loading = {"dtype": "auto", "output_loading_info": True, "ignore_mismatched_sizes": True}  # refused just below
     try:
         model, info = LeVLJEPAModel.from_pretrained(source, **loading, **hub_kwargs)
@@ -174,6 +177,19 @@ def _check_loaded(source: str | os.PathLike, info: dict[str, Any]) -> None:
     if info["unexpected_keys"]:
         unknown = _some(sorted(info["unexpected_keys"]))
         logger.warning(f"{source}: ignored {unknown}, which belong to no part of the model.")
+
+
+def _check_model_type(folder: Path) -> None:
+    if not (folder / "config.json").is_file():
+        raise FileNotFoundError(
+            f"{folder} has weights but no config.json, which says what they are: copy it there too."
+        )
+    model_type = PreTrainedConfig.get_config_dict(folder)[0].get("model_type")
+    if model_type != LeVLJEPAConfig.model_type:
+        raise ValueError(
+            f"{folder} holds a model of type {model_type!r}, and convert takes whole LeVLJEPA models, of type "
+            f"{LeVLJEPAConfig.model_type!r}."
+        )
 
 
 def _is_local(source: str | os.PathLike) -> bool:
@@ -321,7 +337,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--text_readout",
         choices=TEXT_READOUTS,
-        help="where the text feature is read, if the source does not say: pad77 for pairs of older official code",
+        help="where the text feature is read, whatever the source says: pad77 for pairs of older official code",
     )
     parser.add_argument("--revision", help="branch, tag or commit of a Hub source")
     args = vars(parser.parse_args(argv))

@@ -270,7 +270,22 @@ def training_transform(
     """The augmentations of the released recipe, from a uint8 image (3, H, W) to one of `image_size`.
 
     Captions that say left and right want `flip_probability=0`.
+
+    Raises:
+        ValueError: if the crop's shares or a probability are out of their range.
     """
+    if len(crop_scale) != 2 or not 0 < crop_scale[0] <= crop_scale[1] <= 1:
+        raise ValueError(
+            f"crop_scale={list(crop_scale)} must be two shares of the area, 0 < smallest <= largest <= 1."
+        )
+    probabilities = {
+        "flip_probability": flip_probability,
+        "color_jitter_probability": color_jitter_probability,
+        "grayscale_probability": grayscale_probability,
+    }
+    for name, value in probabilities.items():
+        if not 0 <= value <= 1:
+            raise ValueError(f"{name}={value} must be between 0 and 1.")
     return v2.Compose(
         [
             v2.RandomResizedCrop(

@@ -4,6 +4,7 @@ This file travels to the Hub with a saved processor.
 """
 
 import copy
+import difflib
 import importlib.util
 import os
 from pathlib import Path
@@ -345,8 +346,8 @@ class LeVLJEPAProcessor(ProcessorMixin):
         which has no such files, or a native one that was saved alone.
 
         Takes every argument of transformers' `ProcessorMixin.from_pretrained`. Where it makes one, it also takes
-        `text_readout` and the arguments of the image processor (`image_mean`, `size`, ...); it ignores others, as
-        transformers does.
+        `text_readout` and the arguments of the image processor (`image_mean`, `size`, ...). It ignores others, as
+        transformers does, but refuses what looks like one of these misspelt.
 
         Args:
             pretrained_model_name_or_path: A folder or a Hub id.
@@ -356,11 +357,16 @@ class LeVLJEPAProcessor(ProcessorMixin):
 
         Raises:
             OSError: if there is neither a processor nor a checkpoint of LeVLJEPA with a vision tower.
-            ValueError: if the files are damaged, or the transform or the readout is unknown.
+            ValueError: if the files are damaged, the transform or the readout is unknown, or an argument misspelt.
         """
         from .released import HUB_KWARGS
 
         _check_choice("transform", transform, TRANSFORMS)
+        own_names = {"transform", "text_readout", "backend", *IMAGE_KWARGS}
+        for name in kwargs.keys() - own_names:
+            close = difflib.get_close_matches(name, own_names, n=1, cutoff=0.8)
+            if close:
+                raise ValueError(f"{name!r} is no argument of LeVLJEPAProcessor. Did you mean {close[0]!r}?")
         try:
             processor = super().from_pretrained(pretrained_model_name_or_path, **kwargs)
         except (OSError, ValueError, TypeError):
@@ -368,8 +374,7 @@ class LeVLJEPAProcessor(ProcessorMixin):
             config = _config_without_processor(pretrained_model_name_or_path, hub_kwargs)
             if config is None:
                 raise
-            known = {"text_readout", "backend", *IMAGE_KWARGS}
-            own_kwargs = {name: value for name, value in kwargs.items() if name in known and value is not None}
+            own_kwargs = {name: value for name, value in kwargs.items() if name in own_names and value is not None}
             own_kwargs.setdefault("text_readout", config.text_readout)
             processor = cls.from_image_size(config.vision_config.image_size, **own_kwargs)
         return processor._with_transform(transform)
