@@ -800,15 +800,12 @@ class LeVLJEPAModel(LeVLJEPAPreTrainedModel):
         config = self.config
         self.vision_model = LeVLJEPAVisionModel._from_config(config.vision_config)
         self.text_model = GPT2Model._from_config(config.text_config)
-        dim, head_sizes, predictor_sizes = (
-            config.projection_dim,
-            config.head_hidden_sizes,
-            config.predictor_hidden_sizes,
-        )
+        dim, dropout = config.projection_dim, config.predictor_dropout
+        head_sizes, predictor_sizes = config.head_hidden_sizes, config.predictor_hidden_sizes
         self.vision_projection = projection_head(config.vision_config.hidden_size, head_sizes, dim)
         self.text_projection = projection_head(config.text_config.hidden_size, head_sizes, dim)
-        self.vision_predictor = predictor(dim, predictor_sizes, config.predictor_dropout)
-        self.text_predictor = predictor(dim, predictor_sizes, config.predictor_dropout)
+        self.vision_predictor = predictor(dim, predictor_sizes, dropout)
+        self.text_predictor = predictor(dim, predictor_sizes, dropout)
         self.sigreg = SIGReg(
             num_directions=config.sigreg_num_directions,
             num_knots=config.sigreg_num_knots,
