@@ -25,6 +25,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import levljepa_hf  # noqa: F401  isort: skip  (before what imports torchvision)
 import yaml
 from huggingface_hub.errors import StrictDataclassError
 from transformers import HfArgumentParser, IntervalStrategy, set_seed
