@@ -11,7 +11,6 @@ import pytest
 import timm
 import torch
 import torch.nn.functional as F
-from packaging.version import Version
 from transformers import (
     AutoModel,
     AutoProcessor,
@@ -139,8 +138,6 @@ def test_images_of_other_channels():
 
 
 def _from_disk(cls: type[PreTrainedModel], folder: Path) -> PreTrainedModel:
-    if Version(accelerate.__version__) < Version("1.15"):
-        pytest.skip("accelerate before 1.15 refuses a device_map of the disk alone")
     return cls.from_pretrained(folder, device_map={"": "disk"}, offload_folder=folder / "offload")
 
 
