@@ -409,11 +409,9 @@ class LeVLJEPAProcessor(ProcessorMixin):
 
 def _config_without_processor(source: str | os.PathLike, hub_kwargs: dict[str, Any]) -> LeVLJEPAConfig | None:
     """The configuration of a checkpoint that has no processor of its own; `None` if it has one, or is none of ours."""
-    from .released import find_released_files, released_config
+    from .released import QUIET, find_released_files, released_config
 
-    quiet = ("gated_repo", "missing_entries", "connection_errors")
-    quiet = {f"_raise_exceptions_for_{name}": False for name in quiet}
-    if any(cached_file(source, name, **quiet, **hub_kwargs) for name in (PROCESSOR_NAME, IMAGE_PROCESSOR_NAME)):
+    if any(cached_file(source, name, **QUIET, **hub_kwargs) for name in (PROCESSOR_NAME, IMAGE_PROCESSOR_NAME)):
         return None
     files = find_released_files(source, towers=("vision",), **hub_kwargs)
     if files is not None:

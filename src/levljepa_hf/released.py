@@ -49,6 +49,8 @@ NATIVE_WEIGHTS = (
     "pytorch_model.bin.index.json",
 )
 HUB_KWARGS = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
+# `cached_file` then returns None for what is not there or can't be reached.
+QUIET = {f"_raise_exceptions_for_{name}": False for name in ("gated_repo", "missing_entries", "connection_errors")}
 
 _WRAPPERS = {"module", "_orig_mod"}  # name parts left by DistributedDataParallel and torch.compile
 _CAUSAL_MASK = re.compile(r"encoder\.h\.\d+\.attn\.(masked_)?bias")  # buffers of old GPT-2 versions
@@ -119,11 +121,9 @@ def has_native_weights(folder: Path) -> bool:
 def _find_on_hub(source: str, towers: tuple[str, ...], hub_kwargs: dict[str, Any]) -> ReleasedFiles | None:
     if any(_exists_on_hub(source, name, hub_kwargs) for name in NATIVE_WEIGHTS):
         return None
-    quiet = dict.fromkeys(("gated_repo", "missing_entries", "connection_errors"), False)
-    quiet = {f"_raise_exceptions_for_{name}": value for name, value in quiet.items()}
 
     def fetch(name: str) -> Path | None:
-        path = cached_file(source, name, **quiet, **hub_kwargs)
+        path = cached_file(source, name, **QUIET, **hub_kwargs)
         return None if path is None else Path(path)
 
     paths = {tower: fetch(TOWER_FILES[tower]) if tower in towers else None for tower in TOWERS}
