@@ -13,7 +13,6 @@ sees, and the global random state is left alone.
 import contextlib
 import difflib
 import hashlib
-import io
 import itertools
 import logging
 import math
@@ -24,17 +23,17 @@ from pathlib import Path
 from typing import Any
 
 from . import _train_extra  # noqa: F401  isort: skip  (says what to install)
-import fsspec
 import numpy as np
 import torch
 from datasets import Dataset, DatasetDict, Features, Image, IterableDataset, load_dataset, load_from_disk
 from datasets.distributed import split_dataset_by_node
 from PIL import Image as PILImage
-from PIL import ImageOps
 from torch import Tensor
 from torch.nn import functional as F
 from torchvision.transforms import v2
 from transformers import ProcessorMixin
+
+from .image_files import open_image
 
 logger = logging.getLogger(__name__)
 
@@ -47,7 +46,6 @@ MAX_SKIPPED_RATE = 0.01
 MIN_SAMPLES_TO_JUDGE = 1000  # before the end of an epoch, the rate is that of at least so many samples
 IMAGE_TYPES = (bytes, bytearray, memoryview, str, Path, Mapping, PILImage.Image, Tensor, np.ndarray)
 _MAX_WORKERS = 512
-_EXIF_ORIENTATION = 0x0112
 
 
 # Loading
@@ -302,40 +300,6 @@ def draft_size(transform: Callable[[Tensor], Tensor]) -> int | None:
     """Side of an image whose smallest `RandomResizedCrop` in `transform` is not enlarged; None where there is none."""
     crop = next((t for t in getattr(transform, "transforms", ()) if isinstance(t, v2.RandomResizedCrop)), None)
     return None if crop is None else math.ceil(max(crop.size) / math.sqrt(min(crop.scale) * min(crop.ratio)))
-
-
-def open_image(value: Any, draft_size: int | None = None) -> PILImage.Image:
-    """Decodes bytes, a path, a dict of either (as `datasets` gives with `decode=False`), or takes a decoded image.
-
-    Args:
-        value: encoded bytes, a path or URL, `{"bytes": ..., "path": ...}`, a PIL image, or an array or tensor of uint8
-            (H, W, C) or float in [0, 1] (C, H, W) pixels.
-        draft_size: lets a JPEG be decoded at the smallest of its 1/1, 1/2, 1/4, 1/8 scales whose sides are at least
-            this, which halves the time for large photos.
-
-    Raises:
-        OSError and others of PIL: if the image does not decode.
-    """
-    if isinstance(value, PILImage.Image):
-        value.load()
-        return value
-    if isinstance(value, (Tensor, np.ndarray)):
-        return v2.functional.to_pil_image(value)
-    if isinstance(value, Mapping):
-        value = value["bytes"] if value.get("bytes") is not None else value.get("path")
-    if value is None:
-        raise ValueError("there is no image")
-    data = _read_file(str(value)) if isinstance(value, (str, Path)) else value
-    image = PILImage.open(io.BytesIO(data))
-    if draft_size is not None:
-        image.draft("RGB", (draft_size, draft_size))
-    image.load()
-    return ImageOps.exif_transpose(image) if image.getexif().get(_EXIF_ORIENTATION, 1) != 1 else image
-
-
-def _read_file(path: str) -> bytes:
-    with fsspec.open(path, "rb") if "://" in path else open(path, "rb") as file:
-        return file.read()
 
 
 @contextlib.contextmanager

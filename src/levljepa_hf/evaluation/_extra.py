@@ -7,6 +7,5 @@ try:
     import torchmetrics  # noqa: F401
 except ModuleNotFoundError as error:
     raise ImportError(
-        f"Evaluation needs the package {error.name!r}, which is not installed. "
-        'Run: pip install "levljepa_hf[eval]"'
+        f'Evaluation needs the package {error.name!r}, which is not installed. Run: pip install "levljepa_hf[eval]"'
     ) from error

@@ -23,7 +23,7 @@ class EvaluationSplit:
 
     Args:
         name: Of dataset and split, for messages and results: "imagenet/validation".
-        images: N images as `levljepa_hf.data.open_image` takes them (encoded, paths or PIL images), read one by one.
+        images: N images as `levljepa_hf.image_files.open_image` takes them (encoded, paths, PIL), read one by one.
         labels: The class of each image, an index into `class_names`.
         class_names: C names, of the labels or of the masks' values.
         prompts: Templates of zero-shot prompts, with `{}` for the class name; several make an ensemble.
@@ -45,3 +45,16 @@ class EvaluationSplit:
     void: int | None = 255
     questions: Sequence[Question] | None = None
     transform: str = "evaluation"
+
+    def require(self, role: str) -> Any:
+        """The field `role`.
+
+        Raises:
+            ValueError: if this data set does not have it.
+        """
+        value = getattr(self, role)
+        if value is None:
+            option = {"class_names": "--class_names", "captions": "--caption_column"}.get(role)
+            option = option or f"--{role.removesuffix('s')}_column"
+            raise ValueError(f"{self.name} has no {role.replace('_', ' ')}: name where they are with {option}.")
+        return value

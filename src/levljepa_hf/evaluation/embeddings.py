@@ -1,6 +1,7 @@
 """Embeddings of many images or many texts: what every evaluation starts from."""
 
-from collections.abc import Callable, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -46,11 +47,13 @@ def embed_images(
     if transform == "evaluation":
         processor = evaluation_image_processor(processor.image_processor)
 
-    def encode(batch: Sequence[Any]) -> Tensor:
+    def encode(batch: Sequence[Any]) -> Embeddings:
         inputs = processor(images=batch, return_tensors="pt").to(model.device)
-        return model.get_image_features(inputs["pixel_values"].to(model.dtype)).pooler_output
+        z = model.get_image_features(inputs["pixel_values"].to(model.dtype)).pooler_output
+        return Embeddings(z, None if model.vision_predictor is None else model.vision_predictor(z))
 
-    return _embed(model, encode, model.vision_predictor, images, batch_size, "images" if show_progress else None)
+    with _evaluating(model):
+        return embed_in_batches(encode, images, batch_size, "images" if show_progress else None)
 
 
 def embed_texts(
@@ -60,7 +63,7 @@ def embed_texts(
     batch_size: int = 256,
     show_progress: bool = True,
 ) -> Embeddings:
-    """Z_T and q_T(Z_T) of texts.
+    """Z_T and q_T(Z_T) of texts. Equal texts are embedded once, and texts of like length together.
 
     Args:
         model: Used in evaluation mode, and left in the mode it was in.
@@ -73,37 +76,55 @@ def embed_texts(
         ValueError: if there are no texts.
     """
 
-    def encode(batch: Sequence[str]) -> Tensor:
+    def encode(batch: Sequence[str]) -> Embeddings:
         inputs = processor(text=list(batch), return_tensors="pt").to(model.device)
-        return model.get_text_features(inputs["input_ids"], inputs["attention_mask"]).pooler_output
+        z = model.get_text_features(inputs["input_ids"], inputs["attention_mask"]).pooler_output
+        return Embeddings(z, None if model.text_predictor is None else model.text_predictor(z))
 
-    return _embed(model, encode, model.text_predictor, texts, batch_size, "texts" if show_progress else None)
+    with _evaluating(model):
+        return embed_distinct(encode, texts, batch_size, "texts" if show_progress else None)
+
+
+def embed_distinct(
+    encode: Callable[[Sequence[str]], Embeddings], texts: Sequence[str], batch_size: int, progress: str | None
+) -> Embeddings:
+    """`embed_in_batches` of texts: equal ones once, and those of like length together, which need little padding."""
+    distinct = sorted(set(texts), key=len)
+    embeddings = embed_in_batches(encode, distinct, batch_size, progress)
+    row = {text: i for i, text in enumerate(distinct)}
+    rows = [row[text] for text in texts]
+    return Embeddings(*(None if one is None else one[rows] for one in embeddings))
 
 
 @torch.no_grad()
-def _embed(
-    model: LeVLJEPAModel,
-    encode: Callable[[Sequence[Any]], Tensor],
-    predictor: torch.nn.Module | None,
-    items: Sequence[Any],
-    batch_size: int,
-    progress: str | None,
+def embed_in_batches(
+    encode: Callable[[Sequence[Any]], Embeddings], items: Sequence[Any], batch_size: int, progress: str | None
 ) -> Embeddings:
+    """`encode` of all items, `batch_size` at a time, on the CPU in float32; `progress` names the bar, or is `None`.
+
+    Raises:
+        ValueError: if there are no items.
+    """
     if len(items) == 0:
         raise ValueError("Nothing to embed: the list of images or texts is empty.")
-    embeds, predictions = [], []
     starts = range(0, len(items), batch_size)
+    batches = [
+        encode(items[start : start + batch_size])
+        for start in tqdm(starts, f"embedding {progress}", disable=progress is None or len(starts) == 1)
+    ]
+    columns = zip(*batches, strict=True)
+    return Embeddings(*(None if one[0] is None else torch.cat([z.float().cpu() for z in one]) for one in columns))
+
+
+@contextlib.contextmanager
+def _evaluating(model: torch.nn.Module) -> Iterator[None]:
+    """Inside, the model is in evaluation mode; afterwards in the mode it was in."""
     was_training = model.training
     model.eval()
     try:
-        for start in tqdm(starts, f"embedding {progress}", disable=progress is None or len(starts) == 1):
-            z = encode(items[start : start + batch_size])
-            embeds.append(z.float().cpu())
-            if predictor is not None:
-                predictions.append(predictor(z).float().cpu())
+        yield
     finally:
         model.train(was_training)
-    return Embeddings(torch.cat(embeds), torch.cat(predictions) if predictions else None)
 
 
-__all__ = ["Embeddings", "embed_images", "embed_texts"]
+__all__ = ["Embeddings", "embed_distinct", "embed_images", "embed_in_batches", "embed_texts"]

@@ -3,10 +3,26 @@
 import json
 import platform
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
+
+from huggingface_hub import EvalResult, ModelCard
+from huggingface_hub.constants import REPOCARD_NAME
+
+from ..version import __version__
+from .features import write_whole
+
+_PACKAGES = ("torch", "torchvision", "transformers", "timm", "datasets", "torchmetrics", "scikit-learn")
+# The Hub's names of what a task measures, where it has one.
+_TASK_TYPES = {
+    "zero-shot": "zero-shot-image-classification",
+    "retrieval": "image-text-retrieval",
+    "segmentation": "image-segmentation",
+    "vlm": "visual-question-answering",
+}
 
 
 @dataclass
@@ -36,3 +52,149 @@ class TaskResult:
         if len(self.runs) < 2:
             return {}
         return {name: statistics.stdev(run[name] for run in self.runs) for name in self.runs[0]}
+
+
+@dataclass
+class EvaluationRecord:
+    """A result with everything that it takes to repeat it.
+
+    Args:
+        task: Name of the task.
+        model: The encoder, as it was asked for.
+        dataset: Name of the data set, as it was asked for.
+        dataset_id: Where it comes from: a Hub id or a folder's name.
+        splits: The splits used, by role ("train", "test").
+        protocol: Every constant of the protocol.
+        features: How images were prepared and features kept.
+        seeds: One for each run.
+        result: The figures.
+    """
+
+    task: str
+    model: str
+    dataset: str
+    dataset_id: str
+    splits: dict[str, str]
+    protocol: dict[str, Any]
+    features: dict[str, Any]
+    seeds: list[int]
+    result: TaskResult
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        fields = {name: value for name, value in vars(self).items() if name != "result"}
+        result = self.result
+        return fields | {
+            "metrics": result.metrics,
+            "spread": result.spread,
+            "chance": result.chance,
+            "runs": result.runs,
+            "details": result.details,
+        }
+
+
+def versions() -> dict[str, str]:
+    """Versions of what decides the figures."""
+    found = {"levljepa_hf": __version__, "python": platform.python_version()}
+    for package in _PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def save_records(records: Sequence[EvaluationRecord], path: str | Path) -> None:
+    """Writes the records as JSON, under its name when it is whole."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    content = {"versions": versions(), "results": [record.to_dict() for record in records]}
+    write_whole(path, lambda part: part.write_text(json.dumps(content, indent=2) + "\n", "utf-8"))
+
+
+def format_table(records: Sequence[EvaluationRecord]) -> str:
+    """A table for the terminal: a block for each task and data set, a row for each metric, a column for each model.
+
+    Fractions are shown in percent, with the spread over the runs where there are several.
+    """
+    blocks = []
+    for task, dataset in dict.fromkeys((record.task, record.dataset) for record in records):
+        mine = [record for record in records if (record.task, record.dataset) == (task, dataset)]
+        names = list(dict.fromkeys(name for record in mine for name in record.result.metrics))
+        chance = {name: value for record in mine for name, value in record.result.chance.items()}
+        rows = [[f"{task} on {dataset}", *(_label(record.model) for record in mine), *(["chance"] if chance else [])]]
+        for name in names:
+            cells = [_cell(record.result, name) for record in mine]
+            rows.append([f"  {name}", *cells, *([_percent(chance.get(name))] if chance else [])])
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        lines = ("  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]).rstrip() for row in rows)
+        blocks.append("\n".join(lines))
+    return "\n\n".join(blocks)
+
+
+def _label(model: str) -> str:
+    return model if len(model) <= 28 else "..." + model[-25:]
+
+
+def _cell(result: TaskResult, name: str) -> str:
+    if name not in result.metrics:
+        return ""
+    spread = f" +- {100 * result.spread[name]:.1f}" if result.spread else ""
+    return _percent(result.metrics[name]) + spread
+
+
+def _percent(value: float | None) -> str:
+    return "" if value is None else f"{100 * value:.1f}"
+
+
+def write_to_card(checkpoint: str | Path, records: Sequence[EvaluationRecord]) -> None:
+    """Writes the figures into the metadata (`model-index`) of a checkpoint's model card.
+
+    A figure of the same task, data set, split and metric takes the place of the older one; others stay. The card of a
+    Hub id is pushed back.
+
+    Args:
+        checkpoint: A folder or a Hub id.
+        records: Their figures, of this checkpoint.
+
+    Raises:
+        FileNotFoundError: if the folder has no card (`README.md`).
+    """
+    path = Path(checkpoint) / REPOCARD_NAME
+    is_local = Path(checkpoint).is_dir()
+    if is_local and not path.is_file():
+        raise FileNotFoundError(f"{checkpoint} has no model card to write to: add a {REPOCARD_NAME}.")
+    card = ModelCard.load(path if is_local else checkpoint)
+    new = [one for record in records for one in _eval_results(record)]
+    replaced = {_identity(one) for one in new}
+    kept = [one for one in card.data.eval_results or () if _identity(one) not in replaced]
+    card.data.eval_results = kept + new
+    if card.data.model_name is None:
+        card.data.model_name = Path(checkpoint).resolve().name if is_local else str(checkpoint).rsplit("/", 1)[-1]
+    if is_local:
+        write_whole(path, card.save)
+    else:
+        card.push_to_hub(str(checkpoint), commit_message="Add evaluation results")
+
+
+def _eval_results(record: EvaluationRecord) -> list[EvalResult]:
+    return [
+        EvalResult(
+            task_type=_TASK_TYPES.get(record.task, "image-classification"),
+            task_name=record.task,
+            dataset_type=record.dataset_id,
+            dataset_name=record.dataset,
+            dataset_split=record.splits.get("test"),
+            metric_type=name,
+            metric_name=f"{record.task} {name}",
+            metric_value=round(value, 6),
+        )
+        for name, value in record.result.metrics.items()
+    ]
+
+
+def _identity(one: EvalResult) -> tuple[Any, ...]:
+    return one.task_type, one.task_name, one.dataset_type, one.dataset_split, one.metric_type, one.metric_name
+
+
+__all__ = ["EvaluationRecord", "TaskResult", "format_table", "save_records", "versions", "write_to_card"]

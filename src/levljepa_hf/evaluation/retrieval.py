@@ -6,11 +6,22 @@ CLIP, arXiv 2103.00020, on Flickr and COCO). The readouts are those of `levljepa
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
 import torch
+from PIL import Image
 from torch import Tensor
 
-from ..modeling_levljepa import similarity
+from ..image_files import open_image
+from ..modeling_levljepa import READOUTS, similarity
+from .encoders import Encoder
+from .pictures import plot_nearest
+from .results import TaskResult
+from .zero_shot import check_readouts, image_embeddings, offered_readouts
+
+if TYPE_CHECKING:
+    from .datasets import EvaluationSplit
 
 
 @torch.no_grad()
@@ -94,4 +105,98 @@ def retrieval_chance(num_candidates: int, ks: Sequence[int] = (1, 5, 10)) -> dic
     return {f"R@{k}": min(1.0, k / num_candidates) for k in ks}
 
 
-__all__ = ["retrieval_chance", "retrieval_recall"]
+@dataclass(frozen=True)
+class RetrievalProtocol:
+    """Recall at k in both directions, every readout, all captions of an image.
+
+    `levljepa evaluate retrieval` makes options of the fields.
+    """
+
+    ks: list[int] = field(default_factory=lambda: [1, 5, 10], metadata={"help": "The k of recall at k."})
+    max_captions: int = field(default=5, metadata={"help": "Captions of an image that take part, the first so many."})
+    readouts: list[str] = field(
+        default_factory=list, metadata={"help": f"Of {', '.join(READOUTS)}; by default all that the model has."}
+    )
+
+    def __post_init__(self) -> None:
+        check_readouts(self.readouts)
+        if not self.ks or min(self.ks) < 1 or self.max_captions < 1:
+            raise ValueError(f"ks={self.ks} and max_captions={self.max_captions}: all must be 1 or more.")
+
+
+def evaluate_retrieval(
+    encoder: Encoder, test: "EvaluationSplit", protocol: RetrievalProtocol | None = None, **feature_options: Any
+) -> TaskResult:
+    """Recall at k of text-to-image and image-to-text retrieval under each readout.
+
+    Args:
+        encoder: A whole model.
+        test: Images with captions.
+        protocol: By default five captions an image, k = 1, 5, 10.
+        feature_options: Those of `levljepa_hf.evaluation.features.extract`.
+
+    Raises:
+        ValueError: if the split has no captions, or the encoder lacks a readout.
+    """
+    protocol = protocol or RetrievalProtocol()
+    readouts = offered_readouts(encoder, protocol.readouts)
+    captions = [of_image[: protocol.max_captions] for of_image in test.require("captions")]
+    texts = [caption for of_image in captions for caption in of_image]
+    if not texts:
+        raise ValueError(f"{test.name} has no caption for any image: is it the right column?")
+    image_of_text = torch.tensor([i for i, of_image in enumerate(captions) for _ in of_image])
+    text_embeds = encoder.embed_texts(texts)
+    images = image_embeddings(encoder, test, **feature_options)
+    pairs = (images.embeds, text_embeds.embeds, images.predictions, text_embeds.predictions)
+    metrics: dict[str, float] = {}
+    for readout in readouts:
+        recalls = retrieval_recall(*pairs, readout, protocol.ks, image_of_text)
+        metrics |= {f"{readout}_{name}": value for name, value in recalls.items()}
+
+    def draw(path: Any) -> None:
+        rows = torch.linspace(0, len(texts) - 1, min(6, len(texts))).long().tolist()
+        some = (pairs[0], pairs[1][rows], pairs[2], None if pairs[3] is None else pairs[3][rows])
+        scores = similarity(*some, "avg" if "avg" in readouts else readouts[0])
+        plot_nearest([texts[row] for row in rows], _Decoded(test.images), scores, path)
+
+    return TaskResult(
+        runs=[metrics],
+        details={
+            "num_images": len(captions),
+            "num_texts": len(texts),
+            "images_without_captions": sum(not of_image for of_image in captions),
+        },
+        chance=_chance(readouts, captions, protocol.ks),
+        pictures={"nearest": draw},
+    )
+
+
+def _chance(readouts: Sequence[str], captions: Sequence[Sequence[str]], ks: Sequence[int]) -> dict[str, float]:
+    """Of a random order: an image with several captions finds one of them more often than a text its image."""
+    num_texts = sum(map(len, captions))
+    num_own = [len(of_image) for of_image in captions if of_image]
+    chance = {}
+    for k in ks:
+        to_image = retrieval_chance(len(captions), [k])[f"R@{k}"]
+        drawn = min(k, num_texts)
+        missed = [math.comb(num_texts - own, drawn) / math.comb(num_texts, drawn) for own in num_own]
+        for readout in readouts:
+            chance[f"{readout}_text_to_image_R@{k}"] = to_image
+            chance[f"{readout}_image_to_text_R@{k}"] = 1 - sum(missed) / len(missed)
+    return chance
+
+
+class _Decoded(Sequence):
+    """The images of a sequence, decoded when they are asked for."""
+
+    def __init__(self, images: Sequence[Any]) -> None:
+        self.images = images
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> Image.Image:
+        return open_image(self.images[index])
+
+
+__all__ = ["RetrievalProtocol", "evaluate_retrieval", "retrieval_chance", "retrieval_recall"]

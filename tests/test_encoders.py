@@ -1,0 +1,259 @@
+"""Encoders of evaluation: each kind gives the tokens that its library gives; what is not whole is refused."""
+
+import json
+
+import pytest
+import timm
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import (
+    AutoTokenizer,
+    CLIPConfig,
+    CLIPImageProcessor,
+    CLIPModel,
+    ConvNextConfig,
+    ConvNextModel,
+    Dinov2WithRegistersConfig,
+    Dinov2WithRegistersModel,
+    SiglipImageProcessor,
+    SiglipVisionConfig,
+    SiglipVisionModel,
+    ViTImageProcessor,
+)
+
+from levljepa_hf import LeVLJEPAConfig, LeVLJEPAForImageClassification, LeVLJEPAModel, LeVLJEPAVisionModel
+from levljepa_hf.evaluation.encoders import load_encoder, patch_grid
+from levljepa_hf.modeling_levljepa import READOUTS
+from levljepa_hf.released import save_released
+
+SMALL = {
+    "hidden_size": 16,
+    "intermediate_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "image_size": 32,
+    "patch_size": 8,
+}
+
+
+@pytest.fixture
+def checkpoint(model, processor, tmp_path):
+    model.save_pretrained(tmp_path / "whole")
+    processor.save_pretrained(tmp_path / "whole")
+    return tmp_path / "whole"
+
+
+@pytest.fixture
+def pixel_values():
+    return torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+
+
+def test_a_whole_checkpoint_gives_tokens_embeddings_and_predictions(checkpoint, model, pixel_values):
+    encoder = load_encoder(str(checkpoint))
+    tokens, embeddings = encoder.encode(pixel_values)
+    with torch.no_grad():
+        expected = model.vision_model(pixel_values)
+        z = model.get_image_features(pixel_values).pooler_output
+        torch.testing.assert_close(embeddings.predictions, model.vision_predictor(z))
+    torch.testing.assert_close(tokens.cls, expected.pooler_output)
+    torch.testing.assert_close(tokens.patches, expected.last_hidden_state[:, 1:])
+    torch.testing.assert_close(embeddings.embeds, z)
+    assert encoder.readouts == READOUTS and (encoder.image_size, encoder.hidden_size) == (32, tokens.cls.shape[1])
+    assert tokens.grid[0] * tokens.grid[1] == tokens.patches.shape[1]
+    assert not any(p.requires_grad for p in encoder.model.parameters()) and not encoder.model.training
+
+
+def test_texts_are_embedded_once_each_and_in_their_order(checkpoint, model, processor):
+    texts = ["a long caption about two dogs on a beach", "a cat", "a long caption about two dogs on a beach", ""]
+    found = load_encoder(str(checkpoint)).embed_texts(texts, batch_size=2)
+    for i, text in enumerate(texts):
+        inputs = processor(text=[text], return_tensors="pt")
+        with torch.no_grad():
+            expected = model.get_text_features(**inputs).pooler_output
+            predicted = model.text_predictor(expected)
+        torch.testing.assert_close(found.embeds[i : i + 1], expected, atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(found.predictions[i : i + 1], predicted, atol=1e-5, rtol=1e-4)
+
+
+def test_towers_heads_and_released_files_load(checkpoint, model, pixel_values, tmp_path):
+    expected = load_encoder(str(checkpoint)).tokens(pixel_values)
+    LeVLJEPAVisionModel.from_pretrained(checkpoint).save_pretrained(tmp_path / "tower")
+    LeVLJEPAForImageClassification.from_pretrained(checkpoint, num_labels=3).save_pretrained(tmp_path / "head")
+    save_released(model, None, tmp_path / "released")
+    for kind, readouts in (("tower", ()), ("head", ()), ("released", READOUTS)):
+        encoder = load_encoder(str(tmp_path / kind))
+        torch.testing.assert_close(encoder.tokens(pixel_values).patches, expected.patches)
+        assert encoder.readouts == readouts
+        if not readouts:
+            with pytest.raises(ValueError, match="no text tower"):
+                encoder.embed_texts(["a cat"])
+
+
+def test_a_model_without_predictors_has_one_readout(tmp_path, processor, pixel_values):
+    config = LeVLJEPAConfig.from_preset("debug", predictor_num_layers=0)
+    LeVLJEPAModel(config).save_pretrained(tmp_path)
+    encoder = load_encoder(str(tmp_path))
+    assert encoder.readouts == ("zeroshot",)
+    assert encoder.encode(pixel_values)[1].predictions is None
+
+
+def test_an_incomplete_tower_is_refused(checkpoint):
+    weights = load_file(checkpoint / "model.safetensors")
+    name = next(name for name in weights if name.startswith("vision_model") and name.endswith("qkv.weight"))
+    save_file({k: v for k, v in weights.items() if k != name}, checkpoint / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ValueError, match="lacks 1 tensors of the vision tower .*qkv.weight.* would be random"):
+        load_encoder(str(checkpoint))
+
+
+def test_the_fingerprint_follows_what_images_meet(checkpoint, tmp_path):
+    first = load_encoder(str(checkpoint)).fingerprint
+    assert load_encoder(str(checkpoint)).fingerprint == first
+    assert load_encoder(str(checkpoint), dtype=torch.bfloat16).fingerprint != first
+    weights = load_file(checkpoint / "model.safetensors")
+    for prefix, changes in (("text_model", False), ("vision_projection", True), ("vision_model", True)):
+        name = next(name for name in weights if name.startswith(prefix) and name.endswith("weight"))
+        changed = {**weights, name: weights[name] + 1}
+        save_file(changed, checkpoint / "model.safetensors", {"format": "pt"})
+        assert (load_encoder(str(checkpoint)).fingerprint != first) == changes
+
+
+def test_a_random_encoder_has_the_size_of_another_and_follows_its_seed(checkpoint, pixel_values):
+    like = load_encoder(str(checkpoint))
+    random, again, other = (load_encoder("random", like=like, seed=seed) for seed in (0, 0, 1))
+    assert random.tokens(pixel_values).patches.shape == like.tokens(pixel_values).patches.shape
+    assert random.fingerprint == again.fingerprint != other.fingerprint
+    assert random.fingerprint != like.fingerprint and random.readouts == like.readouts
+    assert load_encoder("random:debug").image_size == 32
+
+
+def test_timm_models_give_their_normalised_tokens(tmp_path, pixel_values, monkeypatch):
+    names = {
+        "vit_tiny_patch16_224.augreg_in21k": {"img_size": 32, "patch_size": 8},
+        "vit_medium_patch16_reg4_gap_256": {"img_size": 32, "patch_size": 8},
+        "resnet18": {},
+    }
+    real = timm.create_model
+    for name, kwargs in names.items():
+        torch.manual_seed(0)
+        reference = real(name.partition(".")[0], pretrained=False, num_classes=0, **kwargs).eval()
+        reference.pretrained_cfg = {**reference.pretrained_cfg, "input_size": (3, 32, 32)}
+        monkeypatch.setattr(timm, "create_model", lambda *args, model=reference, **kwargs: model)
+        encoder = load_encoder(f"timm:{name}")
+        cls, patches, grid = encoder.tokens(pixel_values)
+        with torch.no_grad():
+            features = reference.forward_features(pixel_values)
+            pooled = reference.forward_head(features, pre_logits=True)
+        if name == "resnet18":
+            torch.testing.assert_close(patches, features.flatten(2).mT)
+        elif "reg4" in name:  # no class token, four registers, and a norm after the pooling
+            normed = reference.fc_norm(features) if isinstance(reference.norm, torch.nn.Identity) else features
+            torch.testing.assert_close(patches, normed[:, 4:])
+        else:
+            torch.testing.assert_close(patches, features[:, 1:])
+        torch.testing.assert_close(cls, pooled)
+        assert grid == ((1, 1) if name == "resnet18" else (4, 4))
+        processor = encoder.image_processor()
+        assert list(processor.image_mean) == list(reference.pretrained_cfg["mean"])
+        assert processor.crop_size["height"] == 32 and processor.size["shortest_edge"] == round(32 * 256 / 224)
+
+
+def test_timm_weights_that_are_not_at_hand_are_an_error():
+    with pytest.raises(OSError, match="no pretrained model 'vit_tiny_patch16_225'.*local-dir"):
+        load_encoder("timm:vit_tiny_patch16_225")
+
+
+def test_a_timm_model_in_a_folder_loads(tmp_path, pixel_values):
+    model = timm.create_model("vit_tiny_patch16_224", img_size=32, patch_size=8, num_classes=0).eval()
+    cfg = {"mean": [0.1, 0.2, 0.3], "std": [1.0, 1.0, 1.0], "input_size": [3, 32, 32], "num_classes": 0}
+    arguments = {"img_size": 32, "patch_size": 8}
+    content = {
+        "architecture": "vit_tiny_patch16_224",
+        "num_classes": 0,
+        "model_args": arguments,
+        "pretrained_cfg": cfg,
+    }
+    (tmp_path / "config.json").write_text(json.dumps(content))
+    save_file(model.state_dict(), tmp_path / "model.safetensors")
+    encoder = load_encoder(f"timm:local-dir:{tmp_path}")
+    with torch.no_grad():
+        torch.testing.assert_close(encoder.tokens(pixel_values).patches, model.forward_features(pixel_values)[:, 1:])
+    assert list(encoder.image_processor().image_mean) == [0.1, 0.2, 0.3]
+
+
+def test_clip_gives_normalised_patches_and_embeddings(tmp_path, pixel_values, processor):
+    text = {k: SMALL[k] for k in SMALL if k not in ("image_size", "patch_size")} | {"vocab_size": 50257}
+    model = CLIPModel(
+        CLIPConfig(text_config={**text, "eos_token_id": 50256}, vision_config=SMALL, projection_dim=8)
+    ).eval()
+    model.save_pretrained(tmp_path)
+    CLIPImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}).save_pretrained(tmp_path)
+    processor.tokenizer.save_pretrained(tmp_path)
+    encoder = load_encoder(f"hf:{tmp_path}")
+    (cls, patches, grid), embeddings = encoder.encode(pixel_values)
+    with torch.no_grad():
+        outputs = model.vision_model(pixel_values)
+        torch.testing.assert_close(patches, model.vision_model.post_layernorm(outputs.last_hidden_state)[:, 1:])
+        torch.testing.assert_close(embeddings.embeds, model.get_image_features(pixel_values).pooler_output)
+        ids = AutoTokenizer.from_pretrained(tmp_path)(["a cat"], return_tensors="pt")
+        expected = model.get_text_features(**ids).pooler_output
+    torch.testing.assert_close(cls, outputs.pooler_output)
+    torch.testing.assert_close(encoder.embed_texts(["two dogs run", "a cat"]).embeds[1:], expected)
+    assert encoder.readouts == ("zeroshot",) and grid == (4, 4)
+
+
+def test_towers_of_transformers_give_their_tokens(tmp_path, pixel_values):
+    cases = {
+        "siglip": (
+            SiglipVisionModel(SiglipVisionConfig(**SMALL)),
+            SiglipImageProcessor(size={"height": 32, "width": 32}),
+            0,
+        ),
+        "dino": (
+            Dinov2WithRegistersModel(Dinov2WithRegistersConfig(**SMALL, num_register_tokens=3)),
+            ViTImageProcessor(size={"height": 32, "width": 32}),
+            4,
+        ),
+    }
+    for name, (model, image_processor, num_prefix) in cases.items():
+        model.eval().save_pretrained(tmp_path / name)
+        image_processor.save_pretrained(tmp_path / name)
+        cls, patches, grid = load_encoder(f"hf:{tmp_path / name}").tokens(pixel_values)
+        with torch.no_grad():
+            outputs = model(pixel_values)
+        torch.testing.assert_close(patches, outputs.last_hidden_state[:, num_prefix:])
+        torch.testing.assert_close(cls, outputs.last_hidden_state[:, 0] if num_prefix else outputs.pooler_output)
+        assert grid == (4, 4)
+    net = ConvNextModel(ConvNextConfig(num_stages=2, hidden_sizes=[8, 16], depths=[1, 1], image_size=32)).eval()
+    net.save_pretrained(tmp_path / "convnext")
+    ViTImageProcessor(size={"height": 32, "width": 32}).save_pretrained(tmp_path / "convnext")
+    encoder = load_encoder(f"hf:{tmp_path / 'convnext'}")
+    assert encoder.tokens(pixel_values).patches.shape == (2, 16, 16) and encoder.hidden_size == 16
+
+
+def test_other_names_are_refused_with_the_way_on(tmp_path, pixel_values):
+    SiglipVisionModel(SiglipVisionConfig(**SMALL)).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=f"type 'siglip_vision_model'.*hf:{tmp_path}"):
+        load_encoder(str(tmp_path))
+    with pytest.raises(ValueError, match="'torch:resnet18' is of no known kind"):
+        load_encoder("torch:resnet18")
+    with pytest.raises(OSError):
+        load_encoder(str(tmp_path / "nowhere"))
+
+
+def test_a_levljepa_checkpoint_by_hf_is_the_same(checkpoint, pixel_values):
+    torch.testing.assert_close(
+        load_encoder(f"hf:{checkpoint}").tokens(pixel_values), load_encoder(str(checkpoint)).tokens(pixel_values)
+    )
+
+
+def test_transforms(checkpoint):
+    encoder = load_encoder(str(checkpoint))
+    assert encoder.image_processor("default").size["shortest_edge"] == 32
+    assert encoder.image_processor("evaluation").size["shortest_edge"] == 37
+    with pytest.raises(ValueError, match="transform='centre' is unknown"):
+        encoder.image_processor("centre")
+
+
+def test_patch_grid_of_other_shapes():
+    assert patch_grid(196, 224, 224) == (14, 14)
+    assert patch_grid(8 * 4, 64, 32) == (8, 4)
