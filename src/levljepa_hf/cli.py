@@ -7,6 +7,7 @@ from importlib import import_module
 
 COMMANDS = {
     "demo": ("demo", "pretrain a small model on captioned scenes, evaluate it and draw what it sees"),
+    "evaluate": ("evaluation.command", "measure frozen features: zero-shot, retrieval, probes, segmentation, VLM"),
     "convert": ("convert", "turn a released checkpoint (two files, or a .pt pair) into the native layout, or back"),
 }
 

@@ -267,7 +267,7 @@ class _Store:
         self.rows: dict[bytes, tuple[int, int]] = {}
         self._pending: list[dict[str, Tensor]] = []
         self._since = time.monotonic()
-        for path in sorted(self.folder.glob("*.safetensors")) if self.folder else ():
+        for path in sorted(self.folder.glob("[!.]*.safetensors")) if self.folder else ():
             try:
                 self._index(load_file(path))
             except (SafetensorError, OSError) as error:
@@ -299,7 +299,7 @@ class _Store:
 
 def write_whole(path: Path, write: Callable[[Path], Any]) -> None:
     """Lets `write` fill a file beside `path`, which takes its name when it is whole and on disk."""
-    part = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
+    part = path.with_name(f".{uuid.uuid4().hex[:8]}-{path.name}")  # with its suffix, from which some tell the format
     try:
         write(part)
         with open(part, "rb") as file:

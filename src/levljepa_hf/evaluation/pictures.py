@@ -1,4 +1,4 @@
-"""Pictures of a run: its loss terms over the steps, a PCA of patch features, the images nearest to a few captions."""
+"""Pictures of a run and of its evaluation: losses, PCA of patch features, nearest images, confusion matrix."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -84,13 +84,44 @@ def plot_nearest(
     _save(figure, path, axes_off=True)
 
 
+def plot_confusion(
+    labels: Tensor, predicted: Tensor, class_names: Sequence[str], path: str | Path, max_classes: int = 60
+) -> None:
+    """Confusion matrix, each row (a true class) divided by its number of samples.
+
+    Args:
+        labels: [N] true classes.
+        predicted: [N] predicted classes.
+        class_names: C names, in the order of the labels.
+        path: where to write the PNG.
+        max_classes: Of more, those with the most mistakes are shown, and the title says so.
+    """
+    num_classes = len(class_names)
+    counts = torch.bincount(labels * num_classes + predicted, minlength=num_classes**2).view(num_classes, -1)
+    shown = torch.arange(num_classes)
+    if num_classes > max_classes:
+        mistakes = counts.sum(dim=1) - counts.diagonal()
+        shown = mistakes.topk(max_classes).indices.sort().values
+    shares = counts / counts.sum(dim=1, keepdim=True).clamp(min=1)
+    figure, (axis,) = _figure(1, columns=1, side=max(3.5, 0.2 * len(shown) + 1.5))
+    image = axis.imshow(shares[shown][:, shown], vmin=0, vmax=1, cmap="Blues", interpolation="nearest")
+    names = [class_names[i] for i in shown.tolist()]
+    axis.set_xticks(range(len(names)), names, rotation=90, fontsize=7)
+    axis.set_yticks(range(len(names)), names, fontsize=7)
+    axis.set(xlabel="predicted", ylabel="true")
+    if len(shown) < num_classes:
+        axis.set_title(f"the {max_classes} of {num_classes} classes with the most mistakes", fontsize=9)
+    figure.colorbar(image, ax=axis, shrink=0.6, label="share of the true class")
+    _save(figure, path)
+
+
 def _figure(num_axes: int, columns: int, side: float):
     """A figure (sides in inches) and its axes in reading order."""
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise ImportError('Pictures need matplotlib. Run: pip install "levljepa_hf[demo]"') from error
+        raise ImportError('Pictures need matplotlib. Run: pip install "levljepa_hf[eval]"') from error
     rows = -(-num_axes // columns)
     figure = Figure(figsize=(side * columns, (side + 0.25) * rows), layout="constrained")
     FigureCanvasAgg(figure)  # draws without a display, whatever backend the process has
@@ -104,4 +135,4 @@ def _save(figure, path: str | Path, axes_off: bool = False) -> None:
     figure.savefig(path, dpi=120)
 
 
-__all__ = ["LOSS_TERMS", "patch_pca", "plot_losses", "plot_nearest", "plot_patch_pca"]
+__all__ = ["LOSS_TERMS", "patch_pca", "plot_confusion", "plot_losses", "plot_nearest", "plot_patch_pca"]

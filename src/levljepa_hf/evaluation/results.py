@@ -160,10 +160,8 @@ def write_to_card(checkpoint: str | Path, records: Sequence[EvaluationRecord]) -
     Raises:
         FileNotFoundError: if the folder has no card (`README.md`).
     """
-    path = Path(checkpoint) / REPOCARD_NAME
-    is_local = Path(checkpoint).is_dir()
-    if is_local and not path.is_file():
-        raise FileNotFoundError(f"{checkpoint} has no model card to write to: add a {REPOCARD_NAME}.")
+    check_card([checkpoint])
+    path, is_local = Path(checkpoint) / REPOCARD_NAME, Path(checkpoint).is_dir()
     card = ModelCard.load(path if is_local else checkpoint)
     new = [one for record in records for one in _eval_results(record)]
     replaced = {_identity(one) for one in new}
@@ -175,6 +173,22 @@ def write_to_card(checkpoint: str | Path, records: Sequence[EvaluationRecord]) -
         write_whole(path, card.save)
     else:
         card.push_to_hub(str(checkpoint), commit_message="Add evaluation results")
+
+
+def check_card(checkpoints: Sequence[str | Path]) -> None:
+    """Sees before the work whether there is a card to write to.
+
+    Raises:
+        ValueError: if there is no checkpoint.
+        FileNotFoundError: if a folder has no card (`README.md`).
+    """
+    if not checkpoints:
+        raise ValueError("A model card belongs to a checkpoint, and none is measured: give its folder or Hub id.")
+    for checkpoint in checkpoints:
+        if Path(checkpoint).is_dir() and not (Path(checkpoint) / REPOCARD_NAME).is_file():
+            raise FileNotFoundError(
+                f"{checkpoint} has no model card to write to: add a {REPOCARD_NAME}, as `levljepa convert` does."
+            )
 
 
 def _eval_results(record: EvaluationRecord) -> list[EvalResult]:
@@ -197,4 +211,4 @@ def _identity(one: EvalResult) -> tuple[Any, ...]:
     return one.task_type, one.task_name, one.dataset_type, one.dataset_split, one.metric_type, one.metric_name
 
 
-__all__ = ["EvaluationRecord", "TaskResult", "format_table", "save_records", "versions", "write_to_card"]
+__all__ = ["EvaluationRecord", "TaskResult", "check_card", "format_table", "save_records", "versions", "write_to_card"]

@@ -1,0 +1,339 @@
+"""`levljepa evaluate TASK`: the paper's protocols on any checkpoint, beside peers; a table, JSON, pictures."""
+
+import argparse
+import contextlib
+import re
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from . import _extra  # noqa: F401  isort: skip  (says what to install)
+import torch
+from transformers import HfArgumentParser
+from transformers.utils import logging
+
+from .datasets import EvaluationSplit, dataset_id, load_split
+from .encoders import Encoder, LeVLJEPAEncoder, load_encoder
+from .features import DEFAULT_CACHE, write_whole
+from .results import EvaluationRecord, TaskResult, check_card, format_table, save_records, write_to_card
+
+logger = logging.get_logger(__name__)
+
+
+@dataclass(frozen=True)
+class Task:
+    """Where a task is, and what it reads."""
+
+    module: str
+    protocol: str  # name of the dataclass of its constants
+    function: str  # name of the function that runs it
+    help: str
+    train: bool = True  # whether it learns from a training split
+    tests: tuple[str, ...] = ("test",)
+    seeds: tuple[int, ...] = (0, 1, 2)  # by default; none where nothing is drawn at random
+
+    def protocol_class(self) -> Any:
+        return getattr(import_module(f".{self.module}", __package__), self.protocol)
+
+    def run(self, *args: Any, **kwargs: Any) -> TaskResult:
+        return getattr(import_module(f".{self.module}", __package__), self.function)(*args, **kwargs)
+
+
+TASKS = {
+    "zero-shot": Task(
+        "zero_shot",
+        "ZeroShotProtocol",
+        "evaluate_zero_shot",
+        "top-1 and top-5 accuracy of class prompts",
+        False,
+        seeds=(),
+    ),
+    "retrieval": Task(
+        "retrieval", "RetrievalProtocol", "evaluate_retrieval", "image-text recall at 1, 5, 10", False, seeds=()
+    ),
+    "linear-probe": Task(
+        "probes", "LinearProbeProtocol", "evaluate_linear_probe", "a linear layer on frozen features"
+    ),
+    "knn": Task("probes", "KNNProtocol", "evaluate_knn", "nearest neighbours among frozen features", seeds=()),
+    "attentive-probe": Task(
+        "attentive", "AttentiveProbeProtocol", "evaluate_attentive_probe", "attention over frozen patches", seeds=(0,)
+    ),
+    "background": Task(
+        "background",
+        "BackgroundProtocol",
+        "evaluate_background",
+        "a probe's drop when backgrounds are mixed (ImageNet-9)",
+        tests=("original", "mixed_same", "mixed_rand"),
+    ),
+    "segmentation": Task(
+        "segmentation", "SegmentationProtocol", "evaluate_segmentation", "a linear layer on frozen patches, mean IoU"
+    ),
+    "vlm": Task("vlm", "VLMProtocol", "evaluate_vlm", "questions through a frozen language model and a small bridge"),
+}
+ALL = "all"
+
+
+def _option(default: Any, help: str) -> Any:
+    return field(default=default, metadata={"help": help})
+
+
+def _options(help: str) -> Any:
+    return field(default_factory=list, metadata={"help": help})
+
+
+@dataclass
+class EvaluationArguments:
+    """What is measured, on what, and where the figures go."""
+
+    model: list[str] = _options(
+        "One or several: folders or Hub ids of LeVLJEPA, timm:NAME, hf:NAME (CLIP, SigLIP, DINO, ...), random (fresh "
+        "weights, of the first LeVLJEPA model's size)."
+    )
+    dataset: str = _option("scenes", "Name of a wired data set, or any source that `datasets` loads.")
+    dataset_path: str | None = _option(None, "A local copy of a wired data set.")
+    dataset_config: str | None = _option(None, "Configuration of a source that has several.")
+    train_split: str | None = _option(None, "Split to learn from, by default the data set's own.")
+    test_split: str | None = _option(None, "Split to measure on, by default the data set's own.")
+    max_samples: int | None = _option(None, "Test samples at most, drawn at random.")
+    max_train_samples: int | None = _option(None, "Training samples at most, drawn at random; by default as many.")
+    image_column: str | None = _option(None, "Column of the images.")
+    label_column: str | None = _option(None, "Column of the classes.")
+    caption_column: str | None = _option(None, "Column of the captions.")
+    mask_column: str | None = _option(None, "Column of the masks.")
+    question_column: str | None = _option(None, "Column of the questions.")
+    answer_column: str | None = _option(None, "Column of the answers.")
+    class_names: str | None = _option(None, "JSON or text file of the class names, in the order of the labels.")
+    seeds: list[int] = _options("A run for each; by default 0 1 2, of the attentive probe 0.")
+    output: str | None = _option(None, "JSON file to write; pictures go beside it.")
+    card: bool = _option(False, "Write the figures into the checkpoint's model card.")
+    transform: str | None = _option(
+        None, "How images are prepared: evaluation (256/224, crop) or default (no margin)."
+    )
+    encode_batch_size: int = _option(64, "Images encoded at a time.")
+    num_workers: int = _option(0, "Processes that decode and prepare images.")
+    cache_dir: str = _option(str(DEFAULT_CACHE), "Where features are kept.")
+    no_cache: bool = _option(False, "Keep no features.")
+    device: str | None = _option(None, "Where encoders run, by default a GPU where there is one.")
+    dtype: str = _option("float32", "Of the encoders' weights: float32, bfloat16, float16.")
+
+
+TEXT_TASKS = ("zero-shot", "retrieval")
+COLUMN_ROLES = ("image", "label", "caption", "mask", "question", "answer")
+DTYPES = ("float32", "bfloat16", "float16")
+
+EPILOG = """tasks:
+{tasks}
+  all              every task that the data set and the model allow
+
+options: levljepa evaluate TASK --help
+
+examples:
+  levljepa evaluate zero-shot --model runs/demo --dataset scenes
+  levljepa evaluate all --model runs/demo random --dataset scenes --output runs/scenes.json
+  levljepa evaluate linear-probe --model runs/demo timm:vit_base_patch16_224 --dataset imagenet --max_samples 5000
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command `levljepa evaluate`. Returns the exit status."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    chooser = argparse.ArgumentParser(
+        prog="levljepa evaluate",
+        description="Measure frozen features by the paper's protocols.",
+        epilog=EPILOG.format(tasks="\n".join(f"  {name:17}{task.help}" for name, task in TASKS.items())),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    chooser.add_argument("task", choices=(*TASKS, ALL), help="see below")
+    name = chooser.parse_args(argv[:1]).task
+    tasks = TASKS if name == ALL else {name: TASKS[name]}
+
+    parser = HfArgumentParser(
+        [EvaluationArguments] if name == ALL else [EvaluationArguments, tasks[name].protocol_class()],
+        prog=f"levljepa evaluate {name}",
+        description="Every task that the data set and the model allow." if name == ALL else tasks[name].help,
+        epilog=f"example: levljepa evaluate {name} --model runs/demo random --dataset scenes --output runs/new.json",
+    )
+    try:
+        arguments, *protocols = parser.parse_args_into_dataclasses(argv[1:])
+        records = evaluate(arguments, tasks, dict(zip(tasks, protocols, strict=False)))
+    except (ValueError, ImportError, OSError) as error:
+        parser.exit(2, f"{parser.prog}: {error}\n")
+    print(f"\n{format_table(records)}")
+    return 0
+
+
+def evaluate(
+    arguments: EvaluationArguments,
+    tasks: Mapping[str, Task] = TASKS,
+    protocols: Mapping[str, Any] | None = None,
+) -> list[EvaluationRecord]:
+    """Runs tasks on models and writes what the arguments ask for, after each task on each model.
+
+    Args:
+        arguments: Models, data and outputs.
+        tasks: Those of `TASKS` to run. Of several, those that the data set or a model does not allow are named and
+            left out.
+        protocols: Constants of the tasks, by their name; by default the paper's.
+
+    Returns:
+        A record for each task and model.
+
+    Raises:
+        ValueError: if an argument, a column or a combination is wrong; nothing has been measured then.
+        OSError: if a model or data set is not within reach.
+    """
+    _check(arguments)
+    output = Path(arguments.output) if arguments.output else None
+    only = len(tasks) == 1
+    splits = {name: data for name, task in tasks.items() if (data := _load_data(arguments, name, task, only))}
+    models = list(dict.fromkeys(arguments.model))
+    if "vlm" in splits and not any(model.startswith("random") for model in models):
+        models.append("random")  # what the gain is over; in the other tasks it is a row of its own
+    records: list[EvaluationRecord] = []
+    like = None
+    with _feature_cache(arguments) as cache_dir:
+        for model in models:
+            encoder = load_encoder(model, arguments.device, getattr(torch, arguments.dtype), like=like)
+            like = like or (encoder if isinstance(encoder, LeVLJEPAEncoder) else None)
+            for name, data in splits.items():
+                if name in TEXT_TASKS and not encoder.readouts and not only:
+                    logger.warning(f"{name} is left out for {model}, which has no text tower.")
+                    continue
+                if model not in arguments.model and name != "vlm":
+                    continue
+                protocol = (protocols or {}).get(name) or tasks[name].protocol_class()()
+                record = _run(arguments, name, tasks[name], data, encoder, protocol, cache_dir)
+                records.append(record)
+                _draw(record, output)
+                if output:
+                    save_records(records, output)
+            del encoder
+    add_gains(records)
+    if output:
+        save_records(records, output)
+    for model in arguments.model if arguments.card else ():
+        if _is_checkpoint(model):
+            write_to_card(model, [record for record in records if record.model == model])
+    return records
+
+
+def _check(arguments: EvaluationArguments) -> None:
+    if not arguments.model:
+        raise ValueError("There is no model to measure: give --model with one or several.")
+    if arguments.dtype not in DTYPES:
+        raise ValueError(f"dtype={arguments.dtype!r} is unknown: use one of {', '.join(DTYPES)}.")
+    if arguments.output and Path(arguments.output).suffix != ".json":
+        raise ValueError(f"--output {arguments.output} is to be a JSON file: let its name end in .json.")
+    if arguments.card:
+        check_card([model for model in arguments.model if _is_checkpoint(model)])
+
+
+def _is_checkpoint(model: str) -> bool:
+    return not model.startswith(("random", "timm:", "hf:"))
+
+
+def _load_data(arguments: EvaluationArguments, name: str, task: Task, only: bool) -> dict[str, EvaluationSplit] | None:
+    """The splits of a task by role; `None` where the data set does not serve it and other tasks are asked for."""
+    columns = {role: getattr(arguments, f"{role}_column") for role in COLUMN_ROLES}
+    options = {
+        "columns": {role: column for role, column in columns.items() if column is not None},
+        "path": arguments.dataset_path,
+        "config_name": arguments.dataset_config,
+        "class_names": arguments.class_names,
+    }
+    roles = {role: (getattr(arguments, f"{role}_split", None) or role) for role in task.tests}
+    if task.train:
+        roles = {"train": arguments.train_split or "train", **roles}
+    try:
+        return {
+            role: load_split(
+                arguments.dataset,
+                name,
+                split,
+                max_samples=arguments.max_train_samples if role == "train" else arguments.max_samples,
+                **options,
+            )
+            for role, split in roles.items()
+        }
+    except ValueError as error:
+        if only:
+            raise
+        logger.warning(f"{name} is left out: {error}")
+        return None
+
+
+@contextlib.contextmanager
+def _feature_cache(arguments: EvaluationArguments) -> Iterator[str]:
+    """The folder of the features, which several tasks share in any case."""
+    if not arguments.no_cache:
+        yield arguments.cache_dir
+        return
+    with tempfile.TemporaryDirectory(prefix="levljepa-features-") as folder:
+        yield folder
+
+
+def _run(
+    arguments: EvaluationArguments,
+    name: str,
+    task: Task,
+    data: dict[str, EvaluationSplit],
+    encoder: Encoder,
+    protocol: Any,
+    cache_dir: str,
+) -> EvaluationRecord:
+    options: dict[str, Any] = {
+        "batch_size": arguments.encode_batch_size,
+        "num_workers": arguments.num_workers,
+        "cache_dir": cache_dir,
+    }
+    transform = arguments.transform or next(iter(data.values())).transform
+    options["transform"] = transform
+    tests = [data[role] for role in task.tests]
+    inputs = [data["train"]] if task.train else []
+    inputs += tests if len(tests) == 1 else [dict(zip(task.tests, tests, strict=True))]
+    seeds = list(arguments.seeds or task.seeds)
+    if task.seeds:
+        options["seeds"] = seeds
+    result = task.run(encoder, *inputs, protocol=protocol, **options)
+    return EvaluationRecord(
+        task=name,
+        model=encoder.name,
+        dataset=arguments.dataset,
+        dataset_id=dataset_id(arguments.dataset, name),
+        splits={role: split.name for role, split in data.items()},
+        protocol=asdict(protocol),
+        features={
+            "transform": transform,
+            "image_size": encoder.image_size,
+            "dtype": arguments.dtype,
+            "fingerprint": encoder.fingerprint,
+        },
+        seeds=seeds if task.seeds else [],
+        result=result,
+    )
+
+
+def add_gains(records: Sequence[EvaluationRecord]) -> None:
+    """Adds to each model's `vlm` figures the gain over the random encoder's, run by run (the same seeds)."""
+    base = next((record for record in records if record.task == "vlm" and record.model.startswith("random")), None)
+    for record in records:
+        if base is None or record.task != "vlm" or record is base:
+            continue
+        for run, without in zip(record.result.runs, base.result.runs, strict=True):
+            run["gain"] = run["accuracy"] - without["accuracy"]
+
+
+def _draw(record: EvaluationRecord, output: Path | None) -> None:
+    """The pictures, beside the JSON file."""
+    label = re.sub(r"[^\w.-]+", "-", record.model).strip("-.")
+    for name, draw in record.result.pictures.items() if output else ():
+        output.parent.mkdir(parents=True, exist_ok=True)
+        path = output.with_name(f"{output.stem}-{record.task}-{label}-{name}.png")
+        write_whole(path, draw)
+
+
+__all__ = ["TASKS", "EvaluationArguments", "Task", "add_gains", "evaluate", "main"]
