@@ -121,7 +121,6 @@ class EvaluationArguments:
     dtype: str = _option("float32", "Of the encoders' weights: float32, bfloat16, float16.")
 
 
-TEXT_TASKS = ("zero-shot", "retrieval")
 COLUMN_ROLES = ("image", "label", "caption", "mask", "question", "answer")
 DTYPES = ("float32", "bfloat16", "float16")
 
@@ -175,8 +174,8 @@ def evaluate(
 
     Args:
         arguments: Models, data and outputs.
-        tasks: Those of `TASKS` to run. Of several, those that the data set or a model does not allow are named and
-            left out.
+        tasks: Those of `TASKS` to run. Of several, those that the data set, a model or the installed packages do not
+            allow are left out, and named in a warning and in the JSON file.
         protocols: Constants of the tasks, by their name; by default the paper's.
 
     Returns:
@@ -189,36 +188,58 @@ def evaluate(
     _check(arguments)
     output = Path(arguments.output) if arguments.output else None
     only = len(tasks) == 1
-    splits = {name: data for name, task in tasks.items() if (data := _load_data(arguments, name, task, only))}
-    models = list(dict.fromkeys(arguments.model))
-    if "vlm" in splits and not any(model.startswith("random") for model in models):
-        models.append("random")  # what the gain is over; in the other tasks it is a row of its own
+    left_out: dict[str, str] = {}
+    splits = {name: _load_data(arguments, name, task, only, left_out) for name, task in tasks.items()}
+    splits = {name: data for name, data in splits.items() if data}
     records: list[EvaluationRecord] = []
-    like = None
+    encoders = _load_encoders(arguments, with_gains="vlm" in splits)  # all at first: a wrong name is an error now
     with _feature_cache(arguments) as cache_dir:
-        for model in models:
-            encoder = load_encoder(model, arguments.device, getattr(torch, arguments.dtype), like=like)
-            like = like or (encoder if isinstance(encoder, LeVLJEPAEncoder) else None)
+        for encoder in encoders:
             for name, data in splits.items():
-                if name in TEXT_TASKS and not encoder.readouts and not only:
-                    logger.warning(f"{name} is left out for {model}, which has no text tower.")
-                    continue
-                if model not in arguments.model and name != "vlm":
+                if encoder.name not in arguments.model and name != "vlm":
                     continue
                 protocol = (protocols or {}).get(name) or tasks[name].protocol_class()()
-                record = _run(arguments, name, tasks[name], data, encoder, protocol, cache_dir)
+                try:
+                    record = _run(arguments, name, tasks[name], data, encoder, protocol, cache_dir)
+                except (ValueError, ImportError) as error:  # the model does not serve it, or a package is missing
+                    if only:
+                        raise
+                    _leave_out(left_out, f"{name} of {encoder.name}", error)
+                    continue
                 records.append(record)
                 _draw(record, output)
                 if output:
-                    save_records(records, output)
-            del encoder
+                    save_records(records, output, left_out)
+    if not records:
+        raise ValueError("Nothing could be measured: " + "; ".join(f"{k}: {v}" for k, v in left_out.items()))
     add_gains(records)
     if output:
-        save_records(records, output)
+        save_records(records, output, left_out)
     for model in arguments.model if arguments.card else ():
         if _is_checkpoint(model):
             write_to_card(model, [record for record in records if record.model == model])
     return records
+
+
+def _load_encoders(arguments: EvaluationArguments, with_gains: bool) -> list[Encoder]:
+    """Each model once; `random` ones last, since they take another's size, and one of them where gains are wanted."""
+    models = sorted(dict.fromkeys(arguments.model), key=_is_random)
+    if with_gains and not _is_random(models[-1]):
+        models.append("random")
+    encoders: list[Encoder] = []
+    for model in models:
+        like = next((one for one in encoders if isinstance(one, LeVLJEPAEncoder)), None)
+        encoders.append(load_encoder(model, arguments.device, getattr(torch, arguments.dtype), like=like))
+    return encoders
+
+
+def _is_random(model: str) -> bool:
+    return model.partition(":")[0] == "random"
+
+
+def _leave_out(left_out: dict[str, str], what: str, error: Exception) -> None:
+    logger.warning(f"{what} is left out: {error}")
+    left_out[what] = str(error)
 
 
 def _check(arguments: EvaluationArguments) -> None:
@@ -233,10 +254,12 @@ def _check(arguments: EvaluationArguments) -> None:
 
 
 def _is_checkpoint(model: str) -> bool:
-    return not model.startswith(("random", "timm:", "hf:"))
+    return model.partition(":")[0] not in ("random", "timm", "hf")
 
 
-def _load_data(arguments: EvaluationArguments, name: str, task: Task, only: bool) -> dict[str, EvaluationSplit] | None:
+def _load_data(
+    arguments: EvaluationArguments, name: str, task: Task, only: bool, left_out: dict[str, str]
+) -> dict[str, EvaluationSplit] | None:
     """The splits of a task by role; `None` where the data set does not serve it and other tasks are asked for."""
     columns = {role: getattr(arguments, f"{role}_column") for role in COLUMN_ROLES}
     options = {
@@ -262,7 +285,7 @@ def _load_data(arguments: EvaluationArguments, name: str, task: Task, only: bool
     except ValueError as error:
         if only:
             raise
-        logger.warning(f"{name} is left out: {error}")
+        _leave_out(left_out, name, error)
         return None
 
 
@@ -319,12 +342,13 @@ def _run(
 
 def add_gains(records: Sequence[EvaluationRecord]) -> None:
     """Adds to each model's `vlm` figures the gain over the random encoder's, run by run (the same seeds)."""
-    base = next((record for record in records if record.task == "vlm" and record.model.startswith("random")), None)
+    base = next((record for record in records if record.task == "vlm" and _is_random(record.model)), None)
     for record in records:
         if base is None or record.task != "vlm" or record is base:
             continue
         for run, without in zip(record.result.runs, base.result.runs, strict=True):
             run["gain"] = run["accuracy"] - without["accuracy"]
+        record.result.details["gain_over"] = base.model
 
 
 def _draw(record: EvaluationRecord, output: Path | None) -> None:

@@ -3,7 +3,7 @@
 import json
 import platform
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -104,11 +104,15 @@ def versions() -> dict[str, str]:
     return found
 
 
-def save_records(records: Sequence[EvaluationRecord], path: str | Path) -> None:
-    """Writes the records as JSON, under its name when it is whole."""
+def save_records(
+    records: Sequence[EvaluationRecord], path: str | Path, left_out: Mapping[str, str] | None = None
+) -> None:
+    """Writes the records as JSON, under its name when it is whole; `left_out` says what was not measured, and why."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    content = {"versions": versions(), "results": [record.to_dict() for record in records]}
+    content: dict[str, Any] = {"versions": versions(), "results": [record.to_dict() for record in records]}
+    if left_out:
+        content["left_out"] = dict(left_out)
     write_whole(path, lambda part: part.write_text(json.dumps(content, indent=2) + "\n", "utf-8"))
 
 
