@@ -63,6 +63,16 @@ def test_collapsed_embeddings_score_at_chance():
     assert retrieval_chance(4)["R@10"] == 1
 
 
+def test_embeddings_that_are_not_finite_come_last(generator):
+    z = torch.randn(8, 4, generator=generator)
+    some, none = z.clone(), torch.full_like(z, float("nan"))
+    some[3] = float("nan")
+    recalls = retrieval_recall(some, z, readout="zeroshot", ks=(1, 7, 8))
+    assert recalls["text_to_image_R@1"] == recalls["text_to_image_R@7"] == 7 / 8 and recalls["text_to_image_R@8"] == 1
+    assert recalls["image_to_text_R@1"] == pytest.approx((7 + 1 / 8) / 8)  # to that image all texts are the same
+    assert retrieval_recall(none, z, readout="zeroshot", ks=(1,))["text_to_image_R@1"] == pytest.approx(1 / 8)
+
+
 def test_several_captions_an_image():
     """Three images, five captions: an image is found by its best caption, and each caption looks for its image."""
     images = torch.eye(3)

@@ -38,7 +38,8 @@ def retrieval_recall(
     """Recall at k of text-to-image and image-to-text retrieval.
 
     An image with several captions counts as found when any of them is. Equal similarities count at their expected
-    value under a random order, so that a collapsed model scores at chance (`retrieval_chance`) and not at 1.
+    value under a random order, so that a collapsed model scores at chance (`retrieval_chance`) and not at 1, and
+    so does one whose embeddings are not finite: similarities that are NaN come last.
 
     Args:
         image_embeds: Z_V [N_images, D].
@@ -93,6 +94,7 @@ def _hits(scores: Tensor, own: Tensor, ks: Sequence[int]) -> Tensor:
 
     `scores` [queries, candidates]; `own` marks each query's own candidates, which do not stand in each other's way.
     """
+    scores = scores.masked_fill(scores.isnan(), -math.inf)  # NaN compares as equal to nothing: it would be found first
     best = scores.masked_fill(~own, -math.inf).amax(dim=1, keepdim=True)
     ahead = ((scores > best) & ~own).sum(dim=1, keepdim=True)
     tied = ((scores == best) & ~own).sum(dim=1, keepdim=True)
