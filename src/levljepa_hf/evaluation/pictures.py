@@ -141,9 +141,9 @@ def plot_segmentation(
         axes[i].set_title(title, fontsize=9)
     for row, (image, truth, guess) in enumerate(zip(images, labels, predicted, strict=True)):
         first, second, third, legend = axes[4 * row : 4 * row + 4]
-        first.imshow(image.permute(1, 2, 0).clamp(0, 1))
-        second.imshow(palette[truth], interpolation="nearest")
-        third.imshow(palette[guess], interpolation="nearest")
+        first.imshow(image.permute(1, 2, 0).clamp(0, 1).numpy())
+        second.imshow(palette[truth].numpy(), interpolation="nearest")
+        third.imshow(palette[guess].numpy(), interpolation="nearest")
         pixels = torch.bincount(torch.cat([truth.flatten(), guess.flatten()]), minlength=num_classes + 1)
         found = pixels.argsort(descending=True)[: int((pixels > 0).sum())].tolist()
         for line, index in enumerate(found[:max_names]):

@@ -250,6 +250,8 @@ class LabelMaps:
         show_progress: Whether there is a progress bar.
 
     Attributes:
+        size: S.
+        void: K, the number of classes: the value of void in what is read.
         counts: [K + 1] pixels of each class, then of void.
 
     Raises:
@@ -266,13 +268,14 @@ class LabelMaps:
         show_progress: bool = True,
     ) -> None:
         masks = _PreparedMasks(split, encoder.image_processor(transform))
-        shape = (len(masks), encoder.image_size, encoder.image_size)
+        self.size, self.void = encoder.image_size, masks.void
         if cache_dir is not None:
             Path(cache_dir).mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=cache_dir) as file:
-            self._maps = np.memmap(file, np.uint8 if masks.void < 256 else np.int32, "w+", shape=shape)
-        self.void = masks.void
-        self.counts = torch.zeros(masks.void + 1, dtype=torch.int64)
+            self._maps = np.memmap(
+                file, np.uint8 if self.void < 256 else np.int32, "w+", shape=(len(masks), self.size, self.size)
+            )
+        self.counts = torch.zeros(self.void + 1, dtype=torch.int64)
         loader = DataLoader(masks, batch_size=None, num_workers=num_workers)
         for i, labels in enumerate(tqdm(loader, f"reading masks of {split.name}", disable=not show_progress)):
             self._maps[i] = labels
@@ -371,8 +374,7 @@ def _train(
     linear = _initial_heads(tokens.shape[2], maps.void, seeds).to(device)
     heads = _Heads(linear, mean, std, len(seeds), tokens.grid)
     at_pixels = protocol.loss_at == "pixels"
-    size = maps[torch.tensor([0])].shape[-1]
-    cells = size**2 if at_pixels else tokens.shape[1]
+    cells = maps.size**2 if at_pixels else tokens.shape[1]
     optimizer = torch.optim.AdamW(linear.parameters(), lr=protocol.learning_rate, weight_decay=protocol.weight_decay)
     for batch in _batches(len(tokens), protocol, show_progress):
         labels = maps[batch] if at_pixels else _to_patches(maps[batch], tokens.grid)
@@ -380,7 +382,7 @@ def _train(
         optimizer.zero_grad()
         for chunk in _chunks(len(batch), cells * linear.out_features):
             logits = heads.logits(tokens[batch[chunk]])
-            logits = _upsample(logits, size) if at_pixels else logits
+            logits = _upsample(logits, maps.size) if at_pixels else logits
             target = labels[chunk].to(device)[..., None].expand(logits.shape[:4])
             loss = F.cross_entropy(logits.flatten(0, 3), target.flatten(), ignore_index=maps.void, reduction="sum")
             (loss / num_labelled).backward()  # a sum over the runs, each with the gradient of its own mean
@@ -431,12 +433,11 @@ def _score(
         MulticlassConfusionMatrix(maps.void, ignore_index=maps.void, validate_args=False).to(device)
         for _ in range(heads.num_runs)
     ]
-    size = maps[torch.tensor([0])].shape[-1]
     pictures = []
     with tqdm(total=len(tokens), desc="scoring", unit=" images", disable=not show_progress) as bar:
-        for chunk in _chunks(len(tokens), size**2 * heads.linear.out_features):
+        for chunk in _chunks(len(tokens), maps.size**2 * heads.linear.out_features):
             indices = torch.arange(len(tokens))[chunk]
-            predictions = _upsample(heads.logits(tokens[indices]), size).argmax(dim=4)  # [n, S, S, R]
+            predictions = _upsample(heads.logits(tokens[indices]), maps.size).argmax(dim=4)  # [n, S, S, R]
             labels = maps[indices].to(device)
             for run, metric in enumerate(metrics):
                 metric.update(predictions[..., run], labels)
