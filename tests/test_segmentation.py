@@ -379,4 +379,4 @@ def test_a_class_has_its_color_and_void_is_grey(tmp_path):
     grey = (191, 191, 191)
     panel = first[grey]
     assert first[blue] == pytest.approx(3 * panel, rel=0.05)  # one truth and two predictions
-    assert second[blue] == pytest.approx(panel, rel=0.1) and grey not in second
+    assert second[blue] == pytest.approx(panel, rel=0.1) and second.get(grey, 0) < panel / 100
