@@ -115,6 +115,58 @@ def plot_confusion(
     _save(figure, path)
 
 
+def plot_segmentation(
+    images: Tensor,
+    labels: Tensor,
+    predicted: Tensor,
+    class_names: Sequence[str],
+    path: str | Path,
+    max_names: int = 12,
+) -> None:
+    """A row for each image: the image, its true classes, the predicted ones, and their colours.
+
+    Args:
+        images: [N, 3, H, W] in 0..1.
+        labels: [N, H, W] true classes; what is none of the C classes is void, in grey.
+        predicted: [N, H, W] predicted classes.
+        class_names: C names. A class has the same colour in every picture of C classes or more.
+        path: where to write the PNG.
+        max_names: names in a row, those of the classes with the most pixels.
+    """
+    num_classes = len(class_names)
+    palette = torch.cat([_class_colors(num_classes), torch.tensor([[0.75, 0.75, 0.75]])])
+    labels = torch.where((labels >= 0) & (labels < num_classes), labels, num_classes).long()
+    figure, axes = _figure(4 * len(images), columns=4, side=2.2)
+    for i, title in enumerate(("image", "truth", "prediction")):
+        axes[i].set_title(title, fontsize=9)
+    for row, (image, truth, guess) in enumerate(zip(images, labels, predicted, strict=True)):
+        first, second, third, legend = axes[4 * row : 4 * row + 4]
+        first.imshow(image.permute(1, 2, 0).clamp(0, 1).numpy())
+        second.imshow(palette[truth].numpy(), interpolation="nearest")
+        third.imshow(palette[guess].numpy(), interpolation="nearest")
+        pixels = torch.bincount(torch.cat([truth.flatten(), guess.flatten()]), minlength=num_classes + 1)
+        found = pixels.argsort(descending=True)[: int((pixels > 0).sum())].tolist()
+        for line, index in enumerate(found[:max_names]):
+            y = 1 - (line + 0.5) / max_names
+            legend.scatter([0.04], [y], marker="s", s=40, color=[palette[index].tolist()], clip_on=False)
+            legend.text(0.12, y, [*class_names, "void"][index], va="center", fontsize=7)
+        if len(found) > max_names:
+            legend.text(0.12, -0.04, f"and {len(found) - max_names} more", va="center", fontsize=7)
+        legend.set(xlim=(0, 1), ylim=(0, 1))
+    _save(figure, path, axes_off=True)
+
+
+def _class_colors(num_classes: int) -> Tensor:
+    """[C, 3] in 0..1: hues a golden angle apart, in nine shades, none of them grey."""
+    from matplotlib.colors import hsv_to_rgb
+
+    index = torch.arange(num_classes)
+    hue = (0.618034 * index) % 1
+    saturation = torch.tensor([0.75, 0.95, 0.5])[index % 3]
+    value = torch.tensor([0.9, 0.65, 0.45])[index // 3 % 3]
+    return torch.from_numpy(hsv_to_rgb(torch.stack([hue, saturation, value], dim=1).numpy())).float()
+
+
 def _figure(num_axes: int, columns: int, side: float):
     """A figure (sides in inches) and its axes in reading order."""
     try:
@@ -135,4 +187,12 @@ def _save(figure, path: str | Path, axes_off: bool = False) -> None:
     figure.savefig(path, dpi=120)
 
 
-__all__ = ["LOSS_TERMS", "patch_pca", "plot_confusion", "plot_losses", "plot_nearest", "plot_patch_pca"]
+__all__ = [
+    "LOSS_TERMS",
+    "patch_pca",
+    "plot_confusion",
+    "plot_losses",
+    "plot_nearest",
+    "plot_patch_pca",
+    "plot_segmentation",
+]
