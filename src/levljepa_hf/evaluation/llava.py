@@ -106,9 +106,9 @@ def bridge_parameters(llava: LlavaForConditionalGeneration) -> list[nn.Parameter
 def read_normed_tokens(llava: LlavaForConditionalGeneration) -> LlavaForConditionalGeneration:
     """Makes a LLaVA with a LeVLJEPA tower read the tokens after the tower's final norm; returns the same model.
 
-    `vision_feature_layer=-1` alone reads the last block's output, before that norm. Nothing is added to the weights, so
-    checkpoints are LLaVA's own; call it again after loading one. It serves every tower whose `last_hidden_state` is
-    after the final norm and token by token, as SigLIP's, DINOv2's and ViT's; CLIP's is not.
+    `vision_feature_layer=-1` alone reads the last block's output, before that norm. Nothing is added to the weights,
+    so checkpoints are LLaVA's own; call it again after loading one. It serves every tower whose `last_hidden_state`
+    is after the final norm, as SigLIP's, DINOv2's and ViT's; CLIP's is not.
 
     Raises:
         ValueError: if the configuration does not read the last layer.
@@ -211,8 +211,8 @@ def generate_answers(
 class AnswerTree:
     """Candidate answers as token ids, merged where they begin alike, so that one pass scores all of them.
 
-    The tree's nodes follow the prompt in one sequence; each pays attention to the prompt, to the nodes before it in its
-    own answers, and to itself. That is a forward pass of each answer on its own, with what they share computed once.
+    The tree's nodes follow the prompt in one sequence; each pays attention to the prompt, to the nodes before it in
+    its own answers, and to itself. That equals a pass of each answer on its own; what they share is computed once.
 
     Args:
         candidates: K answers as token ids.
