@@ -3,8 +3,10 @@
 The pictures themselves are not compared with stored ones: the drawings change with OpenMoji's releases.
 """
 
+import hashlib
 import random
 import sys
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -13,17 +15,23 @@ from PIL import Image
 
 from levljepa_hf import scenes
 from levljepa_hf.scenes import (
+    BACKGROUND_CORRELATION,
     BACKGROUND_NAMES,
+    BACKGROUNDS_PER_CLASS,
     CLASS_NAMES,
     POSITION_NAMES,
+    BackgroundScenes,
     Scene,
     SceneDataset,
     SceneObject,
+    class_backgrounds,
     class_prompts,
     describe_scene,
     load_scenes,
+    mixed_scene,
     render_scene,
     sample_scene,
+    scene_questions,
 )
 
 
@@ -72,6 +80,13 @@ def test_a_scene_is_a_function_of_seed_split_and_index():
         assert np.array_equal(pixels(first[i]), pixels(again[i])) and first[i]["captions"] == again[i]["captions"]
         assert np.array_equal(pixels(first[i]), pixels(longer[i]))
         assert first.scene(i) != other.scene(i)
+
+
+def test_scenes_are_those_of_earlier_versions():
+    """Figures of one version are to be compared with those of another. The drawings are OpenMoji's own affair."""
+    dataset = SceneDataset("test", 50, seed=1, pair_fraction=0.5)
+    drawn = repr([dataset._draw(i) for i in range(50)])
+    assert hashlib.sha256(drawn.encode()).hexdigest()[:16] == "5836e7e3c119a0f2"
 
 
 def test_splits_share_no_rendering():
@@ -193,6 +208,102 @@ def test_main_writes_the_three_splits(tmp_path, capsys):
     with pytest.raises(SystemExit):
         scenes.main([str(tmp_path / "scenes"), "--image-size", "8"])
     assert "image_size=8" in capsys.readouterr().err
+
+
+def test_mixing_changes_the_background_and_nothing_else():
+    scene, other = (sample_scene(random.Random(seed), pair_fraction=1) for seed in (0, 1))
+    assert scene.background != other.background
+    (image, mask), (foreign, _), (mixed, mixed_mask) = (
+        render_scene(one, 48) for one in (scene, other, mixed_scene(scene, other))
+    )
+    assert np.array_equal(mask, mixed_mask) and mask.any()
+    covered = np.max([np.asarray(scenes._paint_object(thing, 48))[..., 3] for thing in scene.objects], axis=0)
+    opaque, free = covered == 255, covered == 0
+    assert opaque.sum() > 0.5 * (mask > 0).sum()
+    assert np.array_equal(np.asarray(mixed)[opaque], np.asarray(image)[opaque])
+    bare = scenes._paint_background(other.background, other.texture_seed, 48)
+    assert np.array_equal(np.asarray(mixed)[free], bare[free])
+    assert not np.array_equal(np.asarray(mixed)[free], np.asarray(image)[free])
+
+
+def test_variants_show_the_same_objects_on_other_backgrounds():
+    plain = SceneDataset("test", 300, 32, pair_fraction=0)
+    variants = {name: BackgroundScenes("test", 300, 32, variant=name) for name in BackgroundScenes.VARIANTS}
+    assert all(variants[name].scene(i).objects == plain.scene(i).objects for name in variants for i in range(300))
+    drawn = {name: [dataset.scene(i) for i in range(300)] for name, dataset in variants.items()}
+    for first, second in (("original", "mixed_same"), ("original", "mixed_rand"), ("mixed_same", "mixed_rand")):
+        same = [a.texture_seed == b.texture_seed for a, b in zip(drawn[first], drawn[second], strict=True)]
+        assert not any(same)
+    item = variants["mixed_rand"][5]
+    assert BACKGROUND_NAMES[item["background"]] in item["captions"][0]
+    assert item["background"] == drawn["mixed_rand"][5].background
+
+
+def test_backgrounds_tell_of_the_class_unless_they_are_mixed_at_random():
+    assert {len(set(class_backgrounds(label))) for label in range(60)} == {BACKGROUNDS_PER_CLASS}
+    shares = {}
+    for name in BackgroundScenes.VARIANTS:
+        dataset = BackgroundScenes("train", 2000, 32, variant=name)
+        drawn = [dataset.scene(i) for i in range(2000)]
+        shares[name] = np.mean([s.background in class_backgrounds(s.objects[0].label) for s in drawn])
+    chance = BACKGROUNDS_PER_CLASS / len(BACKGROUND_NAMES)
+    own = BACKGROUND_CORRELATION + (1 - BACKGROUND_CORRELATION) * chance
+    assert abs(shares["original"] - own) < 0.03 and abs(shares["mixed_same"] - own) < 0.03
+    assert abs(shares["mixed_rand"] - chance) < 0.03
+
+
+def test_background_scenes_are_a_function_of_seed_split_index_and_variant():
+    first, longer = BackgroundScenes("train", 5, 32, seed=2), BackgroundScenes("train", 9, 32, seed=2)
+    assert all(np.array_equal(pixels(first[i]), pixels(longer[i])) for i in range(5))
+    assert BackgroundScenes("train", 5, 32, seed=3).scene(0) != first.scene(0)
+    with pytest.raises(ValueError, match="Unknown variant 'mixed': take one of original, mixed_same, mixed_rand"):
+        BackgroundScenes(variant="mixed")
+
+
+def test_questions_are_true_of_the_scene():
+    """Against the mask and the first caption, not the scene that they are made of."""
+    dataset = SceneDataset("test", 120, 48, pair_fraction=0.5)
+    asked = Counter()
+    for i in range(len(dataset)):
+        item, questions = dataset[i], scene_questions(dataset.scene(i), random.Random(i))
+        shown = {
+            CLASS_NAMES[value - 1]: np.argwhere(item["mask"] == value).mean(axis=0) / 48
+            for value in np.unique(item["mask"])
+            if value
+        }  # to (row, column) of the centre
+        for text, answer, kind in questions:
+            words = text.removesuffix("?")
+            asked[" ".join(words.split()[:2]) if text.startswith(("Is", "Where")) else words, kind] += 1
+            if text.startswith("Is there"):
+                name = words.removeprefix("Is there a").removesuffix(" in the picture").removeprefix("n ").strip()
+                assert name in CLASS_NAMES and (name in shown) == (answer == "yes")
+            elif text.startswith("How many"):
+                assert answer == str(len(shown))
+            elif "color" in text:
+                assert answer in BACKGROUND_NAMES[item["background"]].split()
+            elif text.startswith("Where"):
+                row, column = shown[words.removeprefix("Where is the ")]
+                assert not ("left" in answer and column > 0.5) and not ("right" in answer and column < 0.5)
+                assert not (("upper" in answer or answer == "top") and row > 0.5)
+                assert not (("lower" in answer or answer == "bottom") and row < 0.5)
+            else:
+                axis = 1 if text in ("What is on the left?", "What is on the right?") else 0
+                others = [center[axis] for name, center in shown.items() if name != answer]
+                ahead = text in ("What is on the left?", "What is at the top?")
+                assert all((shown[answer][axis] < other) == ahead for other in others)
+    assert asked["Is there", "yes/no"] == 240 and asked["How many objects are there", "number"] == 120
+    assert {what for what, kind in asked if kind == "other"} == {
+        "What color is the background",
+        "What is at the bottom",
+        "What is at the top",
+        "What is in the picture",
+        "What is on the left",
+        "What is on the right",
+        "Where is",
+    }
+    scene = dataset.scene(0)
+    assert scene_questions(scene, random.Random(0)) == scene_questions(scene, random.Random(0))
+    assert scene_questions(scene, random.Random(0)) != scene_questions(scene, random.Random(1))
 
 
 @pytest.mark.parametrize(

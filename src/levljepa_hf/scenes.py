@@ -11,6 +11,9 @@ captions it.
 
     python -m levljepa_hf.scenes runs/scenes  # train, validation and test on disk, for training/pretrain.py
 
+For evaluation, `BackgroundScenes` ties backgrounds to classes and mixes them, and `scene_questions` asks what is
+where.
+
 Splits hold the same classes and backgrounds in different renderings: scene `index` of a split is drawn from a
 generator seeded with (seed, split, index), so the splits share no rendering, and a longer split starts with the scenes
 of a shorter one.
@@ -24,9 +27,9 @@ import io
 import math
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -106,7 +109,16 @@ _PAIR_TEMPLATES = (
     ("a picture of {thing} and {other}", "{thing} and {other} on {background}"),
     (PROMPT_TEMPLATE.format("{thing} and {other}"),),
 )
+# Of the objects of a scene, in their order, by its relation.
+_QUESTION_PLACES = {
+    None: ("in the picture",),
+    "horizontal": ("on the left", "on the right"),
+    "vertical": ("at the top", "at the bottom"),
+}
 _RELATIONS = {"horizontal": ("to the left of", "to the right of"), "vertical": ("above", "below")}
+
+BACKGROUNDS_PER_CLASS = 4  # of the 48, in `BackgroundScenes`: about 5 of the 60 classes share each
+BACKGROUND_CORRELATION = 0.9  # share of its scenes whose background is of the class's own
 
 _SPRITE_SIDE = 192  # pixels of a drawing's longest side; larger objects are magnified
 _STEPS = np.linspace(0, 1, 256, dtype=np.float32)[:, None]  # of a background between its two shades
@@ -200,6 +212,41 @@ def describe_scene(scene: Scene, rng: random.Random) -> list[str]:
         templates = _PAIR_TEMPLATES
         words["relation"], words["inverse"] = _RELATIONS[scene.relation]
     return [rng.choice(kind).format(**words) for kind in templates]
+
+
+class SceneQuestion(NamedTuple):
+    """A question about a scene. `kind` is that of VQAv2's answers: "yes/no", "number" or "other"."""
+
+    text: str
+    answer: str
+    kind: str
+
+
+def scene_questions(scene: Scene, rng: random.Random) -> list[SceneQuestion]:
+    """Six questions: what is there (yes), what is not (no), how many, which colour, where, what.
+
+    As many answers are yes as no. The class that is not there is drawn uniformly among the others, as in POPE's
+    setting "random" (arXiv 2305.10355). Its others, "popular" and "adversarial", need classes that are frequent or
+    occur together, and here none do.
+    """
+    labels = [thing.label for thing in scene.objects]
+    absent = rng.choice([label for label in range(len(CLASS_NAMES)) if label not in labels])
+    asked = rng.choice(scene.objects)
+    shown, place = rng.choice(list(zip(scene.objects, _QUESTION_PLACES[scene.relation], strict=True)))
+
+    def presence(label: int) -> str:
+        return f"Is there {with_article(CLASS_NAMES[label])} in the picture?"
+
+    return [
+        SceneQuestion(presence(rng.choice(labels)), "yes", "yes/no"),
+        SceneQuestion(presence(absent), "no", "yes/no"),
+        SceneQuestion("How many objects are there?", str(len(labels)), "number"),
+        SceneQuestion("What color is the background?", list(_COLORS)[scene.background % len(_COLORS)], "other"),
+        SceneQuestion(
+            f"Where is the {CLASS_NAMES[asked.label]}?", POSITION_NAMES[asked.position].rpartition(" the ")[2], "other"
+        ),
+        SceneQuestion(f"What is {place}?", CLASS_NAMES[shown.label], "other"),
+    ]
 
 
 # ---------------------------------------------------------------------------------------------------------- painting
@@ -425,6 +472,71 @@ class SceneDataset(Dataset):
         return ArrowDataset.from_dict(columns, features=features)
 
 
+def class_backgrounds(label: int) -> tuple[int, ...]:
+    """The backgrounds of a class in `BackgroundScenes`, indices into BACKGROUND_NAMES; the same for every seed."""
+    rng = random.Random(f"backgrounds/{label}")
+    return tuple(rng.sample(range(len(BACKGROUND_NAMES)), BACKGROUNDS_PER_CLASS))
+
+
+def mixed_scene(scene: Scene, other: Scene) -> Scene:
+    """The objects of `scene` on the background of `other`.
+
+    It is painted anew, so the objects' edges blend with the background they stand on, and nothing is left of the old
+    one. What an object covers fully keeps its pixels, and the mask stays.
+    """
+    return replace(scene, background=other.background, texture_seed=other.texture_seed)
+
+
+class BackgroundScenes(SceneDataset):
+    """Scenes of one object whose background tells of its class, and the same objects on other backgrounds.
+
+    After ImageNet-9 (arXiv 2006.09994): what a probe of "original" scenes loses on mixed ones is what it read in the
+    background. In `SceneDataset` class and background are independent, so there would be nothing to lose. Here a class
+    has BACKGROUNDS_PER_CLASS backgrounds (`class_backgrounds`), and its scene stands on one of them with probability
+    BACKGROUND_CORRELATION, else on any of the 48.
+
+    Item `index` shows the object of item `index` of `SceneDataset(split, ..., pair_fraction=0)` in every variant, and
+    its captions say which background it stands on.
+
+    Args:
+        split, num_scenes, image_size, seed: as of `SceneDataset`.
+        variant: "original"; "mixed_same", on the background of another scene of the class; or "mixed_rand", on that of
+            a scene of a random class, drawn uniformly among all 60.
+        options: the others of `SceneDataset`.
+
+    Raises:
+        ValueError: if the variant is unknown, or as `SceneDataset`.
+    """
+
+    VARIANTS = ("original", "mixed_same", "mixed_rand")
+
+    def __init__(
+        self,
+        split: str = "train",
+        num_scenes: int = 10_000,
+        image_size: int = 64,
+        seed: int = 0,
+        *,
+        variant: str = "original",
+        **options: Any,
+    ) -> None:
+        if variant not in self.VARIANTS:
+            raise ValueError(f"Unknown variant {variant!r}: take one of {', '.join(self.VARIANTS)}.")
+        super().__init__(split, num_scenes, image_size, seed, pair_fraction=0, **options)
+        self.variant = variant
+
+    def _draw(self, index: int) -> tuple[Scene, list[str]]:
+        scene, _ = super()._draw(index)
+        label = scene.objects[0].label
+        rng = random.Random(f"{self.seed}/{self.split}/{index}/{self.variant}")
+        if self.variant == "mixed_rand":
+            label = rng.randrange(len(CLASS_NAMES))
+        own = rng.random() < BACKGROUND_CORRELATION
+        background = rng.choice(class_backgrounds(label) if own else range(len(BACKGROUND_NAMES)))
+        scene = mixed_scene(scene, Scene((), background, texture_seed=rng.getrandbits(32)))
+        return scene, describe_scene(scene, rng)
+
+
 def _png(image: Image.Image) -> bytes:
     buffer = io.BytesIO()
     image.save(buffer, "PNG", compress_level=1)
@@ -464,19 +576,26 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 __all__ = [
+    "BACKGROUNDS_PER_CLASS",
+    "BACKGROUND_CORRELATION",
     "BACKGROUND_NAMES",
     "CLASS_NAMES",
     "POSITION_NAMES",
     "PROMPT_TEMPLATE",
     "SPLITS",
+    "BackgroundScenes",
     "Scene",
     "SceneDataset",
     "SceneObject",
+    "SceneQuestion",
+    "class_backgrounds",
     "class_prompts",
     "describe_scene",
     "load_scenes",
+    "mixed_scene",
     "render_scene",
     "sample_scene",
+    "scene_questions",
     "with_article",
 ]
 
