@@ -177,10 +177,15 @@ def answer_loss(
         **batch._asdict(),
         pixel_values=tokens.to(device),
         labels=labels,
-        logits_to_keep=kept,
+        logits_to_keep=_last(kept, batch.input_ids),
         num_items_in_batch=num_tokens or sum(map(len, answers)),
         use_cache=False,
     ).loss
+
+
+def _last(num: int, input_ids: Tensor) -> Tensor:
+    """The last positions. Their number alone would have LLaVA take a view, which costs a copy of the head a row."""
+    return torch.arange(input_ids.shape[1] - num, input_ids.shape[1], device=input_ids.device)
 
 
 @torch.no_grad()
@@ -258,12 +263,13 @@ class AnswerTree:
         sees[:, length:, length:] = self.sees
         mask = torch.zeros(sees.shape, dtype=embeddings.dtype).masked_fill(~sees, torch.finfo(embeddings.dtype).min)
         node_ids, depth = (one.to(embeddings.device).expand(num, -1) for one in (self.input_ids, self.depth))
+        input_ids = torch.cat([batch.input_ids, node_ids], dim=1)
         logits = llava(
-            input_ids=torch.cat([batch.input_ids, node_ids], dim=1),
+            input_ids=input_ids,
             attention_mask=mask[:, None].to(embeddings.device),
             position_ids=torch.cat([batch.position_ids, batch.attention_mask.sum(dim=1, keepdim=True) + depth], dim=1),
             pixel_values=tokens.to(embeddings.device),
-            logits_to_keep=size + 1,
+            logits_to_keep=_last(size + 1, input_ids),
             use_cache=False,
         ).logits
         rows = torch.tensor([row for at in self.at for row in at], device=logits.device)
