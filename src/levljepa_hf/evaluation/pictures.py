@@ -1,5 +1,6 @@
 """Pictures of a run and of its evaluation: losses, PCA of patch features, nearest images, confusion matrix."""
 
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -167,6 +168,36 @@ def _class_colors(num_classes: int) -> Tensor:
     return torch.from_numpy(hsv_to_rgb(torch.stack([hue, saturation, value], dim=1).numpy())).float()
 
 
+def plot_answers(
+    images: Sequence[Image.Image],
+    questions: Sequence[str],
+    answers: Sequence[str],
+    truths: Sequence[str],
+    scores: Sequence[float],
+    path: str | Path,
+) -> None:
+    """Images with a question each, what was answered (green where it counts as right, else red) and the truth.
+
+    Args:
+        images: N images.
+        questions: N questions.
+        answers: N answers given.
+        truths: N right answers.
+        scores: Of each answer, in 0..1; from a half on it is right.
+        path: where to write the PNG.
+    """
+    figure, axes = _figure(len(images), columns=min(4, len(images)), side=2.4)
+    rows = zip(axes, images, questions, answers, truths, scores, strict=False)  # the last row may have room
+    for axis, image, question, answer, truth, score in rows:
+        axis.imshow(image)
+        axis.set_title(textwrap.fill(question, 34), fontsize=8, loc="left")
+        said = answer or "(nothing)"
+        note = said if score >= 0.5 else f"{said}, not {truth}"
+        color = "#1a7a3a" if score >= 0.5 else "#b3261e"
+        axis.text(0, -0.03, textwrap.fill(note, 34), color=color, fontsize=8, va="top", transform=axis.transAxes)
+    _save(figure, path, axes_off=True)
+
+
 def _figure(num_axes: int, columns: int, side: float):
     """A figure (sides in inches) and its axes in reading order."""
     try:
@@ -190,6 +221,7 @@ def _save(figure, path: str | Path, axes_off: bool = False) -> None:
 __all__ = [
     "LOSS_TERMS",
     "patch_pca",
+    "plot_answers",
     "plot_confusion",
     "plot_losses",
     "plot_nearest",
