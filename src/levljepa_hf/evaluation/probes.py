@@ -3,8 +3,9 @@
     result = evaluate_linear_probe(encoder, train, test)  # the paper's protocol, three runs
     result.metrics["top1"]
 
-The linear probe is the paper's (arXiv 2607.00784): the class token after the final norm, without heads, to unit length,
-standardised per dimension, one linear layer. The nearest neighbours vote as in DINO (arXiv 2104.14294).
+The linear probe is the paper's (arXiv 2607.00784): the class token after the final norm, without heads, brought to
+unit length and standardised per dimension, then one linear layer. The nearest neighbours vote as in DINO (arXiv
+2104.14294).
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -170,8 +171,8 @@ def hold_out(labels: Tensor, share: float, seed: int = 0) -> tuple[Tensor, Tenso
         kept.append(of_class[num_held:])
     if not any(map(len, held)):
         raise ValueError(
-            "No class has two training images, so none can be held out to choose a learning rate: give more images, or "
-            "one learning rate."
+            "No class has two training images, so none can be held out to choose a learning rate: give more images, "
+            "or one learning rate."
         )
     return torch.cat(kept).sort().values, torch.cat(held).sort().values
 
@@ -193,8 +194,8 @@ def run_linear_probes(
 ) -> tuple[list[ProbeRun], dict[str, Tensor]]:
     """Trains a probe for each seed and applies it to the test splits.
 
-    Of several learning rates, each run takes the one that is best on its held-out training images, the first of equals;
-    then all of them are trained on the whole training split.
+    Of several learning rates, each run takes the one that is best on its held-out training images, the first of
+    equals; then all of them are trained on the whole training split.
 
     Returns:
         The runs, and the labels [N] of each test split.
@@ -294,7 +295,9 @@ def class_labels(train: EvaluationSplit, *tests: EvaluationSplit) -> list[Tensor
         other = split.require("class_names")
         if tuple(other) != tuple(names):
             places = [i for i, pair in enumerate(zip(names, other, strict=False)) if pair[0] != pair[1]]
-            where = f"class {places[0]} is {names[places[0]]!r} and {other[places[0]]!r}" if places else "the first agree"
+            where = "the first ones agree"
+            if places:
+                where = f"class {places[0]} is {names[places[0]]!r} and {other[places[0]]!r}"
             raise ValueError(
                 f"{train.name} has {len(names)} classes and {split.name} has {len(other)}, and they differ ({where}): "
                 "labels mean nothing across the two. Give both the same class names in the same order."
@@ -306,8 +309,8 @@ def class_labels(train: EvaluationSplit, *tests: EvaluationSplit) -> list[Tensor
             raise ValueError(f"{split.name} has no images: choose another split, or more samples.")
         if labels.min() < 0 or labels.max() >= len(names):
             raise ValueError(
-                f"The labels of {split.name} run from {labels.min()} to {labels.max()}, and it has {len(names)} classes: "
-                "choose a split whose labels are published, and give the class names in the order of the labels."
+                f"The labels of {split.name} run from {labels.min()} to {labels.max()}, and it has {len(names)} "
+                "classes: choose a split whose labels are published, and give the class names in the labels' order."
             )
         found.append(labels)
     return found
@@ -363,8 +366,8 @@ def probe_features(encoder: Encoder, split: EvaluationSplit, features: str = "cl
     broken = int((~found.isfinite()).any(dim=1).sum())
     if broken:
         raise ValueError(
-            f"The features of {broken} of {len(found)} images of {split.name} are not finite: {encoder.name} is broken, "
-            f"or {encoder.dtype} is too narrow for it; try dtype float32."
+            f"The features of {broken} of {len(found)} images of {split.name} are not finite: {encoder.name} is "
+            f"broken, or {encoder.dtype} is too narrow for it; try float32."
         )
     return found
 
@@ -413,7 +416,7 @@ def knn_vote(
     temperature: float = KNNProtocol().temperature,
     chunk_elements: int = _CHUNK_ELEMENTS,
 ) -> dict[int, Votes]:
-    """The vote of the k training images most similar to each test image, each weighted by exp(similarity / temperature).
+    """The vote of the k training images most similar to each test image, weighted by exp(similarity / temperature).
 
     Of equally similar images the first come first, of classes with equal votes too, and a class that no neighbour
     votes for is not among the answers. Everything runs where `train` is.
@@ -502,7 +505,7 @@ def evaluate_knn(
     x_train, x_test = (probe_features(encoder, split, **feature_options) for split in (train, test))
     votes = knn_vote(x_train.to(encoder.device), y_train, x_test, y_test, num_classes, ks, protocol.temperature)
     tops = [top for top in (1, 5) if top <= num_classes]
-    metrics = {f"k{k}_top{top}": (votes[k].rank < top).float().mean().item() for k in ks for top in tops}
+    metrics = {f"k{k}_top{top}": (votes[k].rank < top).double().mean().item() for k in ks for top in tops}
     drawn = 20 if 20 in ks else ks[0]
     return TaskResult(
         runs=[metrics],
