@@ -116,6 +116,7 @@ def plot_confusion(
     _save(figure, path)
 
 
+<<<<<<< HEAD
 def plot_segmentation(
     images: Tensor,
     labels: Tensor,
@@ -196,6 +197,34 @@ def plot_answers(
         color = "#1a7a3a" if score >= 0.5 else "#b3261e"
         axis.text(0, -0.03, textwrap.fill(note, 34), color=color, fontsize=8, va="top", transform=axis.transAxes)
     _save(figure, path, axes_off=True)
+=======
+def plot_bars(
+    names: Sequence[str],
+    values: Sequence[float],
+    path: str | Path,
+    errors: Sequence[float] | None = None,
+    chance: float | None = None,
+    label: str = "accuracy",
+) -> None:
+    """Fractions as bars, with their values in percent above.
+
+    Args:
+        names: M names.
+        values: M fractions.
+        path: where to write the PNG.
+        errors: M spreads, drawn around the values.
+        chance: what guessing scores, drawn as a line.
+        label: what the values are.
+    """
+    figure, (axis,) = _figure(1, columns=1, side=3.5)
+    bars = axis.bar(names, values, yerr=errors, capsize=4, width=0.6, color="#1f5fa8", ecolor="#7f7f7f")
+    axis.bar_label(bars, [f"{100 * value:.1f}" for value in values], padding=2)
+    if chance is not None:
+        axis.axhline(chance, color="#c44e52", linestyle="--", linewidth=1)
+        axis.text(1.01, chance, "chance", transform=axis.get_yaxis_transform(), va="center", fontsize=8)
+    axis.set(ylabel=label, ylim=(0, 1.05))
+    _save(figure, path)
+>>>>>>> 4352eec92ad9a2fa52d9b43fd02b8e169eb9da3c
 
 
 def _figure(num_axes: int, columns: int, side: float):
@@ -218,6 +247,7 @@ def _save(figure, path: str | Path, axes_off: bool = False) -> None:
     figure.savefig(path, dpi=120)
 
 
+<<<<<<< HEAD
 __all__ = [
     "LOSS_TERMS",
     "patch_pca",
@@ -228,3 +258,6 @@ __all__ = [
     "plot_patch_pca",
     "plot_segmentation",
 ]
+=======
+__all__ = ["LOSS_TERMS", "patch_pca", "plot_bars", "plot_confusion", "plot_losses", "plot_nearest", "plot_patch_pca"]
+>>>>>>> 4352eec92ad9a2fa52d9b43fd02b8e169eb9da3c

@@ -1,0 +1,541 @@
+"""How well classes can be told apart in frozen features: a linear probe, and the nearest neighbours.
+
+    result = evaluate_linear_probe(encoder, train, test)  # the paper's protocol, three runs
+    result.metrics["top1"]
+
+The linear probe is the paper's (arXiv 2607.00784): the class token after the final norm, without heads, brought to
+unit length and standardised per dimension, then one linear layer. The nearest neighbours vote as in DINO (arXiv
+2104.14294).
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from . import _extra  # noqa: F401  isort: skip  (says what to install)
+import torch
+import torch.nn.functional as F
+from sklearn.metrics import recall_score
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from .datasets import EvaluationSplit
+from .encoders import Encoder
+from .features import pooled_features
+from .pictures import plot_confusion
+from .results import TaskResult
+from .zero_shot import top_k_accuracy
+
+FEATURES = {"cls": ("cls",), "mean": ("mean",), "both": ("cls", "mean")}
+_CHUNK_ELEMENTS = 2**26  # similarities held at a time: 256 MiB
+
+
+# The linear probe
+
+
+@dataclass(frozen=True)
+class LinearProbeProtocol:
+    """The paper's: AdamW, learning rate 0.1, weight decay 1e-4, batches of 4096, 50 epochs, a constant learning rate.
+
+    `levljepa evaluate linear-probe` makes options of the fields.
+    """
+
+    features: str = field(
+        default="cls",
+        metadata={"help": "cls (class token), mean (of the patch tokens) or both; each is brought to unit length."},
+    )
+    learning_rates: list[float] = field(
+        default_factory=lambda: [0.1],
+        metadata={"help": "One, or several to choose from on a held-out part of the training images."},
+    )
+    weight_decay: float = field(default=1e-4, metadata={"help": "Of AdamW."})
+    batch_size: int = field(default=4096, metadata={"help": "Images in a step."})
+    epochs: int = field(default=50, metadata={"help": "Passes over the training images."})
+    bias: bool = field(default=True, metadata={"help": "Whether the linear layer has a bias."})
+    held_out: float = field(
+        default=0.1, metadata={"help": "Share of each class's training images on which a learning rate is chosen."}
+    )
+
+    def __post_init__(self) -> None:
+        if self.features not in FEATURES:
+            raise ValueError(f"features={self.features!r} is unknown: use one of {', '.join(FEATURES)}.")
+        if not self.learning_rates or not all(rate > 0 for rate in self.learning_rates):
+            raise ValueError(f"learning_rates={self.learning_rates} must be one or several numbers above 0.")
+        if len(set(self.learning_rates)) < len(self.learning_rates):
+            raise ValueError(f"learning_rates={self.learning_rates} names one twice: give each once.")
+        if self.weight_decay < 0:
+            raise ValueError(f"weight_decay={self.weight_decay} must be 0 or more.")
+        if self.batch_size < 1 or self.epochs < 1:
+            raise ValueError(f"batch_size={self.batch_size} and epochs={self.epochs} must be at least 1.")
+        if not 0 < self.held_out < 1:
+            raise ValueError(f"held_out={self.held_out} must be a share between 0 and 1.")
+
+
+@dataclass(frozen=True)
+class LinearProbes:
+    """Linear classifiers of K classes on standardised features, one for each of R learning rates."""
+
+    mean: Tensor  # [C], of the training features
+    std: Tensor  # [C]
+    weights: list[Tensor]  # R of [K, C]
+    biases: list[Tensor]  # R of [K], or none
+
+    @torch.no_grad()
+    def scores(self, features: Tensor, index: int = 0, chunk_size: int = 4096) -> Tensor:
+        """Logits [N, K] on the CPU, of features [N, C], from the classifier of the learning rate `index`."""
+        bias = self.biases[index] if self.biases else None
+        chunks = (self.standardized(chunk) for chunk in features.split(chunk_size))
+        return torch.cat([F.linear(chunk, self.weights[index], bias).cpu() for chunk in chunks])
+
+    def standardized(self, features: Tensor) -> Tensor:
+        """Features [n, C] with the mean and the standard deviation of the training features taken out."""
+        return (features.to(self.mean.device, non_blocking=True) - self.mean) / self.std
+
+
+def train_linear_probes(
+    features: Tensor,
+    labels: Tensor,
+    num_classes: int,
+    protocol: LinearProbeProtocol,
+    seed: int = 0,
+    device: str | torch.device = "cpu",
+    show_progress: bool = True,
+) -> LinearProbes:
+    """Trains a linear classifier at each learning rate, all in one pass over the data.
+
+    They start from the same weights and see the same batches, and none meets another's gradient: each becomes what it
+    would become alone. The features move to the device once, where they fit into half of what is free.
+
+    Args:
+        features: [N, C] float32.
+        labels: [N] classes, integers below `num_classes`.
+        num_classes: K.
+        protocol: Constants of the optimisation.
+        seed: Of the first weights and of the order of the samples.
+        device: Where it is trained.
+        show_progress: Whether a bar shows the epochs.
+    """
+    device = torch.device(device)
+    generator = torch.Generator().manual_seed(seed)
+    bound = features.shape[1] ** -0.5  # as `torch.nn.Linear`
+    weight = torch.empty(num_classes, features.shape[1]).uniform_(-bound, bound, generator=generator)
+    bias = torch.empty(num_classes).uniform_(-bound, bound, generator=generator)
+
+    std, mean = torch.std_mean(features, dim=0, correction=0)
+    rates = protocol.learning_rates
+    weights = [weight.to(device, copy=True).requires_grad_() for _ in rates]
+    biases = [bias.to(device, copy=True).requires_grad_() for _ in rates] if protocol.bias else []
+    probes = LinearProbes(mean.to(device), std.clamp(min=1e-8).to(device), weights, biases)
+    groups = [{"params": [weights[i], *biases[i : i + 1]], "lr": rate} for i, rate in enumerate(rates)]
+    optimizer = torch.optim.AdamW(groups, weight_decay=protocol.weight_decay)
+
+    features, labels = _on_device_if_it_fits(features, device), labels.to(device)
+    for _ in tqdm(range(protocol.epochs), "linear probe", unit=" epochs", disable=not show_progress):
+        for indices in torch.randperm(len(features), generator=generator).split(protocol.batch_size):
+            x = probes.standardized(features[indices.to(features.device)])  # [n, C]
+            logits = F.linear(x, torch.cat(weights), torch.cat(biases) if biases else None)  # [n, R K]
+            targets = labels[indices.to(device)]
+            losses = [F.cross_entropy(one, targets) for one in logits.split(num_classes, dim=1)]
+            optimizer.zero_grad()
+            torch.stack(losses).sum().backward()
+            optimizer.step()
+    return LinearProbes(probes.mean, probes.std, [w.detach() for w in weights], [b.detach() for b in biases])
+
+
+def _on_device_if_it_fits(features: Tensor, device: torch.device) -> Tensor:
+    if device.type == "cuda" and features.nbytes > torch.cuda.mem_get_info(device)[0] / 2:
+        return features
+    return features.to(device)
+
+
+def hold_out(labels: Tensor, share: float, seed: int = 0) -> tuple[Tensor, Tensor]:
+    """Splits samples class by class: indices of those to train on, and of those held out.
+
+    Of each class with two samples or more, `share` is held out, at least one sample and never all.
+
+    Args:
+        labels: [N] classes.
+        share: Between 0 and 1.
+        seed: Of the choice.
+
+    Raises:
+        ValueError: if no class has two samples.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    kept, held = [], []
+    for label in labels.unique().tolist():
+        of_class = (labels == label).nonzero().flatten()
+        of_class = of_class[torch.randperm(len(of_class), generator=generator)]
+        num_held = min(max(1, round(share * len(of_class))), len(of_class) - 1)
+        held.append(of_class[:num_held])
+        kept.append(of_class[num_held:])
+    if not any(map(len, held)):
+        raise ValueError(
+            "No class has two training images, so none can be held out to choose a learning rate: give more images, "
+            "or one learning rate."
+        )
+    return torch.cat(kept).sort().values, torch.cat(held).sort().values
+
+
+class ProbeRun(NamedTuple):
+    """A linear probe of one seed."""
+
+    scores: dict[str, Tensor]  # logits [N, K] on each test split, at the learning rate in use
+    details: dict[str, Any]  # the learning rates: which is in use, and what each one scores
+
+
+def run_linear_probes(
+    encoder: Encoder,
+    train: EvaluationSplit,
+    tests: Mapping[str, EvaluationSplit],
+    protocol: LinearProbeProtocol,
+    seeds: Sequence[int],
+    **feature_options: Any,
+) -> tuple[list[ProbeRun], dict[str, Tensor]]:
+    """Trains a probe for each seed and applies it to the test splits.
+
+    Of several learning rates, each run takes the one that is best on its held-out training images, the first of
+    equals; then all of them are trained on the whole training split.
+
+    Returns:
+        The runs, and the labels [N] of each test split.
+
+    Raises:
+        ValueError: if splits lack labels, their classes differ, there are no seeds, or features are not finite.
+    """
+    check_seeds(seeds)
+    labels = class_labels(train, *tests.values())
+    num_classes = len(train.require("class_names"))
+    x_train = probe_features(encoder, train, protocol.features, **feature_options)
+    x_tests = {
+        name: probe_features(encoder, test, protocol.features, **feature_options) for name, test in tests.items()
+    }
+    y_train, y_tests = labels[0], dict(zip(tests, labels[1:], strict=True))
+    rates = protocol.learning_rates
+    show_progress = feature_options.get("show_progress", True)
+
+    def fit(x: Tensor, y: Tensor, seed: int) -> LinearProbes:
+        return train_linear_probes(x, y, num_classes, protocol, seed, encoder.device, show_progress)
+
+    def top1(probes: LinearProbes, x: Tensor, y: Tensor) -> list[float]:
+        return [top_k_accuracy(probes.scores(x, i), y, [1])["top1"] for i in range(len(rates))]
+
+    runs = []
+    for seed in seeds:
+        chosen, details = 0, {"seed": seed}
+        if len(rates) > 1:
+            kept, held = hold_out(y_train, protocol.held_out, seed)
+            held_out = top1(fit(x_train[kept], y_train[kept], seed), x_train[held], y_train[held])
+            chosen = held_out.index(max(held_out))
+            details |= {"num_held_out": len(held), "held_out_top1": _by_rate(rates, held_out)}
+        probes = fit(x_train, y_train, seed)
+        details |= {
+            "learning_rate": rates[chosen],
+            "train_top1": top1(probes, x_train, y_train)[chosen],
+            "top1": {name: _by_rate(rates, top1(probes, x, y_tests[name])) for name, x in x_tests.items()},
+        }
+        runs.append(ProbeRun({name: probes.scores(x, chosen) for name, x in x_tests.items()}, details))
+    return runs, y_tests
+
+
+def _by_rate(rates: Sequence[float], values: Sequence[float]) -> dict[str, float]:
+    return {str(rate): value for rate, value in zip(rates, values, strict=True)}
+
+
+def evaluate_linear_probe(
+    encoder: Encoder,
+    train: EvaluationSplit,
+    test: EvaluationSplit,
+    protocol: LinearProbeProtocol | None = None,
+    *,
+    seeds: Sequence[int] = (0, 1, 2),
+    **feature_options: Any,
+) -> TaskResult:
+    """Top-1, top-5 (of five classes or more) and mean per-class accuracy of a linear layer on frozen features.
+
+    Args:
+        encoder: What gives the features.
+        train: Images with labels and class names, to learn from.
+        test: The same, to measure on, with the same class names in the same order.
+        protocol: By default the paper's.
+        seeds: A run for each: other first weights, another order, other held-out images.
+        feature_options: Those of `levljepa_hf.evaluation.features.extract`.
+
+    Returns:
+        `top1`, `top5`, `mean_per_class`. The details of each run have the learning rate in use, and the test accuracy
+        at every other one; the test split takes no part in the choice.
+
+    Raises:
+        ValueError: as `run_linear_probes`.
+    """
+    protocol = protocol or LinearProbeProtocol()
+    runs, labels = run_linear_probes(encoder, train, {"test": test}, protocol, seeds, **feature_options)
+    scores = [run.scores["test"] for run in runs]
+    return TaskResult(
+        runs=[classification_metrics(one, labels["test"]) for one in scores],
+        details={**count_images(train, {"test": test}), "runs": [run.details for run in runs]},
+        chance=classification_chance(len(train.class_names)),
+        pictures={"confusion": _confusion(labels["test"], scores[0].argmax(dim=1), test)},
+    )
+
+
+# What classifiers share
+
+
+def class_labels(train: EvaluationSplit, *tests: EvaluationSplit) -> list[Tensor]:
+    """The labels [N] of a training split and of test splits, which must name the same classes in the same order.
+
+    Raises:
+        ValueError: if a split has no labels or class names, labels out of their range or not one for each image, or
+            other classes than the training split.
+    """
+    names = train.require("class_names")
+    found = []
+    for split in (train, *tests):
+        other = split.require("class_names")
+        if tuple(other) != tuple(names):
+            places = [i for i, pair in enumerate(zip(names, other, strict=False)) if pair[0] != pair[1]]
+            where = "the first ones agree"
+            if places:
+                where = f"class {places[0]} is {names[places[0]]!r} and {other[places[0]]!r}"
+            raise ValueError(
+                f"{train.name} has {len(names)} classes and {split.name} has {len(other)}, and they differ ({where}): "
+                "labels mean nothing across the two. Give both the same class names in the same order."
+            )
+        labels = torch.as_tensor(split.require("labels"), dtype=torch.long)
+        if len(labels) != len(split.images):
+            raise ValueError(f"{split.name} has {len(labels)} labels for {len(split.images)} images: give one each.")
+        if len(labels) == 0:
+            raise ValueError(f"{split.name} has no images: choose another split, or more samples.")
+        if labels.min() < 0 or labels.max() >= len(names):
+            raise ValueError(
+                f"The labels of {split.name} run from {labels.min()} to {labels.max()}, and it has {len(names)} "
+                "classes: choose a split whose labels are published, and give the class names in the labels' order."
+            )
+        found.append(labels)
+    return found
+
+
+def check_seeds(seeds: Sequence[int]) -> None:
+    """Raises `ValueError` if there are none."""
+    if not seeds:
+        raise ValueError("There are no seeds, and each makes a run: give one or several.")
+
+
+def count_images(train: EvaluationSplit, tests: Mapping[str, EvaluationSplit]) -> dict[str, Any]:
+    """Numbers of images and classes, and of what cannot be learned: classes that the training split does not show."""
+    learned = set(torch.as_tensor(train.labels).tolist())
+    unseen = {
+        name: sum(label not in learned for label in torch.as_tensor(test.labels).tolist())
+        for name, test in tests.items()
+    }
+    return {
+        "num_train": len(train.images),
+        "num_test": {name: len(test.images) for name, test in tests.items()},
+        "num_classes": len(train.class_names),
+        "classes_without_training_images": len(train.class_names) - len(learned),
+        "test_images_of_those_classes": unseen,
+    }
+
+
+def classification_metrics(scores: Tensor, labels: Tensor) -> dict[str, float]:
+    """`top1`, `top5` (of five classes or more) and `mean_per_class`, over the classes that the labels name.
+
+    Args:
+        scores: [N, K].
+        labels: [N].
+    """
+    mean_per_class = recall_score(labels, scores.argmax(dim=1), labels=labels.unique(), average="macro")
+    return {**top_k_accuracy(scores, labels), "mean_per_class": float(mean_per_class)}
+
+
+def classification_chance(num_classes: int) -> dict[str, float]:
+    """What guessing scores in `classification_metrics`."""
+    top5 = {"top5": 5 / num_classes} if num_classes >= 5 else {}
+    return {"top1": 1 / num_classes, **top5, "mean_per_class": 1 / num_classes}
+
+
+def probe_features(encoder: Encoder, split: EvaluationSplit, features: str = "cls", **feature_options: Any) -> Tensor:
+    """Frozen features of unit length, [N, C] on the CPU in float32: of "both", [N, 2 C], each half of unit length.
+
+    Raises:
+        ValueError: if some are not finite, or as `levljepa_hf.evaluation.features.extract`.
+    """
+    pooled = pooled_features(encoder, split.images, **{"transform": split.transform, **feature_options})
+    found = torch.cat([F.normalize(pooled[name], dim=1) for name in FEATURES[features]], dim=1)
+    broken = int((~found.isfinite()).any(dim=1).sum())
+    if broken:
+        raise ValueError(
+            f"The features of {broken} of {len(found)} images of {split.name} are not finite: {encoder.name} is "
+            f"broken, or {encoder.dtype} is too narrow for it; try float32."
+        )
+    return found
+
+
+def _confusion(labels: Tensor, predicted: Tensor, split: EvaluationSplit) -> Any:
+    return lambda path: plot_confusion(labels, predicted, split.class_names, path)
+
+
+# Nearest neighbours
+
+
+@dataclass(frozen=True)
+class KNNProtocol:
+    """DINO's: class tokens of unit length, cosine similarity, a vote weighted by exp(similarity / 0.07).
+
+    `levljepa evaluate knn` makes options of the fields.
+    """
+
+    ks: list[int] = field(
+        default_factory=lambda: [10, 20, 100, 200], metadata={"help": "Numbers of neighbours that vote."}
+    )
+    temperature: float = field(default=0.07, metadata={"help": "Of the votes: lower, and the nearest count for more."})
+
+    def __post_init__(self) -> None:
+        if not self.ks or min(self.ks) < 1:
+            raise ValueError(f"ks={self.ks} must be one or several numbers from 1.")
+        if self.temperature <= 0:
+            raise ValueError(f"temperature={self.temperature} must be above 0.")
+
+
+class Votes(NamedTuple):
+    """How the neighbours of M images voted among K classes."""
+
+    rank: Tensor  # [M], places of the true class behind the first; K where no neighbour is of it
+    predicted: Tensor  # [M], the class with the largest vote
+
+
+@torch.no_grad()
+def knn_vote(
+    train: Tensor,
+    train_labels: Tensor,
+    test: Tensor,
+    test_labels: Tensor,
+    num_classes: int,
+    ks: Sequence[int] = KNNProtocol().ks,
+    temperature: float = KNNProtocol().temperature,
+    chunk_elements: int = _CHUNK_ELEMENTS,
+) -> dict[int, Votes]:
+    """The vote of the k training images most similar to each test image, weighted by exp(similarity / temperature).
+
+    Of equally similar images the first come first, of classes with equal votes too, and a class that no neighbour
+    votes for is not among the answers. Everything runs where `train` is.
+
+    Args:
+        train: [N, C] features of unit length.
+        train_labels: [N] classes.
+        test: [M, C] features of unit length.
+        test_labels: [M] classes.
+        num_classes: K.
+        ks: Numbers of neighbours, at most N.
+        temperature: Of the weights.
+        chunk_elements: Similarities held at a time.
+    """
+    device, ks = train.device, sorted(set(ks))
+    train_labels = train_labels.to(device)
+    chunk_size = max(1, chunk_elements // len(train))
+    found: dict[int, list[Votes]] = {k: [] for k in ks}
+    for x, y in zip(test.split(chunk_size), test_labels.split(chunk_size), strict=True):
+        similarity, neighbours = _nearest(x.to(device) @ train.T, ks[-1])  # [m, max k]
+        weights = ((similarity - similarity[:, :1]) / temperature).exp()  # the common factor changes no order
+        for k, votes in _tallies(weights, train_labels[neighbours], num_classes, ks):
+            found[k].append(Votes(_rank(votes, y.to(device)).cpu(), votes.argmax(dim=1).cpu()))
+    return {k: Votes(*map(torch.cat, zip(*chunks, strict=True))) for k, chunks in found.items()}
+
+
+def _nearest(similarity: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """The k largest of each row of [m, N] and where they are, equal ones in the order of the columns."""
+    values, indices = similarity.topk(k, dim=1)
+    tied = (similarity >= values[:, -1:]).sum(dim=1) > k  # which of the last ones `topk` takes is not defined
+    if tied.any():
+        values[tied], indices[tied] = (t[:, :k] for t in similarity[tied].sort(dim=1, descending=True, stable=True))
+    indices, order = indices.sort(dim=1)
+    values, order = values.gather(1, order).sort(dim=1, descending=True, stable=True)
+    return values, indices.gather(1, order)
+
+
+def _tallies(weights: Tensor, labels: Tensor, num_classes: int, ks: Sequence[int]) -> Iterator[tuple[int, Tensor]]:
+    """For each k the votes [m, K] of the first k neighbours; neighbour by neighbour, so that sums have one order."""
+    votes = weights.new_zeros(len(weights), num_classes)
+    for j in range(ks[-1]):
+        votes.scatter_add_(1, labels[:, j : j + 1], weights[:, j : j + 1])
+        if j + 1 in ks:
+            yield j + 1, votes
+
+
+def _rank(votes: Tensor, labels: Tensor) -> Tensor:
+    """[m] classes ahead of the true one in votes [m, K]; K where the true one has none."""
+    own = votes.gather(1, labels[:, None])
+    earlier = torch.arange(votes.shape[1], device=votes.device) < labels[:, None]
+    ahead = (votes > own) | ((votes == own) & earlier)
+    return ahead.sum(dim=1).masked_fill(own[:, 0] == 0, votes.shape[1])
+
+
+def evaluate_knn(
+    encoder: Encoder,
+    train: EvaluationSplit,
+    test: EvaluationSplit,
+    protocol: KNNProtocol | None = None,
+    **feature_options: Any,
+) -> TaskResult:
+    """Top-1 and top-5 accuracy of the vote of the nearest training images, for each k.
+
+    Args:
+        encoder: What gives the features.
+        train: Images with labels and class names, to vote.
+        test: The same, to measure on, with the same class names in the same order.
+        protocol: By default DINO's.
+        feature_options: Those of `levljepa_hf.evaluation.features.extract`.
+
+    Returns:
+        `k20_top1`, `k20_top5` and so on. A k above the number of training images is left out and named in the details.
+
+    Raises:
+        ValueError: if every k is above that number, splits lack labels, their classes differ, or features are not
+            finite.
+    """
+    protocol = protocol or KNNProtocol()
+    y_train, y_test = class_labels(train, test)
+    num_classes = len(train.class_names)
+    ks = sorted({k for k in protocol.ks if k <= len(y_train)})
+    if not ks:
+        raise ValueError(
+            f"ks={protocol.ks} are all above the {len(y_train)} training images of {train.name}: give a smaller one."
+        )
+    x_train, x_test = (probe_features(encoder, split, **feature_options) for split in (train, test))
+    votes = knn_vote(x_train.to(encoder.device), y_train, x_test, y_test, num_classes, ks, protocol.temperature)
+    tops = [top for top in (1, 5) if top <= num_classes]
+    metrics = {f"k{k}_top{top}": (votes[k].rank < top).double().mean().item() for k in ks for top in tops}
+    drawn = 20 if 20 in ks else ks[0]
+    return TaskResult(
+        runs=[metrics],
+        details={
+            **count_images(train, {"test": test}),
+            "ks_above_the_number_of_training_images": sorted(set(protocol.ks) - set(ks)),
+            "confusion_k": drawn,
+        },
+        chance={f"k{k}_top{top}": top / num_classes for k in ks for top in tops},
+        pictures={"confusion": _confusion(y_test, votes[drawn].predicted, test)},
+    )
+
+
+__all__ = [
+    "FEATURES",
+    "KNNProtocol",
+    "LinearProbeProtocol",
+    "LinearProbes",
+    "ProbeRun",
+    "Votes",
+    "check_seeds",
+    "class_labels",
+    "classification_chance",
+    "classification_metrics",
+    "count_images",
+    "evaluate_knn",
+    "evaluate_linear_probe",
+    "hold_out",
+    "knn_vote",
+    "probe_features",
+    "run_linear_probes",
+    "train_linear_probes",
+]
