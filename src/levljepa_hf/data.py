@@ -82,7 +82,7 @@ def load_pretraining_dataset(
         ValueError: if the split or a column does not exist (it lists those there are).
         FileNotFoundError: if a path does not exist.
     """
-    dataset = _load(name_or_path, split, streaming, config_name, data_files, cache_dir)
+    dataset = load_source(name_or_path, split, streaming, config_name, data_files, cache_dir)
     image_column, caption_column = find_columns(dataset, image_column, caption_column)
     if dataset.features is None:  # a stream that does not say what it holds before it is read
         dataset = dataset._resolve_features()
@@ -95,14 +95,20 @@ def load_pretraining_dataset(
     return dataset
 
 
-def _load(
+def load_source(
     name_or_path: str,
-    split: str,
-    streaming: bool,
-    config_name: str | None,
-    data_files: str | list[str] | None,
-    cache_dir: str | None,
+    split: str = "train",
+    streaming: bool = False,
+    config_name: str | None = None,
+    data_files: str | list[str] | None = None,
+    cache_dir: str | None = None,
 ) -> Dataset | IterableDataset:
+    """Loads a dataset with `datasets`, all its columns as they are. Arguments as in `load_pretraining_dataset`.
+
+    Raises:
+        ValueError: if the split does not exist.
+        FileNotFoundError: if a path does not exist.
+    """
     path = Path(name_or_path)
     if (path / "dataset_dict.json").exists() or (path / "state.json").exists():
         return _load_saved(path, split, streaming)
@@ -134,20 +140,31 @@ def find_columns(
         ValueError: if a column does not exist or can not be found; the message lists those there are.
     """
     features = dataset.features if dataset.features is not None else dataset._resolve_features().features
+    return find_image_column(features, image_column), _find(
+        features, caption_column, "caption_column", _guess([], CAPTION_COLUMNS, _addresses(features))
+    )
+
+
+def find_image_column(features: Mapping[str, Any], image_column: str | None = None) -> str:
+    """Checks the name against a dataset's features, and finds it by its type or usual names where it is left out.
+
+    Raises:
+        ValueError: if the column does not exist or can not be found; the message lists those there are.
+    """
     names = _addresses(features)
-    for name, argument in ((image_column, "image_column"), (caption_column, "caption_column")):
-        if name is not None and name not in names:
-            close = difflib.get_close_matches(name, names, n=1)
-            hint = f" Did you mean {close[0]!r}?" if close else ""
-            raise ValueError(f"The dataset has no column {argument}={name!r}.{hint} {_listed(features)}")
-    if image_column is None:
-        image_column = _guess([name for name in names if isinstance(features.get(name), Image)], IMAGE_COLUMNS, names)
-    if caption_column is None:
-        caption_column = _guess([], CAPTION_COLUMNS, names)
-    for name, argument in ((image_column, "image_column"), (caption_column, "caption_column")):
-        if name is None:
-            raise ValueError(f"Which column is the {argument}? Name it. {_listed(features)}")
-    return image_column, caption_column
+    images = [name for name in names if isinstance(features.get(name), Image)]
+    return _find(features, image_column, "image_column", _guess(images, IMAGE_COLUMNS, names))
+
+
+def _find(features: Mapping[str, Any], name: str | None, argument: str, guess: str | None) -> str:
+    names = _addresses(features)
+    if name is not None and name not in names:
+        close = difflib.get_close_matches(name, names, n=1)
+        hint = f" Did you mean {close[0]!r}?" if close else ""
+        raise ValueError(f"The dataset has no column {argument}={name!r}.{hint} {_listed(features)}")
+    if name is None and guess is None:
+        raise ValueError(f"Which column is the {argument}? Name it. {_listed(features)}")
+    return name or guess
 
 
 def _addresses(features: Mapping[str, Any]) -> list[str]:
@@ -520,8 +537,11 @@ __all__ = [
     "NumberedDataset",
     "SampleCounter",
     "find_columns",
+    "find_image_column",
     "image_size",
     "load_pretraining_dataset",
+    "load_source",
+    "look_up",
     "open_image",
     "training_transform",
 ]
