@@ -152,3 +152,5 @@ def test_a_duplicate_is_encoded_once_in_a_batch(encoder, encoded, monkeypatch):
     sizes = count_encoded(encoder, monkeypatch)
     found = pooled_features(encoder, [encoded[0]] * 4, **quiet())
     assert sizes == [1] and torch.equal(found["cls"][0], found["cls"][3])
+    again = pooled_features(encoder, [*encoded[:6], *encoded[3:9]], **quiet())  # and over batches of 5, 5 and 2
+    assert sizes == [1, 5, 2, 2] and torch.equal(again["cls"][3:6], again["cls"][6:9])

@@ -136,15 +136,18 @@ def extract(
     }
     store = _open_store(encoder.name, settings, cache_dir, in_memory)
     dataset = _Prepared(images, processor, store.rows.keys())
-    loader = DataLoader(dataset, batch_size, num_workers=num_workers, collate_fn=list)
-    order: list[bytes] = []
+    pinned = encoder.device.type == "cuda"
+    loader = DataLoader(dataset, batch_size, num_workers=num_workers, collate_fn=_stack_new, pin_memory=pinned)
+    known, order = set(store.rows), []
     with tqdm(total=len(images), desc=f"encoding {kind}", unit=" images", disable=not show_progress) as bar:
-        for batch in loader:
-            order += [digest for digest, _ in batch]
-            new = {digest: pixels for digest, pixels in batch if pixels is not None and digest not in store.rows}
-            if new:
-                store.add(list(new), encode(encoder, torch.stack(list(new.values()))))
-            bar.update(len(batch))
+        for digests, new, pixel_values in loader:
+            order += digests
+            fresh = [i for i, digest in enumerate(new) if digest not in known]  # an earlier batch may have the others
+            if fresh:
+                pixel_values = pixel_values if len(fresh) == len(new) else pixel_values[fresh]
+                store.add([new[i] for i in fresh], encode(encoder, pixel_values))
+            known.update(new)
+            bar.update(len(digests))
     store.flush()
     return Features(store, order)
 
@@ -219,6 +222,15 @@ class _Prepared(Dataset):
         return digest, pixels
 
 
+def _stack_new(batch: Sequence[tuple[bytes, Tensor | None]]) -> tuple[list[bytes], list[bytes], Tensor | None]:
+    """Digests of all images; those of the new ones, each once, and their pixel values [n, 3, S, S].
+
+    Stacked here, in the workers: the pixels come from them in one piece, and not in one for each image.
+    """
+    new = {digest: pixels for digest, pixels in batch if pixels is not None}
+    return [digest for digest, _ in batch], list(new), torch.stack(list(new.values())) if new else None
+
+
 def image_digest(image: Any) -> bytes:
     """16 bytes of the content: of the encoded file where there is one, else of the pixels."""
     if isinstance(image, Mapping):
@@ -266,6 +278,7 @@ class _Store:
         self.files: list[dict[str, Tensor]] = []
         self.rows: dict[bytes, tuple[int, int]] = {}
         self._pending: list[dict[str, Tensor]] = []
+        self._pending_bytes = 0
         self._since = time.monotonic()
         for path in sorted(self.folder.glob("[!.]*.safetensors")) if self.folder else ():
             try:
@@ -281,14 +294,14 @@ class _Store:
     def add(self, digests: Sequence[bytes], features: dict[str, Tensor]) -> None:
         stacked = torch.from_numpy(np.stack([np.frombuffer(digest, dtype=np.uint8) for digest in digests]))
         self._pending.append({"digests": stacked, **{name: tensor.cpu() for name, tensor in features.items()}})
-        size = sum(tensor.nbytes for one in self._pending for tensor in one.values())
-        if self.folder and (size > _FILE_BYTES or time.monotonic() - self._since > _FILE_SECONDS):
+        self._pending_bytes += sum(tensor.nbytes for tensor in self._pending[-1].values())
+        if self.folder and (self._pending_bytes > _FILE_BYTES or time.monotonic() - self._since > _FILE_SECONDS):
             self.flush()
 
     def flush(self) -> None:
         if self._pending:
             merged = {name: torch.cat([one[name] for one in self._pending]) for name in self._pending[0]}
-            self._pending = []
+            self._pending, self._pending_bytes = [], 0
             if self.folder:
                 path = self.folder / f"{uuid.uuid4().hex}.safetensors"
                 write_whole(path, lambda part: save_file(merged, part))
