@@ -86,7 +86,7 @@ def test_every_task_runs_on_scenes_and_leaves_figures_pictures_and_a_card(checkp
     tasks_with_pictures = {p.name.split("results-")[1].split(checkpoint.name)[0] for p in tmp_path.glob("*.png")}
     assert len(tasks_with_pictures) >= 6
     card = ModelCard.load(checkpoint / "README.md")
-    assert {one.task_name for one in card.data.eval_results} == {task for task, _ in measured}
+    assert {one.metric_name.split()[0] for one in card.data.eval_results} == {task for task, _ in measured}
     assert card.text.strip() == "A card."
 
 

@@ -83,17 +83,19 @@ def test_the_table_sets_models_side_by_side():
 
 def test_figures_on_the_card_replace_their_older_selves_alone(tmp_path):
     (tmp_path / "README.md").write_text(CARD)
-    write_to_card(tmp_path, [make_record(), make_record("zero-shot", dataset="aircraft")])
-    write_to_card(tmp_path, [make_record(runs=((0.25, 0.5),))])
+    write_to_card(tmp_path, [make_record(), make_record("knn"), make_record("zero-shot", dataset="aircraft")])
+    write_to_card(tmp_path, [make_record("knn", runs=((0.25, 0.5),))])
+    write_to_card(tmp_path, [make_record("knn", runs=((0.25, 0.5),))])
     card = ModelCard.load(tmp_path / "README.md")
     assert card.text.strip() == "# A model\n\nProse that stays." and card.data.tags == ["vision"]
     assert card.data.model_name == tmp_path.name
-    found = {(one.task_name, one.dataset_type, one.metric_type): one for one in card.data.eval_results}
-    assert len(found) == len(card.data.eval_results) == 4
-    assert found["linear-probe", "hub/pets", "top1"].metric_value == 0.25
-    assert found["zero-shot", "hub/aircraft", "top1"].metric_value == pytest.approx(0.6)
-    assert found["zero-shot", "hub/aircraft", "top1"].task_type == "zero-shot-image-classification"
-    assert found["linear-probe", "hub/pets", "top5"].dataset_split == "validation"
+    found = {(one.dataset_type, one.metric_name): one for one in card.data.eval_results}
+    assert len(found) == len(card.data.eval_results) == 6
+    assert found["hub/pets", "knn top1"].metric_value == 0.25
+    assert found["hub/pets", "linear-probe top1"].metric_value == pytest.approx(0.6)
+    assert found["hub/pets", "linear-probe top1"].task_type == "image-classification"
+    assert found["hub/aircraft", "zero-shot top1"].task_type == "zero-shot-image-classification"
+    assert found["hub/pets", "linear-probe top5"].dataset_split == "validation"
     assert [p.name for p in tmp_path.iterdir()] == ["README.md"]
 
 

@@ -97,26 +97,18 @@ def load_pretraining_dataset(
 
 def load_source(
     name_or_path: str,
-<<<<<<< HEAD
-    split: str,
-=======
     split: str = "train",
->>>>>>> d5ff05304c3c5027736a0f36f0776fb13012bdc7
     streaming: bool = False,
     config_name: str | None = None,
     data_files: str | list[str] | None = None,
     cache_dir: str | None = None,
 ) -> Dataset | IterableDataset:
-<<<<<<< HEAD
-    """A split with all its columns; the arguments are those of `load_pretraining_dataset`, and so are the errors."""
-=======
     """Loads a dataset with `datasets`, all its columns as they are. Arguments as in `load_pretraining_dataset`.
 
     Raises:
         ValueError: if the split does not exist.
         FileNotFoundError: if a path does not exist.
     """
->>>>>>> d5ff05304c3c5027736a0f36f0776fb13012bdc7
     path = Path(name_or_path)
     if (path / "dataset_dict.json").exists() or (path / "state.json").exists():
         return _load_saved(path, split, streaming)
@@ -148,26 +140,8 @@ def find_columns(
         ValueError: if a column does not exist or can not be found; the message lists those there are.
     """
     features = dataset.features if dataset.features is not None else dataset._resolve_features().features
-<<<<<<< HEAD
-    names = column_addresses(features)
-    for name, argument in ((image_column, "image_column"), (caption_column, "caption_column")):
-        if name is not None and name not in names:
-            close = difflib.get_close_matches(name, names, n=1)
-            hint = f" Did you mean {close[0]!r}?" if close else ""
-            raise ValueError(f"The dataset has no column {argument}={name!r}.{hint} {list_columns(features)}")
-    if image_column is None:
-        image_column = guess_column(
-            [name for name in names if isinstance(features.get(name), Image)], IMAGE_COLUMNS, names
-        )
-    if caption_column is None:
-        caption_column = guess_column([], CAPTION_COLUMNS, names)
-    for name, argument in ((image_column, "image_column"), (caption_column, "caption_column")):
-        if name is None:
-            raise ValueError(f"Which column is the {argument}? Name it. {list_columns(features)}")
-    return image_column, caption_column
-=======
     return find_image_column(features, image_column), _find(
-        features, caption_column, "caption_column", _guess([], CAPTION_COLUMNS, _addresses(features))
+        features, caption_column, "caption_column", guess_column([], CAPTION_COLUMNS, column_addresses(features))
     )
 
 
@@ -177,21 +151,20 @@ def find_image_column(features: Mapping[str, Any], image_column: str | None = No
     Raises:
         ValueError: if the column does not exist or can not be found; the message lists those there are.
     """
-    names = _addresses(features)
+    names = column_addresses(features)
     images = [name for name in names if isinstance(features.get(name), Image)]
-    return _find(features, image_column, "image_column", _guess(images, IMAGE_COLUMNS, names))
+    return _find(features, image_column, "image_column", guess_column(images, IMAGE_COLUMNS, names))
 
 
 def _find(features: Mapping[str, Any], name: str | None, argument: str, guess: str | None) -> str:
-    names = _addresses(features)
+    names = column_addresses(features)
     if name is not None and name not in names:
         close = difflib.get_close_matches(name, names, n=1)
         hint = f" Did you mean {close[0]!r}?" if close else ""
-        raise ValueError(f"The dataset has no column {argument}={name!r}.{hint} {_listed(features)}")
+        raise ValueError(f"The dataset has no column {argument}={name!r}.{hint} {list_columns(features)}")
     if name is None and guess is None:
-        raise ValueError(f"Which column is the {argument}? Name it. {_listed(features)}")
+        raise ValueError(f"Which column is the {argument}? Name it. {list_columns(features)}")
     return name or guess
->>>>>>> d5ff05304c3c5027736a0f36f0776fb13012bdc7
 
 
 def column_addresses(features: Mapping[str, Any]) -> list[str]:
@@ -565,11 +538,8 @@ __all__ = [
     "SampleCounter",
     "column_addresses",
     "find_columns",
-<<<<<<< HEAD
-    "guess_column",
-=======
     "find_image_column",
->>>>>>> d5ff05304c3c5027736a0f36f0776fb13012bdc7
+    "guess_column",
     "image_size",
     "list_columns",
     "load_pretraining_dataset",

@@ -116,7 +116,6 @@ def plot_confusion(
     _save(figure, path)
 
 
-<<<<<<< HEAD
 def plot_segmentation(
     images: Tensor,
     labels: Tensor,
@@ -197,7 +196,8 @@ def plot_answers(
         color = "#1a7a3a" if score >= 0.5 else "#b3261e"
         axis.text(0, -0.03, textwrap.fill(note, 34), color=color, fontsize=8, va="top", transform=axis.transAxes)
     _save(figure, path, axes_off=True)
-=======
+
+
 def plot_bars(
     names: Sequence[str],
     values: Sequence[float],
@@ -224,7 +224,6 @@ def plot_bars(
         axis.text(1.01, chance, "chance", transform=axis.get_yaxis_transform(), va="center", fontsize=8)
     axis.set(ylabel=label, ylim=(0, 1.05))
     _save(figure, path)
->>>>>>> 4352eec92ad9a2fa52d9b43fd02b8e169eb9da3c
 
 
 def _figure(num_axes: int, columns: int, side: float):
@@ -247,17 +246,14 @@ def _save(figure, path: str | Path, axes_off: bool = False) -> None:
     figure.savefig(path, dpi=120)
 
 
-<<<<<<< HEAD
 __all__ = [
     "LOSS_TERMS",
     "patch_pca",
     "plot_answers",
+    "plot_bars",
     "plot_confusion",
     "plot_losses",
     "plot_nearest",
     "plot_patch_pca",
     "plot_segmentation",
 ]
-=======
-__all__ = ["LOSS_TERMS", "patch_pca", "plot_bars", "plot_confusion", "plot_losses", "plot_nearest", "plot_patch_pca"]
->>>>>>> 4352eec92ad9a2fa52d9b43fd02b8e169eb9da3c

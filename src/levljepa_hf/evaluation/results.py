@@ -198,8 +198,8 @@ def check_card(checkpoints: Sequence[str | Path]) -> None:
 def _eval_results(record: EvaluationRecord) -> list[EvalResult]:
     return [
         EvalResult(
-            task_type=_TASK_TYPES.get(record.task, "image-classification"),
-            task_name=record.task,
+            task_type=(task_type := _TASK_TYPES.get(record.task, "image-classification")),
+            task_name=task_type.replace("-", " ").capitalize(),  # one for all figures of a type and data set
             dataset_type=record.dataset_id,
             dataset_name=record.dataset,
             dataset_split=record.splits.get("test"),
@@ -212,7 +212,7 @@ def _eval_results(record: EvaluationRecord) -> list[EvalResult]:
 
 
 def _identity(one: EvalResult) -> tuple[Any, ...]:
-    return one.task_type, one.task_name, one.dataset_type, one.dataset_split, one.metric_type, one.metric_name
+    return one.task_type, one.dataset_type, one.dataset_split, one.metric_name
 
 
 __all__ = ["EvaluationRecord", "TaskResult", "check_card", "format_table", "save_records", "versions", "write_to_card"]
