@@ -75,7 +75,8 @@ def check_command(command: str) -> None:
         makefile = (ROOT / "Makefile").read_text("utf-8")
         assert all(f"\n{target}:" in makefile for target in arguments), arguments
     elif program == "levljepa":
-        check_options(arguments[1:], help_of(cli.main, [arguments[0], "--help"]))
+        command = arguments[:2] if arguments[0] == "evaluate" else arguments[:1]  # each task has its own options
+        check_options(arguments[1:], help_of(cli.main, [*command, "--help"]))
     elif program == "python":
         check_script(arguments)
     elif program == "accelerate":
@@ -83,7 +84,8 @@ def check_command(command: str) -> None:
 
         assert arguments[0] == "launch"
         launch = launch_command_parser().parse_args(arguments[1:])
-        check_script([launch.training_script, *launch.training_script_args])
+        module = ["-m"] if launch.module else []
+        check_script([*module, launch.training_script, *launch.training_script_args])
 
 
 def check_requirements(arguments: list[str]) -> None:
@@ -129,6 +131,9 @@ def check_options(arguments: list[str], help_text: str) -> None:
     [
         "levljepa demonstrate",
         "levljepa convert a b --overwrit",
+        "levljepa evaluate knn --readouts avg",
+        "levljepa evaluate linear --model runs/demo",
+        "accelerate launch -m levljepa_hf.embed --folder photos",
         "python training/finetune.py",
         "python training/pretrain.py --data photos",
         "python -m levljepa_hf.scenes runs/scenes --size 48",

@@ -157,7 +157,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         epilog=f"example: levljepa evaluate {name} --model runs/demo random --dataset scenes --output runs/new.json",
     )
     try:
-        arguments, *protocols = parser.parse_args_into_dataclasses(argv[1:])
+        arguments, *protocols = parser.parse_args_into_dataclasses(argv[1:], look_for_args_file=False)
         records = evaluate(arguments, tasks, dict(zip(tasks, protocols, strict=False)))
     except (ValueError, ImportError, OSError) as error:
         parser.exit(2, f"{parser.prog}: {error}\n")
