@@ -91,7 +91,8 @@ def evaluate_segmentation(
     and deviation of all training tokens. The runs differ by the layer's initialisation; they see the images in one
     order and are trained side by side, so that tokens are read once for all. A run does not depend on the others.
 
-    At the patches a label is that of the pixel at the patch's centre, where bilinear upsampling places its logits.
+    At the patches a label is that of the pixel at the patch's centre, where bilinear upsampling places its logits
+    (torch's "nearest-exact"; its "nearest" takes the corner's).
 
     Args:
         encoder: What encodes the images. Its resampling is its own: bilinear for LeVLJEPA (the reproduction: bicubic).
@@ -110,7 +111,8 @@ def evaluate_segmentation(
 
     Raises:
         ValueError: if a split has no masks or class names or the two disagree; if a mask has not its image's size, or
-            values of no class; if nothing is labelled; if the encoder's patches form no grid; if the disk has no room.
+            values of no class; if the two splits share no class; if the encoder's patches form no grid, or are not
+            finite; if the disk has no room.
     """
     protocol = protocol or SegmentationProtocol()
     names = _class_names(train, test)
@@ -367,10 +369,7 @@ def _train(
     device: torch.device,
     show_progress: bool,
 ) -> _Heads:
-    scaler = StandardScaler()
-    for batch in torch.arange(len(tokens)).split(protocol.batch_size):
-        scaler.partial_fit(tokens[batch].flatten(0, 1).numpy())
-    mean, std = (torch.from_numpy(x).float().to(device) for x in (scaler.mean_, scaler.scale_))
+    mean, std = (x.to(device) for x in _statistics(tokens, protocol.batch_size))
     linear = _initial_heads(tokens.shape[2], maps.void, seeds).to(device)
     heads = _Heads(linear, mean, std, len(seeds), tokens.grid)
     at_pixels = protocol.loss_at == "pixels"
@@ -388,6 +387,25 @@ def _train(
             (loss / num_labelled).backward()  # a sum over the runs, each with the gradient of its own mean
         optimizer.step()
     return heads
+
+
+def _statistics(tokens: PatchFeatures, batch_size: int) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation [C] over all tokens of all images; 1 where a dimension does not vary.
+
+    Raises:
+        ValueError: if a token is not finite.
+    """
+    scaler = StandardScaler()
+    for batch in torch.arange(len(tokens)).split(batch_size):
+        some = tokens[batch]
+        finite = some.flatten(1).isfinite().all(dim=1)
+        if not finite.all():
+            raise ValueError(
+                f"The patch tokens of training image {batch[~finite][0]} are not finite: encode in float32 (--dtype), "
+                "and check the checkpoint."
+            )
+        scaler.partial_fit(some.flatten(0, 1).numpy())
+    return torch.from_numpy(scaler.mean_).float(), torch.from_numpy(scaler.scale_).float()
 
 
 def _initial_heads(num_features: int, num_classes: int, seeds: Sequence[int]) -> nn.Linear:
