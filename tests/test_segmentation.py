@@ -286,10 +286,10 @@ def test_the_disk_must_have_room(encoder, train, test, monkeypatch, tmp_path, ca
 
     leave(needed - 1)
     before = encoder.num_encoded
-    with pytest.raises(ValueError, match=r"patch tokens take 0\.0 GB.*--cache_dir"):
+    with pytest.raises(ValueError, match=r"Patch tokens and masks take 0\.0 GB.*--cache_dir"):
         run(encoder, train, test)
     leave(needed - kept - 1)
-    with pytest.raises(ValueError, match="patch tokens take"):
+    with pytest.raises(ValueError, match="Patch tokens and masks take"):
         run(encoder, train, test, cache_dir=tmp_path)
     assert encoder.num_encoded - before == 2
     leave(needed - kept)

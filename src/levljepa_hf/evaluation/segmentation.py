@@ -118,8 +118,11 @@ def evaluate_segmentation(
     names = _class_names(train, test)
     grid = _patch_grid(encoder)
     options = {"transform": train.transform, **feature_options}
-    num_images = len(train.images) + len(test.images)
-    num_bytes = num_images * (grid[0] * grid[1] * encoder.hidden_size * _TOKEN_BYTES + encoder.image_size**2)
+    bytes_per_image = (
+        grid[0] * grid[1] * encoder.hidden_size * _TOKEN_BYTES
+        + encoder.image_size**2 * _map_dtype(len(names)).itemsize
+    )
+    num_bytes = (len(train.images) + len(test.images)) * bytes_per_image
     _check_disk(num_bytes, options.get("cache_dir"))
 
     reading = {
@@ -229,7 +232,7 @@ def _check_disk(num_bytes: int, cache_dir: Any) -> None:
     free = shutil.disk_usage(next(one for one in (folder, *folder.absolute().parents) if one.exists())).free
     if num_bytes > free:
         message = (
-            f"The patch tokens take {num_bytes / 1e9:.1f} GB, and {folder} has {free / 1e9:.1f} GB free: take a "
+            f"Patch tokens and masks take {num_bytes / 1e9:.1f} GB, and {folder} has {free / 1e9:.1f} GB free: take a "
             "folder on another disk (--cache_dir), or fewer images (--max_train_samples, --max_samples)."
         )
         if num_bytes > free + kept:
@@ -273,15 +276,15 @@ class LabelMaps:
         self.size, self.void = encoder.image_size, masks.void
         if cache_dir is not None:
             Path(cache_dir).mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=cache_dir) as file:
-            self._maps = np.memmap(
-                file, np.uint8 if self.void < 256 else np.int32, "w+", shape=(len(masks), self.size, self.size)
-            )
         self.counts = torch.zeros(self.void + 1, dtype=torch.int64)
         loader = DataLoader(masks, batch_size=None, num_workers=num_workers)
-        for i, labels in enumerate(tqdm(loader, f"reading masks of {split.name}", disable=not show_progress)):
-            self._maps[i] = labels
-            self.counts += torch.bincount(labels.flatten(), minlength=len(self.counts))
+        dtype = _map_dtype(self.void)
+        with tempfile.TemporaryFile(dir=cache_dir) as file:  # stays while it is mapped
+            for labels in tqdm(loader, f"reading masks of {split.name}", disable=not show_progress):
+                file.write(labels.numpy().astype(dtype).tobytes())
+                self.counts += torch.bincount(labels.flatten(), minlength=len(self.counts))
+            file.flush()
+            self._maps = np.memmap(file, dtype, "r", shape=(len(masks), self.size, self.size))
 
     def __len__(self) -> int:
         return len(self._maps)
@@ -293,6 +296,11 @@ class LabelMaps:
     @property
     def void_share(self) -> float:
         return (self.counts[-1] / self.counts.sum()).item()
+
+
+def _map_dtype(num_classes: int) -> np.dtype:
+    """Holds 0 to `num_classes`, the value of void."""
+    return np.dtype(np.uint8 if num_classes < 256 else np.int32)
 
 
 class _PreparedMasks(Dataset):
