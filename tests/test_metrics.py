@@ -196,13 +196,13 @@ def test_mean_iou_is_the_plain_one(maps):
 def test_mean_iou_of_batches_and_kinds_of_maps(maps):
     predictions, references = maps
     metric = MeanIoU()
-    for _ in range(2):  # the second time nothing is left of the first
-        metric.add(prediction=predictions[0].astype(np.uint8), reference=references[0].tolist())
-        metric.add_batch(
-            predictions=[torch.tensor(p) for p in predictions[1:]],
-            references=[r.astype(np.uint8) for r in references[1:]],
-        )
-        assert_equal(metric.compute(num_labels=7, ignore_index=VOID), plain_mean_iou(predictions, references, 7))
+    metric.add(prediction=predictions[0].astype(np.uint8), reference=references[0].tolist())
+    metric.add_batch(
+        predictions=[torch.tensor(p) for p in predictions[1:]], references=[r.astype(np.uint8) for r in references[1:]]
+    )
+    assert_equal(metric.compute(num_labels=7, ignore_index=VOID), plain_mean_iou(predictions, references, 7))
+    metric.add(prediction=predictions[2], reference=references[2])  # nothing is left of what was computed
+    assert_equal(metric.compute(num_labels=7, ignore_index=VOID), plain_mean_iou(predictions[2:], references[2:], 7))
 
 
 def test_mean_iou_of_nothing_but_void():

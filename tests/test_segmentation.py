@@ -261,6 +261,7 @@ def test_only_a_few_images_are_read_at_a_time(encoder, train, test, monkeypatch,
     monkeypatch.setattr(segmentation, "_CHUNK_BYTES", 2 * 4 * SIDE**2 * 2 * len(NAMES))  # two images of two runs
     found = run(encoder, train, test, loss_at=loss_at)
     assert max(sizes["tokens"]) == max(sizes["maps"]) == 4
+    assert sum(sizes["tokens"]) == 11 * (1 + 8) + 7  # once for the statistics, once an epoch, once for the score
     assert set(sizes["logits"]) == ({1, 2} if loss_at == "pixels" else {1, 2, 3, 4})
     for one, other in zip(found.runs, whole.runs, strict=True):
         assert one == pytest.approx(other, abs=2e-3)
@@ -285,10 +286,10 @@ def test_the_disk_must_have_room(encoder, train, test, monkeypatch, tmp_path, ca
 
     leave(needed - 1)
     before = encoder.num_encoded
-    with pytest.raises(ValueError, match=r"patch tokens take 0\.0 GB.*--cache_dir"):
+    with pytest.raises(ValueError, match=r"Patch tokens and masks take 0\.0 GB.*--cache_dir"):
         run(encoder, train, test)
     leave(needed - kept - 1)
-    with pytest.raises(ValueError, match="patch tokens take"):
+    with pytest.raises(ValueError, match="Patch tokens and masks take"):
         run(encoder, train, test, cache_dir=tmp_path)
     assert encoder.num_encoded - before == 2
     leave(needed - kept)
@@ -339,6 +340,20 @@ def test_wrong_data_are_told_before_the_encoder_works(encoder, train, test):
 def test_tokens_must_form_a_grid(train, test):
     with pytest.raises(ValueError, match="66 patch tokens, which form no grid of 8 x 8"):
         run(ColorEncoder(extra_tokens=2), train, test)
+
+
+def test_tokens_must_be_finite(encoder, train, test, monkeypatch):
+    encode = encoder._encode
+
+    def broken(pixel_values):
+        cls, patches, embeddings = encode(pixel_values)
+        if encoder.num_encoded == 1 + 5 + 5:  # the blank image, and two batches
+            patches[1, 2, 3] = float("nan")
+        return cls, patches, embeddings
+
+    monkeypatch.setattr(encoder, "_encode", broken)
+    with pytest.raises(ValueError, match="patch tokens of training image 6 are not finite"):
+        run(encoder, train, test)
 
 
 @pytest.mark.parametrize(

@@ -91,7 +91,8 @@ def evaluate_segmentation(
     and deviation of all training tokens. The runs differ by the layer's initialisation; they see the images in one
     order and are trained side by side, so that tokens are read once for all. A run does not depend on the others.
 
-    At the patches a label is that of the pixel at the patch's centre, where bilinear upsampling places its logits.
+    At the patches a label is that of the pixel at the patch's centre, where bilinear upsampling places its logits
+    (torch's "nearest-exact"; its "nearest" takes the corner's).
 
     Args:
         encoder: What encodes the images. Its resampling is its own: bilinear for LeVLJEPA (the reproduction: bicubic).
@@ -110,14 +111,18 @@ def evaluate_segmentation(
 
     Raises:
         ValueError: if a split has no masks or class names or the two disagree; if a mask has not its image's size, or
-            values of no class; if nothing is labelled; if the encoder's patches form no grid; if the disk has no room.
+            values of no class; if the two splits share no class; if the encoder's patches form no grid, or are not
+            finite; if the disk has no room.
     """
     protocol = protocol or SegmentationProtocol()
     names = _class_names(train, test)
     grid = _patch_grid(encoder)
     options = {"transform": train.transform, **feature_options}
-    num_images = len(train.images) + len(test.images)
-    num_bytes = num_images * (grid[0] * grid[1] * encoder.hidden_size * _TOKEN_BYTES + encoder.image_size**2)
+    bytes_per_image = (
+        grid[0] * grid[1] * encoder.hidden_size * _TOKEN_BYTES
+        + encoder.image_size**2 * _map_dtype(len(names)).itemsize
+    )
+    num_bytes = (len(train.images) + len(test.images)) * bytes_per_image
     _check_disk(num_bytes, options.get("cache_dir"))
 
     reading = {
@@ -227,7 +232,7 @@ def _check_disk(num_bytes: int, cache_dir: Any) -> None:
     free = shutil.disk_usage(next(one for one in (folder, *folder.absolute().parents) if one.exists())).free
     if num_bytes > free:
         message = (
-            f"The patch tokens take {num_bytes / 1e9:.1f} GB, and {folder} has {free / 1e9:.1f} GB free: take a "
+            f"Patch tokens and masks take {num_bytes / 1e9:.1f} GB, and {folder} has {free / 1e9:.1f} GB free: take a "
             "folder on another disk (--cache_dir), or fewer images (--max_train_samples, --max_samples)."
         )
         if num_bytes > free + kept:
@@ -271,15 +276,15 @@ class LabelMaps:
         self.size, self.void = encoder.image_size, masks.void
         if cache_dir is not None:
             Path(cache_dir).mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=cache_dir) as file:
-            self._maps = np.memmap(
-                file, np.uint8 if self.void < 256 else np.int32, "w+", shape=(len(masks), self.size, self.size)
-            )
         self.counts = torch.zeros(self.void + 1, dtype=torch.int64)
         loader = DataLoader(masks, batch_size=None, num_workers=num_workers)
-        for i, labels in enumerate(tqdm(loader, f"reading masks of {split.name}", disable=not show_progress)):
-            self._maps[i] = labels
-            self.counts += torch.bincount(labels.flatten(), minlength=len(self.counts))
+        dtype = _map_dtype(self.void)
+        with tempfile.TemporaryFile(dir=cache_dir) as file:  # stays while it is mapped
+            for labels in tqdm(loader, f"reading masks of {split.name}", disable=not show_progress):
+                file.write(labels.numpy().astype(dtype).tobytes())
+                self.counts += torch.bincount(labels.flatten(), minlength=len(self.counts))
+            file.flush()
+            self._maps = np.memmap(file, dtype, "r", shape=(len(masks), self.size, self.size))
 
     def __len__(self) -> int:
         return len(self._maps)
@@ -291,6 +296,11 @@ class LabelMaps:
     @property
     def void_share(self) -> float:
         return (self.counts[-1] / self.counts.sum()).item()
+
+
+def _map_dtype(num_classes: int) -> np.dtype:
+    """Holds 0 to `num_classes`, the value of void."""
+    return np.dtype(np.uint8 if num_classes < 256 else np.int32)
 
 
 class _PreparedMasks(Dataset):
@@ -367,10 +377,7 @@ def _train(
     device: torch.device,
     show_progress: bool,
 ) -> _Heads:
-    scaler = StandardScaler()
-    for batch in torch.arange(len(tokens)).split(protocol.batch_size):
-        scaler.partial_fit(tokens[batch].flatten(0, 1).numpy())
-    mean, std = (torch.from_numpy(x).float().to(device) for x in (scaler.mean_, scaler.scale_))
+    mean, std = (x.to(device) for x in _statistics(tokens, protocol.batch_size))
     linear = _initial_heads(tokens.shape[2], maps.void, seeds).to(device)
     heads = _Heads(linear, mean, std, len(seeds), tokens.grid)
     at_pixels = protocol.loss_at == "pixels"
@@ -388,6 +395,25 @@ def _train(
             (loss / num_labelled).backward()  # a sum over the runs, each with the gradient of its own mean
         optimizer.step()
     return heads
+
+
+def _statistics(tokens: PatchFeatures, batch_size: int) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation [C] over all tokens of all images; 1 where a dimension does not vary.
+
+    Raises:
+        ValueError: if a token is not finite.
+    """
+    scaler = StandardScaler()
+    for batch in torch.arange(len(tokens)).split(batch_size):
+        some = tokens[batch]
+        finite = some.flatten(1).isfinite().all(dim=1)
+        if not finite.all():
+            raise ValueError(
+                f"The patch tokens of training image {batch[~finite][0]} are not finite: encode in float32 (--dtype), "
+                "and check the checkpoint."
+            )
+        scaler.partial_fit(some.flatten(0, 1).numpy())
+    return torch.from_numpy(scaler.mean_).float(), torch.from_numpy(scaler.scale_).float()
 
 
 def _initial_heads(num_features: int, num_classes: int, seeds: Sequence[int]) -> nn.Linear:
