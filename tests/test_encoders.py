@@ -2,6 +2,7 @@
 
 import json
 
+import PIL.Image
 import pytest
 import timm
 import torch
@@ -250,6 +251,16 @@ def test_transforms(checkpoint):
     encoder = load_encoder(str(checkpoint))
     assert encoder.image_processor("default").size["shortest_edge"] == 32
     assert encoder.image_processor("evaluation").size["shortest_edge"] == 37
+    own = encoder.image_processor("default").resample
+    for transform in ("default-bicubic", "evaluation-bicubic"):
+        bicubic = encoder.image_processor(transform)
+        assert bicubic.resample == PIL.Image.Resampling.BICUBIC != own
+        assert bicubic.size == encoder.image_processor(transform.partition("-")[0]).size
+    photo = PIL.Image.effect_noise((80, 60), 90).convert("RGB")
+    pixels = [
+        encoder.image_processor(t)(photo, return_tensors="pt")["pixel_values"] for t in ("default", "default-bicubic")
+    ]
+    assert not torch.allclose(*pixels, atol=0.05)
     with pytest.raises(ValueError, match="transform='centre' is unknown"):
         encoder.image_processor("centre")
 

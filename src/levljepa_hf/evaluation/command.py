@@ -111,7 +111,9 @@ class EvaluationArguments:
     output: str | None = _option(None, "JSON file to write; pictures go beside it.")
     card: bool = _option(False, "Write the figures into the checkpoint's model card.")
     transform: str | None = _option(
-        None, "How images are prepared: evaluation (256/224, crop) or default (no margin)."
+        None,
+        "How images are prepared: evaluation (short side 256/224 of the crop) or default (no margin), each with "
+        "-bicubic behind it for that resampling; by default the data set's.",
     )
     encode_batch_size: int = _option(64, "Images encoded at a time.")
     num_workers: int = _option(0, "Processes that decode and prepare images.")

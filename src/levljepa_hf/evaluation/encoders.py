@@ -24,6 +24,7 @@ from transformers import (
     PreTrainedModel,
     set_seed,
 )
+from transformers.image_utils import PILImageResampling
 from transformers.utils import logging
 
 from ..configuration_levljepa import LeVLJEPAConfig, LeVLJEPAVisionConfig
@@ -34,6 +35,7 @@ from .embeddings import Embeddings, embed_distinct, embed_texts
 
 OWN_TYPES = (LeVLJEPAConfig.model_type, LeVLJEPAVisionConfig.model_type)
 RANDOM_PRESET = "base"
+TRANSFORMS = ("evaluation", "default", "evaluation-bicubic", "default-bicubic")
 _TOKENS_BEFORE_NORM = ("clip", "clip_vision_model")  # types whose `last_hidden_state` has not met the final norm
 
 
@@ -76,15 +78,20 @@ class Encoder(ABC):
         """Prepares images: `(images, return_tensors="pt")` gives `pixel_values` [N, 3, S, S].
 
         Args:
-            transform: `"evaluation"` resizes the short side to 256/224 of the crop, `"default"` to the crop's side.
+            transform: One of `TRANSFORMS`. `"evaluation"` resizes the short side to 256/224 of the crop, `"default"`
+                to the crop's side, by the encoder's own resampling; with `"-bicubic"` behind, bicubically, as the
+                reproduction of the paper's segmentation (`"default-bicubic"`) and ImageNet-9 did.
 
         Raises:
             ValueError: if the transform is unknown.
         """
-        if transform not in ("default", "evaluation"):
-            raise ValueError(f"transform={transform!r} is unknown: use 'default' or 'evaluation'.")
+        if transform not in TRANSFORMS:
+            raise ValueError(f"transform={transform!r} is unknown: use one of {', '.join(TRANSFORMS)}.")
         processor = self._image_processor()
-        return evaluation_image_processor(processor) if transform == "evaluation" else processor
+        geometry, _, resampling = transform.partition("-")
+        if resampling:
+            processor.resample = PILImageResampling.BICUBIC
+        return evaluation_image_processor(processor) if geometry == "evaluation" else processor
 
     @abstractmethod
     def _image_processor(self) -> LeVLJEPAImageProcessor:
@@ -385,6 +392,7 @@ def _silent_transformers() -> Iterator[None]:
 
 
 __all__ = [
+    "TRANSFORMS",
     "Encoder",
     "LeVLJEPAEncoder",
     "TimmEncoder",

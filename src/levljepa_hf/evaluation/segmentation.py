@@ -48,7 +48,8 @@ class SegmentationProtocol:
 
     The paper says so much, and that void is ignored, that logits are upsampled bilinearly to the image size (224) for
     scoring, and that the mean is over the classes present. The constants below and the standardising of the tokens
-    are those of a reproduction of it (ADE20K: 23.6), which also resized to 224 without a margin (transform "default").
+    are those of a reproduction of it (ADE20K: 23.6), which also resized to 224 without a margin, bicubically
+    (transform "default-bicubic").
     `levljepa evaluate segmentation` makes options of the fields.
     """
 
@@ -95,7 +96,7 @@ def evaluate_segmentation(
     (torch's "nearest-exact"; its "nearest" takes the corner's).
 
     Args:
-        encoder: What encodes the images. Its resampling is its own: bilinear for LeVLJEPA (the reproduction: bicubic).
+        encoder: What encodes the images, resampled in its own way (LeVLJEPA: bilinear) unless `transform` says other.
         train: Images with masks and class names.
         test: The same, of the same classes.
         protocol: By default the reproduction's.
