@@ -1,11 +1,14 @@
 """Features: equal to the encoder's own, kept on disk by content, resumed, and never taken for others."""
 
 import io
+import re
+import signal
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from levljepa_hf import LeVLJEPAModel
 from levljepa_hf.evaluation import features as features_module
@@ -88,6 +91,98 @@ def test_a_file_that_was_cut_off_is_not_believed(encoder, encoded, monkeypatch, 
     found = pooled_features(encoder, encoded, **quiet(cache_dir=tmp_path))
     assert sum(sizes) == len(encoded)
     torch.testing.assert_close(found["cls"], expected["cls"])
+
+
+@pytest.mark.parametrize(
+    ("spoil", "reason"),
+    [
+        (lambda tensors: tensors["cls"][1].fill_(torch.nan), "cls is not finite"),
+        (lambda tensors: tensors.update(cls=tensors["cls"][:, :3].clone()), "it has {'cls': .* others {'cls'"),
+        (lambda tensors: tensors.update(mean=tensors["mean"][:3].clone()), "mean has 3 rows for 5 images"),
+        (lambda tensors: tensors.pop("digests"), "no digests"),
+    ],
+)
+def test_a_file_of_other_content_is_not_believed(encoder, encoded, monkeypatch, tmp_path, spoil, reason):
+    warnings = []
+    monkeypatch.setattr(features_module.logger, "warning", warnings.append)
+    first = pooled_features(encoder, encoded[:7], **quiet(cache_dir=tmp_path))
+    (whole,) = tmp_path.glob("*/*.safetensors")
+    whole.rename(whole.with_name("-first.safetensors"))
+    second = pooled_features(encoder, encoded[7:], **quiet(cache_dir=tmp_path))
+    (path,) = tmp_path.glob("*/[!-]*.safetensors")
+    tensors = load_file(path)
+    spoil(tensors)
+    save_file(tensors, path)
+    sizes = count_encoded(encoder, monkeypatch)
+    found = pooled_features(encoder, encoded, **quiet(cache_dir=tmp_path))
+    assert sum(sizes) == 5 and len(warnings) == 1 and re.search(reason, warnings[0])
+    assert torch.equal(found["cls"][:7], first["cls"])
+    torch.testing.assert_close(found["cls"][7:], second["cls"])
+
+
+def test_two_runs_may_fill_one_cache_at_the_same_time(encoder, encoded, monkeypatch, tmp_path):
+    monkeypatch.setattr(features_module, "_FILE_BYTES", 0)
+    expected = pooled_features(encoder, encoded, **quiet())
+    encode, others = encoder.encode, []
+
+    def encode_while_another_does_all(pixels):
+        if not others:
+            others.append(None)
+            others[0] = pooled_features(encoder, encoded, **quiet(cache_dir=tmp_path))
+        return encode(pixels)
+
+    monkeypatch.setattr(encoder, "encode", encode_while_another_does_all)
+    found = pooled_features(encoder, encoded, **quiet(cache_dir=tmp_path))
+    sizes = count_encoded(encoder, monkeypatch)
+    again = pooled_features(encoder, encoded, **quiet(cache_dir=tmp_path))
+    assert sizes == [] and len(list(tmp_path.glob("*/*.safetensors"))) == 6
+    for name, values in expected.items():
+        assert torch.equal(found[name], values) and torch.equal(others[0][name], values)
+        assert torch.equal(again[name], values)
+
+
+def test_a_folder_that_cannot_be_written_is_an_error_before_the_work(encoder, encoded, monkeypatch, tmp_path):
+    (tmp_path / "file").write_text("")
+    sizes = count_encoded(encoder, monkeypatch)
+    with pytest.raises(OSError, match="cannot be written to .*file.*: give another folder with --cache_dir"):
+        pooled_features(encoder, encoded, **quiet(cache_dir=tmp_path / "file"))
+    pooled_features(encoder, encoded[:2], **quiet(cache_dir=tmp_path))
+
+    def refuse(dir):
+        raise PermissionError(13, "Permission denied", str(dir))
+
+    monkeypatch.setattr(features_module.tempfile, "TemporaryFile", refuse)  # a superuser may write everywhere
+    with pytest.raises(OSError, match="Permission denied.*--no_cache"):
+        pooled_features(encoder, encoded, **quiet(cache_dir=tmp_path))
+    pooled_features(encoder, encoded[:2], **quiet(cache_dir=tmp_path))  # all there: nothing to write
+    assert sizes == [2]
+
+
+def test_a_full_disk_keeps_what_was_written(encoder, encoded, monkeypatch, tmp_path):
+    monkeypatch.setattr(features_module, "_FILE_BYTES", 0)
+    resource = pytest.importorskip("resource")
+    pooled_features(encoder, encoded[:2], **quiet(cache_dir=tmp_path))
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))  # of any file: writing more fails as on a full disk
+    try:
+        with pytest.raises(OSError, match="cannot be written to .*: give another folder with --cache_dir"):
+            pooled_features(encoder, encoded, **quiet(cache_dir=tmp_path))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, before)
+    assert len([path for path in tmp_path.glob("*/*") if path.name != "settings.json"]) == 1
+    sizes = count_encoded(encoder, monkeypatch)
+    pooled_features(encoder, encoded, **quiet(cache_dir=tmp_path))
+    assert sum(sizes) == len(encoded) - 2
+
+
+def test_features_that_are_not_finite_are_an_error(encoder, encoded, tmp_path):
+    encoder.model.vision_model.timm_model.norm.weight.mul_(1e6)
+    pooled_features(encoder, encoded[:1], **quiet())
+    with pytest.raises(ValueError, match="encoder's patches are not finite in float16.*use float32"):
+        patch_features(encoder, encoded[:1], **quiet(cache_dir=tmp_path))
+    assert not list(tmp_path.glob("*/*.safetensors"))
 
 
 def test_an_error_while_writing_leaves_no_file(encoder, encoded, monkeypatch, tmp_path):

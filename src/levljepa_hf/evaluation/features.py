@@ -8,6 +8,7 @@ features of some images beside the digest of each image. An image that is there 
 an interrupted one or another data set, is read; the others are encoded. A file has its name from when it is whole.
 """
 
+import contextlib
 import hashlib
 import json
 import os
@@ -17,7 +18,7 @@ import tempfile
 import time
 import uuid
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -123,7 +124,9 @@ def extract(
         show_progress: Whether several batches show a progress bar.
 
     Raises:
-        ValueError: if there are no images, one of them does not decode, or the transform is unknown.
+        ValueError: if there are no images, one of them does not decode, a feature is not finite, or the transform is
+            unknown.
+        OSError: if features cannot be written; where the folder is at fault, before any image is encoded.
     """
     if len(images) == 0:
         raise ValueError("There are no images to encode.")
@@ -144,6 +147,7 @@ def extract(
             order += digests
             fresh = [i for i, digest in enumerate(new) if digest not in known]  # an earlier batch may have the others
             if fresh:
+                store.check_writable()
                 pixel_values = pixel_values if len(fresh) == len(new) else pixel_values[fresh]
                 store.add([new[i] for i in fresh], encode(encoder, pixel_values))
             known.update(new)
@@ -257,10 +261,23 @@ def _open_store(name: str, settings: dict[str, Any], cache_dir: str | os.PathLik
     key = hashlib.sha256(text.encode()).hexdigest()[:16]
     label = re.sub(r"[^\w.-]+", "-", Path(name).name or name)[-40:]
     folder = Path(cache_dir) / f"{label}-{settings['kind']}-{key}"
-    folder.mkdir(parents=True, exist_ok=True)
-    if not (folder / "settings.json").exists():
-        write_whole(folder / "settings.json", lambda path: path.write_text(text + "\n"))
+    with _writing_to(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        if not (folder / "settings.json").exists():
+            write_whole(folder / "settings.json", lambda path: path.write_text(text + "\n"))
     return _Store(folder)
+
+
+@contextlib.contextmanager
+def _writing_to(folder: Path) -> Iterator[None]:
+    """Errors inside say what to do. The files that are there already are kept."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:  # safetensors has an error of its own for a full disk
+        raise OSError(
+            f"Features cannot be written to {folder} ({error}): give another folder with --cache_dir, or --no_cache "
+            "to keep none (TMPDIR says where those of one run go)."
+        ) from error
 
 
 def _temporary_store() -> "_Store":
@@ -280,11 +297,33 @@ class _Store:
         self._pending: list[dict[str, Tensor]] = []
         self._pending_bytes = 0
         self._since = time.monotonic()
+        self._is_writable = folder is None
         for path in sorted(self.folder.glob("[!.]*.safetensors")) if self.folder else ():
             try:
-                self._index(load_file(path))
-            except (SafetensorError, OSError) as error:
+                tensors = load_file(path)
+                self._check(tensors)
+                self._index(tensors)
+            except (SafetensorError, OSError, ValueError) as error:
                 logger.warning(f"{path} is no whole file of features ({error}): its images are encoded again.")
+
+    def _check(self, tensors: dict[str, Tensor]) -> None:
+        """Raises a ValueError if a file is not one that `flush` wrote, or not of the same features as the others."""
+        digests = tensors.get("digests")
+        if digests is None or digests.dtype != torch.uint8 or digests.shape[1:] != (_DIGEST_BYTES,):
+            raise ValueError("it has no digests of images")
+        for name, tensor in tensors.items():
+            if len(tensor) != len(digests):
+                raise ValueError(f"{name} has {len(tensor)} rows for {len(digests)} images")
+            if not tensor.isfinite().all():
+                raise ValueError(f"{name} is not finite")
+        if self.files and _layout(tensors) != _layout(self.files[0]):
+            raise ValueError(f"it has {_layout(tensors)}, and others {_layout(self.files[0])}")
+
+    def check_writable(self) -> None:
+        """Sees before the work, once, whether a file can be written. What is all there already needs no writing."""
+        if not self._is_writable:
+            with _writing_to(self.folder), tempfile.TemporaryFile(dir=self.folder):
+                self._is_writable = True
 
     def _index(self, tensors: dict[str, Tensor]) -> None:
         for row, digest in enumerate(tensors["digests"].numpy()):
@@ -293,7 +332,14 @@ class _Store:
 
     def add(self, digests: Sequence[bytes], features: dict[str, Tensor]) -> None:
         stacked = torch.from_numpy(np.stack([np.frombuffer(digest, dtype=np.uint8) for digest in digests]))
-        self._pending.append({"digests": stacked, **{name: tensor.cpu() for name, tensor in features.items()}})
+        features = {name: tensor.cpu() for name, tensor in features.items()}
+        for name, tensor in features.items():
+            if not tensor.isfinite().all():
+                raise ValueError(
+                    f"The encoder's {name} are not finite in {str(tensor.dtype)[6:]}: its weights have diverged, or "
+                    "the values are too large for the dtype; use float32."
+                )
+        self._pending.append({"digests": stacked, **features})
         self._pending_bytes += sum(tensor.nbytes for tensor in self._pending[-1].values())
         if self.folder and (self._pending_bytes > _FILE_BYTES or time.monotonic() - self._since > _FILE_SECONDS):
             self.flush()
@@ -304,10 +350,16 @@ class _Store:
             self._pending, self._pending_bytes = [], 0
             if self.folder:
                 path = self.folder / f"{uuid.uuid4().hex}.safetensors"
-                write_whole(path, lambda part: save_file(merged, part))
+                with _writing_to(self.folder):
+                    write_whole(path, lambda part: save_file(merged, part))
                 merged = load_file(path)
             self._index(merged)
         self._since = time.monotonic()
+
+
+def _layout(tensors: Mapping[str, Tensor]) -> dict[str, tuple[str, tuple[int, ...]]]:
+    """Dtype and shape of each feature of one image."""
+    return {name: (str(tensor.dtype)[6:], tuple(tensor.shape[1:])) for name, tensor in sorted(tensors.items())}
 
 
 def write_whole(path: Path, write: Callable[[Path], Any]) -> None:
