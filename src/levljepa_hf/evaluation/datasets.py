@@ -174,7 +174,7 @@ def load_split(
     if wired:
         source = wired.sources.get(split) or replace(_main_source(wired), split=split, local_split=None)
         rows, source = _open_wired(dataset, wired, source, split, path, config_name)
-        name = f"{source.borrowed or dataset}/{source.split}"
+        name = f"{source.borrowed or dataset}/{source.local_split or source.split}"
     else:
         wired = Wired(tuple(_NEEDS), {}, licence="", home="", transform=_transform(task))
         source = Source(dataset, _find_split(dataset, split, config_name))
@@ -242,7 +242,7 @@ def _open_wired(
         wanted = [name for name in (source.local_split, source.split, role) if name in available]
         if not wanted:
             raise _no_split(f"{path} ({dataset})", source.local_split or source.split, available)
-        return _load_copy(folder, source, wanted[0], config), replace(source, split=wanted[0])
+        return _load_copy(folder, source, wanted[0], config), replace(source, split=wanted[0], local_split=None)
     if not wired.on_hub:
         raise ValueError(
             f"{dataset} is not on the Hub as data files. Get it from {wired.home} and name the folder with "
@@ -660,9 +660,9 @@ class _Masks(Sequence):
 def _decode_mask(value: Any, what: str) -> np.ndarray:
     """Integers [H, W] of an image of one channel, of indices into a palette, or of an array."""
     if isinstance(value, (list, np.ndarray)):
-        mask = np.asarray(value)
+        mask = np.array(value)
     else:
-        mask = np.asarray(open_image(value))
+        mask = np.array(open_image(value))  # a copy, as torch wants to write
     if mask.ndim == 3 and (mask == mask[..., :1]).all():  # grey, kept as colours
         mask = mask[..., 0]
     if mask.dtype == bool:
