@@ -552,7 +552,7 @@ def test_the_roles_of_a_source_that_is_not_in_the_table(tmp_path):
         ValueError, match=r"has no split 'test': it has train. Choose with --train_split and --test_split"
     ):
         load(path)
-    assert load(path, split="train").labels == [0, 1]
+    assert load(path, split="train").labels == [0, 1] and load(path, split="train[50%:]").labels == [1]
     rows.to_parquet(tmp_path / "rows.parquet")
     assert shown(load(tmp_path / "rows.parquet", split="train[1:]").images) == [1]
     with pytest.raises(ValueError, match=r"rows.parquet has no split 'test': it has train"):
@@ -564,11 +564,11 @@ def test_only_the_files_of_the_split_are_read(tmp_path, monkeypatch):
     (tmp_path / "data").mkdir()
     image_labels(["a", "b"], [1, 0]).to_parquet(tmp_path / "data" / "validation-00000-of-00001.parquet")
     (tmp_path / "data" / "train-00000-of-00001.parquet").write_bytes(b"not to be read")
-    build, repo = datasets_module.load_dataset_builder, "owner/name"
+    build = datasets_module.load_dataset_builder
     monkeypatch.setattr(datasets_module, "load_dataset_builder", lambda name, config: build(str(tmp_path)))
-    rows = datasets_module._load_files(repo, "validation", None)
-    assert rows.features["label"].names == ["a", "b"] and rows["label"][:] == [1, 0]
-    assert len(datasets_module._load_files(repo, "validation[:1]", None)) == 1
+    split = load("owner/name")
+    assert split.name == "name/validation" and split.class_names == ("a", "b") and split.labels == [1, 0]
+    assert shown(load("owner/name", split="validation[1:]").images) == [1]
 
 
 def test_max_samples_draws_the_same_samples_at_random(tmp_path):
@@ -804,11 +804,12 @@ def test_scenes_with_questions():
     assert all(len(q.answers) == 10 and len(set(q.answers)) == 1 for q in split.questions)
     counts = [q.answers[0] for q in split.questions if q.kind == "number"]
     assert 0.4 < counts.count("2") / len(counts) < 0.6
-    few = load_split("scenes", "vlm", "test", max_samples=5)
-    assert len(few.questions) == 5 and {q.image for q in few.questions} == set(range(len(few.images)))
-    asked = {(q.text, np.asarray(split.images[q.image]).tobytes(), q.answers) for q in split.questions}
-    assert all((q.text, np.asarray(few.images[q.image]).tobytes(), q.answers) in asked for q in few.questions)
     assert same([split.images[i] for i in range(3)], SceneDataset("test", 3, 48, pair_fraction=0.5))
+    small, few = (load_split("scenes", "vlm", "test", max_samples=n, config_name="16") for n in (None, 5))
+    assert len(few.questions) == 5 and {q.image for q in few.questions} == set(range(len(few.images)))
+    number = {np.asarray(image).tobytes(): i for i, image in enumerate(small.images)}
+    asked = {(q.text, q.image, q.answers) for q in small.questions}
+    assert all((q.text, number[np.asarray(few.images[q.image]).tobytes()], q.answers) in asked for q in few.questions)
 
 
 def test_scenes_in_the_form_of_pope():
