@@ -80,9 +80,9 @@ def imagenet(folder: Path) -> Path:
 
 
 def places365(folder: Path) -> Path:
-    save(folder / "Places365-custom", train=image_labels(["bus_station/indoor", "airfield"], [0, 1], label="labels"))
-    names = ["airfield", "bus_station-indoor"]
-    save(folder / "Places365-Validation", train=image_labels(names, [0, 1, 1], first=5))
+    save(folder / "Places365-custom", train=image_labels(["bus/indoor", "zoo", "airfield"], [0, 1, 2], label="labels"))
+    names = ["airfield", "bus-indoor", "zoo"]
+    save(folder / "Places365-Validation", train=image_labels(names, [0, 1, 2], first=5))
     return folder
 
 
@@ -300,16 +300,10 @@ def test_classes_of_two_repositories_are_numbered_alike(tmp_path):
     """They order them in their own ways, and write them in their own ways."""
     path = places365(tmp_path)
     train, test = (load_split("places365", "knn", role, path=str(path)) for role in ("train", "test"))
-    assert (shown(train.images), train.labels, train.class_names) == (
-        [0, 1],
-        [1, 0],
-        ("airfield", "bus_station/indoor"),
-    )
-    assert (shown(test.images), test.labels, test.class_names) == (
-        [5, 6, 7],
-        [0, 1, 1],
-        ("airfield", "bus_station-indoor"),
-    )
+    assert (shown(train.images), train.labels) == ([0, 1, 2], [1, 2, 0])
+    assert (shown(test.images), test.labels) == ([5, 6, 7], [0, 1, 2])
+    assert train.class_names == ("airfield", "bus/indoor", "zoo")
+    assert test.class_names == ("airfield", "bus-indoor", "zoo")
     assert (train.name, test.name) == ("places365/train", "places365/validation")
 
 
@@ -363,8 +357,9 @@ def test_halves_of_imagenet9_are_disjoint_and_by_class(tmp_path):
 
 
 def test_ade20k_has_no_class_for_zero(tmp_path):
-    split = load_split("ade20k", "segmentation", "test", path=str(ade20k(tmp_path)))
-    assert split.masks[0].tolist() == [[255, 0, 149], [1, 1, 1]]
+    path = str(ade20k(tmp_path))
+    train, split = (load_split("ade20k", "segmentation", role, path=path) for role in ("train", "test"))
+    assert train.masks[0].tolist() == split.masks[0].tolist() == [[255, 0, 149], [1, 1, 1]]
     assert shown(split.images) == [5] and split.void == 255 and split.transform == "default"
     assert len(split.class_names) == len(DATASETS["ade20k"].class_names) == 150
     assert (split.class_names[0], split.class_names[149]) == ("wall", "flag")
@@ -398,6 +393,13 @@ def test_coco_stuff_leaves_out_the_ids_that_were_never_used(tmp_path):
         "wood",
     ]
     assert shown(load_split("coco_stuff", "segmentation", "train", path=path).images) == [0]
+    ids = {10: "traffic light", 27: "backpack", 46: "wine glass", 67: "dining table", 70: "toilet", 72: "tv"}
+    ids |= {31: "handbag", 84: "book", 90: "toothbrush", 92: "banner", 93: "blanket", 182: "wood"}  # as COCO has them
+    wired = DATASETS["coco_stuff"]
+    assert all(wired.class_names[wired.mask_values[one - 1]] == name for one, name in ids.items())
+    assert [one for one in range(1, 183) if wired.mask_values[one - 1] == 255] == [
+        *(12, 26, 29, 30, 45, 66, 68, 69, 71, 83, 91)
+    ]
 
 
 def test_vqav2(tmp_path):
