@@ -25,7 +25,16 @@ from typing import Any
 from . import _train_extra  # noqa: F401  isort: skip  (says what to install)
 import numpy as np
 import torch
-from datasets import Dataset, DatasetDict, Features, Image, IterableDataset, load_dataset, load_from_disk
+from datasets import (
+    Dataset,
+    DatasetDict,
+    Features,
+    Image,
+    IterableDataset,
+    ReadInstruction,
+    load_dataset,
+    load_from_disk,
+)
 from datasets.distributed import split_dataset_by_node
 from PIL import Image as PILImage
 from torch import Tensor
@@ -124,10 +133,14 @@ def load_source(
 
 def _load_saved(path: Path, split: str, streaming: bool) -> Dataset | IterableDataset:
     dataset = load_from_disk(str(path))
+    name = split.split("[")[0]
     if isinstance(dataset, DatasetDict):
-        if split not in dataset:
-            raise ValueError(f"{path} has no split {split!r}: it has {', '.join(dataset)}.")
-        dataset = dataset[split]
+        if name not in dataset:
+            raise ValueError(f"{path} has no split {name!r}: it has {', '.join(dataset)}.")
+        dataset = dataset[name]
+    if name != split:
+        (part,) = ReadInstruction.from_spec(split).to_absolute({name: len(dataset)})
+        dataset = dataset.select(range(part.from_, part.to))
     return dataset.to_iterable_dataset(num_shards=min(64, len(dataset))) if streaming else dataset
 
 

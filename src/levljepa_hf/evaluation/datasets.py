@@ -24,7 +24,6 @@ from datasets import (
     Dataset,
     Features,
     Image,
-    get_dataset_split_names,
     load_dataset,
     load_dataset_builder,
     load_from_disk,
@@ -174,12 +173,12 @@ def load_split(
     if wired:
         source = wired.sources.get(split) or replace(_main_source(wired), split=split, local_split=None)
         rows, source = _open_wired(dataset, wired, source, split, path, config_name)
-        name = f"{source.borrowed or dataset}/{source.split}"
+        name = f"{source.borrowed or dataset}/{source.local_split or source.split}"
     else:
         wired = Wired(tuple(_NEEDS), {}, licence="", home="", transform=_transform(task))
-        source = Source(dataset, _find_split(dataset, split, config_name))
-        rows = _load_files(dataset, source.split, config_name)
-        name = f"{Path(dataset).name}/{source.split}"
+        rows, split = _open_any(dataset, split, config_name)
+        source = Source(dataset, split)
+        name = f"{Path(dataset).name}/{split}"
     name += f" ({config_name})" if config_name else ""
     found = _find_columns(rows, task, columns or {}, source, name, lenient=path is not None)
     names = _read_names(class_names) if class_names else wired.class_names
@@ -231,25 +230,25 @@ def _open_wired(
     config = config_name or source.config
     folder = Path(path) if path else None
     if folder and (copy := _clone(folder, source)):
-        return _load_copy(copy, source, source.split, config), source
+        files = _open_copy(copy, config)
+        return files.load(files.find(source.split)), source
     if folder and not source.borrowed:
         rows = LAYOUTS[wired.layout](folder, source.split, config_name) if wired.layout else None
         if rows is not None:
             return rows, source
         if not wired.on_hub and not _is_saved(folder):
             raise ValueError(f"{path} is no copy of {dataset} ({wired.home}). It must hold {wired.layout_help}.")
-        available = _split_names(_configuration(folder, source), config)
-        wanted = [name for name in (source.local_split, source.split, role) if name in available]
-        if not wanted:
-            raise _no_split(f"{path} ({dataset})", source.local_split or source.split, available)
-        return _load_copy(folder, source, wanted[0], config), replace(source, split=wanted[0])
+        files = _open_copy(folder, config)
+        split = files.find(source.local_split or source.split, source.split, role)
+        return files.load(split), replace(source, split=split, local_split=None)
     if not wired.on_hub:
         raise ValueError(
             f"{dataset} is not on the Hub as data files. Get it from {wired.home} and name the folder with "
             f"--dataset_path. It must hold {wired.layout_help}."
         )
     try:
-        return _load_files(source.repo, source.split, config), source
+        files = _Files(source.repo, config)
+        return files.load(files.find(source.split)), source
     except OSError as error:
         terms = f"accept its terms at https://huggingface.co/datasets/{source.repo}, `hf auth login`, or "
         raise OSError(
@@ -258,17 +257,49 @@ def _open_wired(
         ) from error
 
 
-def _load_files(source: str, split: str, config_name: str | None) -> Dataset:
-    """As `load_source`, but of a repository the files of this split alone: `load_dataset` fetches those of all."""
-    if not Path(source).exists() and Path(source).suffix not in FILE_BUILDERS and "+" not in split:
-        builder = load_dataset_builder(source, config_name)
-        files = builder.config.data_files or {}  # none of a repository read from the cache
-        part = split.split("[")[0]
-        if part in files and len(files) > 1:
+class _Files:
+    """A source, of which the names of the splits are known before their rows are read.
+
+    Raises:
+        OSError, ValueError: of `datasets`, if there is no such source or configuration.
+    """
+
+    def __init__(self, source: str | Path, config_name: str | None) -> None:
+        self.source, self.builder = str(source), None
+        path = Path(source)
+        if (path / "dataset_dict.json").exists():
+            self.splits = json.loads((path / "dataset_dict.json").read_text())["splits"]
+        elif _is_saved(path):
+            self.splits = [str(load_from_disk(self.source).split or "train")]
+        elif path.suffix in FILE_BUILDERS:
+            self.splits = ["train"]
+        else:
+            self.builder = load_dataset_builder(self.source, config_name)
+            self.splits = list(self.builder.config.data_files or self.builder.info.splits or ())
+
+    def find(self, *wanted: str) -> str:
+        """The first of these splits, or parts of splits, that there is."""
+        for split in wanted:
+            if re.split(r"[\[+]", split)[0] in self.splits:
+                return split
+        raise ValueError(
+            f"{self.source} has no split {wanted[0]!r}: it has {', '.join(self.splits)}. Choose with --train_split "
+            "and --test_split; parts of one are written like train[:80%] and train[80%:]."
+        )
+
+    def load(self, split: str) -> Dataset:
+        """Its rows. Of a repository the files of this split alone are fetched; `load_dataset` fetches those of all."""
+        if self.builder is None:
+            return load_source(self.source, split)
+        files = self.builder.config.data_files or {}  # none of a repository that is read from the cache
+        name = split.split("[")[0]
+        if len(files) > 1 and name in files and "+" not in split and not Path(self.source).exists():
+            features = self.builder.info.features
             return load_dataset(
-                builder.name, data_files={part: list(files[part])}, split=split, features=builder.info.features
+                self.builder.name, data_files={name: list(files[name])}, split=split, features=features
             )
-    return load_source(source, split, config_name=config_name)
+        self.builder.download_and_prepare()
+        return self.builder.as_dataset(split=split)
 
 
 def _open_images(dataset: str, wired: Wired, source: Source, path: str | None) -> tuple[Dataset, dict[Any, int]]:
@@ -287,53 +318,27 @@ def _clone(folder: Path, source: Source) -> Path | None:
     return clone if clone.is_dir() else None
 
 
-def _configuration(folder: Path, source: Source) -> Path:
-    """A configuration saved in a folder of its own, or the folder."""
-    return folder / source.config if source.config and _is_saved(folder / source.config) else folder
-
-
-def _load_copy(folder: Path, source: Source, split: str, config: str | None) -> Dataset:
-    place = _configuration(folder, source)
-    return load_source(str(place), split, config_name=None if _is_saved(place) else config)
-
-
 def _is_saved(folder: Path) -> bool:
     """Whether `save_to_disk` wrote it."""
     return (folder / "dataset_dict.json").exists() or (folder / "state.json").exists()
 
 
-def _split_names(source: str | Path, config_name: str | None) -> list[str]:
-    path = Path(source)
-    if (path / "dataset_dict.json").exists():
-        return json.loads((path / "dataset_dict.json").read_text())["splits"]
-    if (path / "state.json").exists():
-        return [str(load_from_disk(str(path)).split or "train")]
-    if path.suffix in FILE_BUILDERS:
-        return ["train"]
-    return get_dataset_split_names(str(source), config_name)
+def _open_copy(folder: Path, config: str | None) -> _Files:
+    """A folder, or the one in it in which a configuration was saved."""
+    saved = folder / config if config and _is_saved(folder / config) else folder
+    return _Files(saved, None if _is_saved(saved) else config)
 
 
-def _find_split(dataset: str, split: str, config_name: str | None) -> str:
-    """The split of a source that is not in the table."""
+def _open_any(dataset: str, split: str, config_name: str | None) -> tuple[Dataset, str]:
+    """The rows of a source that is not in the table, and the split that it was in the end."""
     try:
-        available = _split_names(dataset, config_name)
+        files = _Files(dataset, config_name)
+        split = files.find(split, *_USUAL_SPLITS.get(split, ()))
+        return files.load(split), split
     except OSError as error:
         close = difflib.get_close_matches(dataset, DATASETS, n=1)
         hint = f"Did you mean {close[0]!r}? " if close else ""
         raise OSError(f"No data set {dataset!r}: {error} {hint}Known by name: {', '.join(DATASETS)}.") from error
-    if split.split("[")[0].split("+")[0] in available:
-        return split
-    found = next((name for name in _USUAL_SPLITS.get(split, ()) if name in available), None)
-    if found is None:
-        raise _no_split(dataset, split, available)
-    return found
-
-
-def _no_split(dataset: str, split: str, available: Sequence[str]) -> ValueError:
-    return ValueError(
-        f"{dataset} has no split {split!r}: it has {', '.join(available)}. Choose with --train_split and "
-        "--test_split; parts of one are written like train[:80%] and train[80%:]."
-    )
 
 
 def _class_folders(folder: Path) -> Dataset:
@@ -660,9 +665,9 @@ class _Masks(Sequence):
 def _decode_mask(value: Any, what: str) -> np.ndarray:
     """Integers [H, W] of an image of one channel, of indices into a palette, or of an array."""
     if isinstance(value, (list, np.ndarray)):
-        mask = np.asarray(value)
+        mask = np.array(value)
     else:
-        mask = np.asarray(open_image(value))
+        mask = np.array(open_image(value))  # a copy, as torch wants to write
     if mask.ndim == 3 and (mask == mask[..., :1]).all():  # grey, kept as colours
         mask = mask[..., 0]
     if mask.dtype == bool:

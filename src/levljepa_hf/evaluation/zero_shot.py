@@ -219,8 +219,8 @@ def evaluate_zero_shot(
     protocol = protocol or ZeroShotProtocol()
     readouts = offered_readouts(encoder, protocol.readouts)
     labels, names = test.require("labels"), test.require("class_names")
-    prompts = protocol.prompts or test.prompts
-    templates = [one for prompt in prompts for one in PROMPT_ENSEMBLES.get(prompt, (prompt,))]
+    given = protocol.prompts or test.prompts
+    templates = [template for one in given for template in PROMPT_ENSEMBLES.get(one, (one,))]
     prompts = class_prompts(names, templates)
     texts = encoder.embed_texts([one for of_class in prompts for one in of_class])
     classifier = prompt_ensemble(texts, len(names))
