@@ -104,7 +104,7 @@ def plot_confusion(
         shown = mistakes.topk(max_classes).indices.sort().values
     shares = counts / counts.sum(dim=1, keepdim=True).clamp(min=1)
     figure, (axis,) = _figure(1, columns=1, side=max(3.5, 0.2 * len(shown) + 1.5))
-    image = axis.imshow(shares[shown][:, shown], vmin=0, vmax=1, cmap="Blues", interpolation="nearest")
+    image = axis.imshow(shares[shown][:, shown].numpy(), vmin=0, vmax=1, cmap="Blues", interpolation="nearest")
     names = [class_names[i] for i in shown.tolist()]
     axis.set_xticks(range(len(names)), names, rotation=90, fontsize=7)
     axis.set_yticks(range(len(names)), names, fontsize=7)
@@ -133,7 +133,7 @@ def plot_bars(
         chance: what guessing scores, drawn as a line.
         label: what the values are.
     """
-    figure, (axis,) = _figure(1, columns=1, side=3.5)
+    figure, (axis,) = _figure(1, columns=1, side=max(3.5, 1.3 * len(names)))
     bars = axis.bar(names, values, yerr=errors, capsize=4, width=0.6, color="#1f5fa8", ecolor="#7f7f7f")
     axis.bar_label(bars, [f"{100 * value:.1f}" for value in values], padding=2)
     if chance is not None:
