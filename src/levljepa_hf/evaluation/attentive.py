@@ -157,7 +157,7 @@ def evaluate_attentive_probe(
             torch.default_generator.manual_seed(seed)
             probe = AttentiveProbe(encoder.hidden_size, num_classes, num_heads).to(encoder.device)
         if kept is None:
-            batches = _augmented_batches(encoder, train, protocol, seed, **options)
+            batches = augmented_batches(encoder, train, protocol, seed, **options)
         else:
             batches = _kept_batches(kept, encoder.device, protocol, seed)
         losses.append(_train(probe, batches, y_train, protocol, feature_options.get("show_progress", True)))
@@ -236,7 +236,7 @@ def _kept_batches(
         yield patches[indices].to(device), indices
 
 
-def _augmented_batches(
+def augmented_batches(
     encoder: Encoder,
     split: EvaluationSplit,
     protocol: AttentiveProbeProtocol,

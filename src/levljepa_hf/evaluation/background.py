@@ -61,12 +61,10 @@ def evaluate_background(
         raise ValueError(f"The test splits are {', '.join(tests) or 'none'}: give {', '.join(VARIANTS)}.")
     tests = {name: tests[name] for name in VARIANTS}
     runs, labels = run_linear_probes(encoder, train, tests, protocol or BackgroundProtocol(), seeds, **feature_options)
-    metrics = [
-        _drops({name: top_k_accuracy(run.scores[name], labels[name], [1])["top1"] for name in tests}) for run in runs
-    ]
+    top1 = [{name: top_k_accuracy(run.scores[name], labels[name], [1])["top1"] for name in tests} for run in runs]
     chance = 1 / len(train.class_names)
     result = TaskResult(
-        runs=metrics,
+        runs=[_drops(one) for one in top1],
         details={**count_images(train, tests), "runs": [run.details for run in runs]},
         chance={f"{name}_top1": chance for name in tests},
     )

@@ -216,7 +216,7 @@ def plot_bars(
         chance: what guessing scores, drawn as a line.
         label: what the values are.
     """
-    figure, (axis,) = _figure(1, columns=1, side=3.5)
+    figure, (axis,) = _figure(1, columns=1, side=max(3.5, 1.3 * len(names)))
     bars = axis.bar(names, values, yerr=errors, capsize=4, width=0.6, color="#1f5fa8", ecolor="#7f7f7f")
     axis.bar_label(bars, [f"{100 * value:.1f}" for value in values], padding=2)
     if chance is not None:
