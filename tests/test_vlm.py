@@ -139,13 +139,13 @@ def quiet(**options):
 @pytest.mark.parametrize("answering", ["generate", "candidates"])
 def test_the_bridge_learns_what_tokens_tell_and_no_more(language_model_folder, answering, tmp_path):
     train, test = color_split(60, ["color"]), color_split(30, ["color"])
-    protocol = fast(language_model_folder, answering=answering)
-    seeing = evaluate_vlm(ColorEncoder(), train, test, protocol, seeds=(0, 1), **quiet())
+    protocol = fast(language_model_folder, answering=answering, max_steps=80)
+    seeing = evaluate_vlm(ColorEncoder(), train, test, protocol, seeds=(0,), **quiet())
     blind = evaluate_vlm(ColorEncoder(blind=True), train, test, protocol, seeds=(0,), **quiet())
-    assert seeing.metrics["accuracy"] > 0.9 and len(seeing.runs) == 2
+    assert seeing.metrics["accuracy"] > 0.9
     assert blind.metrics["accuracy"] <= 0.34
     assert seeing.chance == {"accuracy": pytest.approx(1 / 3)}
-    assert seeing.details["answering"] == answering and seeing.details["steps"] == 40
+    assert seeing.details["answering"] == answering and seeing.details["steps"] == 80
     assert seeing.details["bridge_parameters"] == 8 * 32 + 32 + 32 * 32 + 32
     assert seeing.details["final_losses"][0] < blind.details["final_losses"][0] - 0.5
     seeing.pictures["answers"](tmp_path / "answers.png")
@@ -155,9 +155,11 @@ def test_the_bridge_learns_what_tokens_tell_and_no_more(language_model_folder, a
 
 def test_runs_repeat_and_kinds_have_figures_of_their_own(language_model_folder):
     train, test = color_split(24), color_split(12)
-    protocol = fast(language_model_folder, max_steps=3)
-    first, again = (evaluate_vlm(ColorEncoder(), train, test, protocol, seeds=(3,), **quiet()) for _ in range(2))
+    protocol = fast(language_model_folder, max_steps=1, batch_size=48)  # all samples: the first weights decide
+    first, again = (evaluate_vlm(ColorEncoder(), train, test, protocol, seeds=(3, 3, 4), **quiet()) for _ in range(2))
     assert first.runs == again.runs and first.details == again.details
+    losses = first.details["final_losses"]
+    assert len(first.runs) == 3 and losses[0] == losses[1] and abs(losses[0] - losses[2]) > 1e-3
     assert set(first.runs[0]) == {"accuracy", "accuracy_color", "accuracy_yes_no"} == set(first.chance)
     assert first.details["answering"] == "generate"
     assert first.details["questions_by_kind"] == {"color": 12, "yes/no": 12}
@@ -289,6 +291,7 @@ def test_the_bridge_alone_is_trained(language_model_folder, llava, monkeypatch):
     parameters = bridge_parameters(llava)
     names = {name for name, p in llava.named_parameters() if any(p is one for one in parameters)}
     assert {name.rsplit(".", 2)[0] for name in names} == {"model.multi_modal_projector"} and len(names) == 4
+    bridge_parameters(build_llava(LlamaForCausalLM(small()).train(), 8, IMAGE_TOKEN))  # that is frozen here
     llava.lm_head.weight.requires_grad_(True)
     with pytest.raises(RuntimeError, match="requires_grad=True"):
         bridge_parameters(llava)
