@@ -25,7 +25,16 @@ from typing import Any
 from . import _train_extra  # noqa: F401  isort: skip  (says what to install)
 import numpy as np
 import torch
-from datasets import Dataset, DatasetDict, Features, Image, IterableDataset, load_dataset, load_from_disk
+from datasets import (
+    Dataset,
+    DatasetDict,
+    Features,
+    Image,
+    IterableDataset,
+    ReadInstruction,
+    load_dataset,
+    load_from_disk,
+)
 from datasets.distributed import split_dataset_by_node
 from PIL import Image as PILImage
 from torch import Tensor
@@ -82,11 +91,11 @@ def load_pretraining_dataset(
         ValueError: if the split or a column does not exist (it lists those there are).
         FileNotFoundError: if a path does not exist.
     """
-    dataset = _load(name_or_path, split, streaming, config_name, data_files, cache_dir)
+    dataset = load_source(name_or_path, split, streaming, config_name, data_files, cache_dir)
     image_column, caption_column = find_columns(dataset, image_column, caption_column)
     if dataset.features is None:  # a stream that does not say what it holds before it is read
         dataset = dataset._resolve_features()
-    wanted = {_root(dataset.column_names, name) for name in (image_column, caption_column)} | {"__key__"}
+    wanted = {root_column(dataset.column_names, name) for name in (image_column, caption_column)} | {"__key__"}
     dataset = dataset.select_columns([name for name in dataset.column_names if name in wanted])
     if isinstance(dataset.features.get(image_column), Image):
         dataset = dataset.cast_column(image_column, Image(decode=False))
@@ -95,22 +104,23 @@ def load_pretraining_dataset(
     return dataset
 
 
-def _load(
+def load_source(
     name_or_path: str,
     split: str,
-    streaming: bool,
-    config_name: str | None,
-    data_files: str | list[str] | None,
-    cache_dir: str | None,
+    streaming: bool = False,
+    config_name: str | None = None,
+    data_files: str | list[str] | None = None,
+    cache_dir: str | None = None,
 ) -> Dataset | IterableDataset:
+    """A split with all its columns; the arguments are those of `load_pretraining_dataset`, and so are the errors."""
     path = Path(name_or_path)
     if (path / "dataset_dict.json").exists() or (path / "state.json").exists():
         return _load_saved(path, split, streaming)
     builder = FILE_BUILDERS.get(path.suffix)
     if builder is not None and data_files is None:
-        name_or_path, data_files = builder, {split: str(path)}
-    elif isinstance(data_files, (str, list)):
-        data_files = {split: data_files}
+        name_or_path, data_files = builder, str(path)
+    if isinstance(data_files, (str, list)):
+        data_files = {split.split("[")[0]: data_files}
     return load_dataset(
         name_or_path, config_name, split=split, data_files=data_files, streaming=streaming, cache_dir=cache_dir
     )
@@ -118,10 +128,14 @@ def _load(
 
 def _load_saved(path: Path, split: str, streaming: bool) -> Dataset | IterableDataset:
     dataset = load_from_disk(str(path))
+    name = split.split("[")[0]
     if isinstance(dataset, DatasetDict):
-        if split not in dataset:
-            raise ValueError(f"{path} has no split {split!r}: it has {', '.join(dataset)}.")
-        dataset = dataset[split]
+        if name not in dataset:
+            raise ValueError(f"{path} has no split {name!r}: it has {', '.join(dataset)}.")
+        dataset = dataset[name]
+    if name != split:
+        (part,) = ReadInstruction.from_spec(split).to_absolute({name: len(dataset)})
+        dataset = dataset.select(range(part.from_, part.to))
     return dataset.to_iterable_dataset(num_shards=min(64, len(dataset))) if streaming else dataset
 
 
@@ -134,38 +148,40 @@ def find_columns(
         ValueError: if a column does not exist or can not be found; the message lists those there are.
     """
     features = dataset.features if dataset.features is not None else dataset._resolve_features().features
-    names = _addresses(features)
+    names = column_addresses(features)
     for name, argument in ((image_column, "image_column"), (caption_column, "caption_column")):
         if name is not None and name not in names:
             close = difflib.get_close_matches(name, names, n=1)
             hint = f" Did you mean {close[0]!r}?" if close else ""
-            raise ValueError(f"The dataset has no column {argument}={name!r}.{hint} {_listed(features)}")
+            raise ValueError(f"The dataset has no column {argument}={name!r}.{hint} {list_columns(features)}")
     if image_column is None:
-        image_column = _guess([name for name in names if isinstance(features.get(name), Image)], IMAGE_COLUMNS, names)
+        image_column = guess_column(
+            [name for name in names if isinstance(features.get(name), Image)], IMAGE_COLUMNS, names
+        )
     if caption_column is None:
-        caption_column = _guess([], CAPTION_COLUMNS, names)
+        caption_column = guess_column([], CAPTION_COLUMNS, names)
     for name, argument in ((image_column, "image_column"), (caption_column, "caption_column")):
         if name is None:
-            raise ValueError(f"Which column is the {argument}? Name it. {_listed(features)}")
+            raise ValueError(f"Which column is the {argument}? Name it. {list_columns(features)}")
     return image_column, caption_column
 
 
-def _addresses(features: Mapping[str, Any]) -> list[str]:
+def column_addresses(features: Mapping[str, Any]) -> list[str]:
     """Names of the columns and, with dots, of the fields inside them."""
     names = list(features)
     for name, feature in features.items():
         if isinstance(feature, (dict, Features)):
-            names += [f"{name}.{field_name}" for field_name in _addresses(feature)]
+            names += [f"{name}.{field_name}" for field_name in column_addresses(feature)]
     return names
 
 
-def _guess(found: Sequence[str], usual: Sequence[str], names: Sequence[str]) -> str | None:
+def guess_column(found: Sequence[str], usual: Sequence[str], names: Sequence[str]) -> str | None:
     if len(found) == 1:
         return found[0]
     return next((name for name in usual if name in (found or names)), None)
 
 
-def _listed(features: Mapping[str, Any]) -> str:
+def list_columns(features: Mapping[str, Any]) -> str:
     columns = ", ".join(f"{name!r} ({_short(feature)})" for name, feature in features.items())
     return f"Its columns: {columns}."
 
@@ -181,7 +197,7 @@ def look_up(sample: Mapping[str, Any], address: str) -> Any:
     Raises:
         ValueError: if there is none; the message lists the columns.
     """
-    root = _root(sample, address)
+    root = root_column(sample, address)
     value = None if root is None else sample[root]
     if root is None or (root != address and value is not None and not isinstance(value, Mapping)):
         columns = ", ".join(repr(name) for name in sample if name not in (SAMPLE_INDEX, SAMPLE_EPOCH))
@@ -189,7 +205,7 @@ def look_up(sample: Mapping[str, Any], address: str) -> Any:
     return value if root == address or value is None else look_up(value, address[len(root) + 1 :])
 
 
-def _root(columns: Iterable[str], address: str) -> str | None:
+def root_column(columns: Iterable[str], address: str) -> str | None:
     """The column that holds `address`: itself, or `json` for `json.captions`."""
     roots = list(itertools.accumulate(address.split("."), "{}.{}".format))
     return next((root for root in reversed(roots) if root in columns), None)
@@ -519,9 +535,15 @@ __all__ = [
     "LeVLJEPADataCollator",
     "NumberedDataset",
     "SampleCounter",
+    "column_addresses",
     "find_columns",
+    "guess_column",
     "image_size",
+    "list_columns",
     "load_pretraining_dataset",
+    "load_source",
+    "look_up",
     "open_image",
+    "root_column",
     "training_transform",
 ]

@@ -419,6 +419,10 @@ class SceneDataset(Dataset):
         """The scene that item `index` shows."""
         return self._draw(index)[0]
 
+    def captions(self, index: int) -> list[str]:
+        """The captions of item `index`, without painting it."""
+        return self._draw(index)[1]
+
     def __getitem__(self, index: int) -> dict[str, Any]:
         index = int(index)
         if not -self.num_scenes <= index < self.num_scenes:

@@ -30,6 +30,18 @@ PROMPTS = {
     "aircraft": "a photo of a {}, a type of aircraft.",
     "pets": "a photo of a {}, a type of pet.",
 }
+# Sets of prompts by name, for `ZeroShotProtocol.prompts`. The seven were chosen for ImageNet by CLIP's authors.
+PROMPT_ENSEMBLES = {
+    "imagenet_7": (
+        "itap of a {}.",
+        "a bad photo of the {}.",
+        "a origami {}.",
+        "a photo of the large {}.",
+        "a {} in a video game.",
+        "art of the {}.",
+        "a photo of the small {}.",
+    ),
+}
 
 
 def zero_shot_classifier(
@@ -145,7 +157,10 @@ class ZeroShotProtocol:
 
     prompts: list[str] = field(
         default_factory=list,
-        metadata={"help": "Templates with {} for the class name, several for an ensemble; by default the data set's."},
+        metadata={
+            "help": "Templates with {} for the class name, several for an ensemble, or a set's name "
+            f"({', '.join(PROMPT_ENSEMBLES)}); by default the data set's."
+        },
     )
     readouts: list[str] = field(
         default_factory=list, metadata={"help": f"Of {', '.join(READOUTS)}; by default all that the model has."}
@@ -204,7 +219,8 @@ def evaluate_zero_shot(
     protocol = protocol or ZeroShotProtocol()
     readouts = offered_readouts(encoder, protocol.readouts)
     labels, names = test.require("labels"), test.require("class_names")
-    templates = protocol.prompts or list(test.prompts)
+    given = protocol.prompts or test.prompts
+    templates = [template for one in given for template in PROMPT_ENSEMBLES.get(one, (one,))]
     prompts = class_prompts(names, templates)
     texts = encoder.embed_texts([one for of_class in prompts for one in of_class])
     classifier = prompt_ensemble(texts, len(names))
@@ -223,6 +239,7 @@ def evaluate_zero_shot(
 
 __all__ = [
     "PROMPTS",
+    "PROMPT_ENSEMBLES",
     "ZeroShotProtocol",
     "class_prompts",
     "evaluate_zero_shot",
