@@ -178,7 +178,10 @@ def test_overwrite_replaces_all_that_convert_writes(native, model, place, layout
 
 @pytest.mark.parametrize(
     "foreign",
-    ["checkpoint-5/model.safetensors", "optimizer.pt", "training_args.bin", "notes.txt", "mine.py", "config.json.bak"],
+    [
+        *("checkpoint-5/model.safetensors", "optimizer.pt", "training_args.bin", "notes.txt", "config.json.bak"),
+        *("mine.py", "my_version/modeling_levljepa.py"),
+    ],
 )
 def test_a_folder_with_foreign_files_is_left_alone(native, place, foreign, capsys):
     target = Path(shutil.copytree(native, place / "target"))

@@ -164,8 +164,10 @@ def test_auto_heads(auto_class, model_class, source, model, inputs, save, tmp_pa
 @pytest.mark.parametrize("auto_class", [AutoModelForImageClassification, AutoModelForSemanticSegmentation])
 def test_auto_heads_from_the_configuration_of_a_tower(auto_class, config):
     config.vision_config.id2label = {0: "cat", 1: "dog", 2: "bird"}
+    config.vision_config.problem_type = "multi_label_classification"
     head = auto_class.from_config(config.vision_config)
     assert head.classifier.out_features == 3 and head.config.id2label[2] == "bird"
+    assert head.config.problem_type == "multi_label_classification"
     assert type(head.config.vision_config) is LeVLJEPAVisionConfig
 
 

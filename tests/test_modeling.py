@@ -395,18 +395,19 @@ def test_backbone_gives_normalised_patch_maps(model, inputs, tmp_path):
     assert [m.shape for m in maps] == [(4, 32, 4, 4)] * 2 and backbone.channels == [32, 32]
 
 
-def test_segmentation_loss_upsamples_and_leaves_void_out(config):
-    config.num_labels = 3
+@pytest.mark.parametrize("void", [255, 2])
+def test_segmentation_loss_upsamples_and_leaves_void_out(config, void):
+    config.num_labels, config.semantic_loss_ignore_index = 3, void
     torch.manual_seed(0)
     model = LeVLJEPAForSemanticSegmentation(config).eval()
     pixels, labels = torch.randn(2, 3, 32, 48), torch.randint(0, 3, (2, 30, 50))
-    labels[:, :10] = 255
+    labels[:, :10] = void
     out = model(pixels, labels)
     assert out.logits.shape == (2, 3, 4, 6)
     upsampled = F.interpolate(out.logits, size=(30, 50), mode="bilinear", align_corners=False)
-    expected = F.cross_entropy(upsampled, labels, ignore_index=255)
+    expected = F.cross_entropy(upsampled, labels, ignore_index=void)
     torch.testing.assert_close(out.loss, expected)
-    assert model(pixels, torch.full((2, 30, 50), 255)).loss == 0
+    assert model(pixels, torch.full((2, 30, 50), void)).loss == 0
 
 
 def test_classification_reads_the_class_token(config):

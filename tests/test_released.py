@@ -749,6 +749,14 @@ def test_card_of_a_conversion(checkpoint, tmp_path):
     assert "{{" not in card.text and "{%" not in card.text
 
 
+@pytest.mark.parametrize("to", ["native", "released"])
+def test_a_card_holds_no_paths_of_the_machine(checkpoint, tmp_path, to):
+    card = ModelCard.load(convert(checkpoint, tmp_path / "copy", to=to) / "README.md")
+    assert card.data.base_model is None
+    assert f"`{checkpoint.name}`" in card.text and "copy" in card.text
+    assert not any(str(folder) in str(card) for folder in (tmp_path, checkpoint, checkpoint.parent))
+
+
 @pytest.mark.parametrize("release", RELEASES)
 def test_finished_cards_are_the_template_rendered(release):
     config = {} if "LeVLJEPA" in release else {"projection_dim": 512, "predictor_num_layers": 0}
