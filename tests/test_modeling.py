@@ -417,6 +417,10 @@ def test_classification_reads_the_class_token(config):
     out = model(pixels, labels)
     torch.testing.assert_close(out.logits, model.classifier(model.vision_model(pixels).last_hidden_state[:, 0]))
     torch.testing.assert_close(out.loss, F.cross_entropy(out.logits, labels))
+    model.config.problem_type = "multi_label_classification"
+    targets = torch.tensor([[1.0, 0.0, 1.0], [0.0, 0.0, 1.0]])
+    expected = F.binary_cross_entropy_with_logits(out.logits, targets)
+    torch.testing.assert_close(model(pixels, targets).loss, expected)
 
 
 # --- initialisation -------------------------------------------------------------------------------------------------
