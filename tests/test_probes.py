@@ -290,6 +290,8 @@ def test_ties_between_neighbours_go_to_the_first():
     assert votes[14].rank.tolist() == [0, 1, 2]  # classes 0 to 3 have two votes each, the others one
     equal = knn_vote(torch.ones(50, 2), torch.arange(50) % 5, torch.ones(1, 2), torch.tensor([3]), 5, ks=(4, 3))
     assert equal[4].rank.tolist() == [3] and equal[3].rank.tolist() == [5]  # nobody votes for class 3
+    inside = knn_vote(torch.ones(50, 2), torch.arange(50) % 5, torch.ones(1, 2), torch.tensor([2]), 5, ks=(50, 3))
+    assert inside[3].rank.tolist() == [2] and inside[50].rank.tolist() == [2]
 
 
 def test_nearest_neighbours_end_to_end(encoder, train, test):
