@@ -550,7 +550,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         formatter_class=_Help,
     )
     try:
-        (arguments,) = parser.parse_args_into_dataclasses(list(sys.argv[1:] if argv is None else argv))
+        (arguments,) = parser.parse_args_into_dataclasses(
+            list(sys.argv[1:] if argv is None else argv), look_for_args_file=False
+        )
         report = embed(arguments)
     except (ValueError, OSError) as error:
         parser.exit(2, f"{parser.prog}: {error}\n")

@@ -16,6 +16,7 @@ import torch
 from transformers import HfArgumentParser
 from transformers.utils import logging
 
+from .dataset_table import DATASETS
 from .datasets import EvaluationSplit, dataset_id, load_split
 from .encoders import Encoder, LeVLJEPAEncoder, load_encoder
 from .features import DEFAULT_CACHE, write_whole
@@ -93,9 +94,15 @@ class EvaluationArguments:
         "One or several: folders or Hub ids of LeVLJEPA, timm:NAME, hf:NAME (CLIP, SigLIP, DINO, ...), random (fresh "
         "weights, of the first LeVLJEPA model's size)."
     )
-    dataset: str = _option("scenes", "Name of a wired data set, or any source that `datasets` loads.")
-    dataset_path: str | None = _option(None, "A local copy of a wired data set.")
-    dataset_config: str | None = _option(None, "Configuration of a source that has several.")
+    dataset: str = _option(
+        "scenes", f"One of {', '.join(DATASETS)}, or any source that `datasets` loads: folder, file, Hub id."
+    )
+    dataset_path: str | None = _option(None, "A local copy of a data set known by name.")
+    dataset_config: str | None = _option(
+        None,
+        "Configuration of a source that has several; of the scenes, their side in pixels (48); of imagenet9, halves: "
+        "to train and test on halves of Original's test images.",
+    )
     train_split: str | None = _option(None, "Split to learn from, by default the data set's own.")
     test_split: str | None = _option(None, "Split to measure on, by default the data set's own.")
     max_samples: int | None = _option(None, "Test samples at most, drawn at random.")
@@ -324,6 +331,7 @@ def _run(
     if task.seeds:
         options["seeds"] = seeds
     result = task.run(encoder, *inputs, protocol=protocol, **options)
+    result.details |= {f"dropped_{role}": split.dropped for role, split in data.items() if split.dropped}
     return EvaluationRecord(
         task=name,
         model=encoder.name,

@@ -22,7 +22,6 @@ from transformers import (
     AutoTokenizer,
     PreTrainedConfig,
     PreTrainedModel,
-    set_seed,
 )
 from transformers.image_utils import PILImageResampling
 from transformers.utils import logging
@@ -311,7 +310,7 @@ def _random_encoder(name: str, preset: str, seed: int, like: Encoder | None) -> 
     else:
         config, processor = like.model.config, like.processor
     with torch.random.fork_rng():
-        set_seed(seed)
+        torch.manual_seed(seed)
         whole = isinstance(config, LeVLJEPAConfig)
         model = LeVLJEPAModel(config) if whole else LeVLJEPAVisionModel(config)
     return LeVLJEPAEncoder(name, model, processor)

@@ -140,7 +140,14 @@ def extract(
     store = _open_store(encoder.name, settings, cache_dir, in_memory)
     dataset = _Prepared(images, processor, store.rows.keys())
     pinned = encoder.device.type == "cuda"
-    loader = DataLoader(dataset, batch_size, num_workers=num_workers, collate_fn=_stack_new, pin_memory=pinned)
+    loader = DataLoader(
+        dataset,
+        batch_size,
+        num_workers=num_workers,
+        collate_fn=_stack_new,
+        pin_memory=pinned,
+        generator=torch.Generator(),
+    )
     known, order = set(store.rows), []
     with tqdm(total=len(images), desc=f"encoding {kind}", unit=" images", disable=not show_progress) as bar:
         for digests, new, pixel_values in loader:
