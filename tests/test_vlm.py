@@ -442,6 +442,9 @@ def test_scores_follow_the_number_of_answers():
         "accuracy_other": pytest.approx(0.6),
         "accuracy_number": 1.0,
     }
+    agreed = Question(0, "?", ("high-heeled shoe",) * 10)
+    assert [score_answers([agreed], [said])["accuracy"] for said in ("high-heeled shoe", "shoe")] == [1.0, 0.0]
+    assert score_answers([Question(0, "?", ("yes",) * 10)], ["Yes."]) == {"accuracy": 1.0}
     pope = [Question(i, "?", (answer,), "random") for i, answer in enumerate(["yes", "no", "yes", "No"])]
     scores = score_answers(pope, ["yes", "yes", "no", "no"])
     assert scores == {"accuracy": 0.5, "precision": 0.5, "recall": 0.5, "f1": 0.5, "yes_rate": 0.5}
@@ -539,4 +542,4 @@ def test_smollm2_answers():
     assert "Paris" in tokenizer.decode(model.generate(ids, max_new_tokens=8, do_sample=False)[0])
     protocol = VLMProtocol(max_steps=8, batch_size=6, learning_rate=1e-2)
     result = evaluate_vlm(ColorEncoder(), color_split(6), color_split(6), protocol, seeds=(0,), **quiet())
-    assert result.metrics["accuracy"] > 0.2 and result.details["language_model"] == PACKAGE
+    assert result.details["final_losses"][0] < 4 and result.details["language_model"] == PACKAGE

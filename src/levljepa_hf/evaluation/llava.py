@@ -175,7 +175,9 @@ def answer_loss(
     labels = pad_left(answers, IGNORED, device).input_ids
     labels = nn.functional.pad(labels, (1, 0), value=IGNORED)  # [B, kept]
     return llava(
-        **batch._asdict(),
+        input_ids=batch.input_ids,
+        attention_mask=batch.attention_mask,
+        position_ids=batch.position_ids,
         pixel_values=tokens.to(device),
         labels=labels,
         logits_to_keep=_last(kept, batch.input_ids),
