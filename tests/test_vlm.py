@@ -23,7 +23,7 @@ from transformers import (
 )
 
 from levljepa_hf import LeVLJEPAVisionConfig, build_tokenizer
-from levljepa_hf.evaluation import language_models
+from levljepa_hf.evaluation import language_models, vlm
 from levljepa_hf.evaluation.datasets import EvaluationSplit, Question
 from levljepa_hf.evaluation.encoders import Encoder
 from levljepa_hf.evaluation.language_models import PACKAGE, load_language_model, weights_digest
@@ -452,6 +452,21 @@ def test_scores_follow_the_number_of_answers():
     assert mixed == {"accuracy": 0.6, "accuracy_random": 0.75, "accuracy_number": 0.0}
 
 
+def test_a_generated_answer_is_its_first_line(monkeypatch):
+    gpt2 = build_tokenizer()
+    said = [" Red fox.\nQuestion: more", "", " 2.5"]
+    ids = [gpt2(one, add_special_tokens=False).input_ids for one in said]
+    monkeypatch.setattr(vlm, "generate_answers", lambda llava, prefixes, *_: [ids[prefix] for prefix in prefixes])
+
+    class Images:
+        def read(self, samples):
+            return [sample.image for sample in samples], None
+
+    samples = [vlm.Sample(2, [], [7, 7], []), vlm.Sample(0, [], [7], []), vlm.Sample(1, [], [7, 7, 7], [])]
+    texts = vlm.generate_texts(None, samples, Images(), VLMProtocol(forward_batch_size=2), gpt2)
+    assert texts == ["2.5", "Red fox", ""]
+
+
 def test_candidates_and_blind_answers_are_the_most_frequent():
     asked = [
         Question(0, "?", ("Red", "Red", "blue"), "color"),
@@ -463,6 +478,7 @@ def test_candidates_and_blind_answers_are_the_most_frequent():
     ]
     assert candidate_answers(asked, 10) == ["red", "2", "green"]
     assert candidate_answers(asked, 2) == ["red", "2"]
+    assert vlm._count_outside(asked, ["Red", "two"]) == 1  # green
     new = [Question(0, "?", ("x",), kind) for kind in ("number", "color", "never seen")]
     assert blind_answers(asked, new) == ["2", "red", "red"]
 
