@@ -205,8 +205,9 @@ def all_yes_no(questions: Sequence[Question]) -> bool:
 def score_answers(questions: Sequence[Question], predictions: Sequence[str]) -> dict[str, float]:
     """Scores of answers, over all questions and, where there are several kinds, over those of each.
 
-    Where all answers are yes or no, POPE's scores. Else `accuracy`: VQAv2's rule for questions with several answers
-    (the prediction is normalised before, as evaluations of language models do), GQA's exact match for those with one.
+    Where all answers are yes or no, POPE's scores. Else `accuracy`: VQAv2's rule for questions with several answers,
+    GQA's exact match for those with one. VQAv2's rule leaves answers on which all annotators agree as they are; a
+    prediction that is none of the answers to the letter is normalised before, as LLaVA's evaluation does.
 
     Args:
         questions: N questions with answers.
@@ -237,7 +238,9 @@ def answer_accuracy(question: Question, prediction: str) -> float:
     """VQAv2's accuracy where the question has several answers, GQA's where it has one."""
     if len(question.answers) == 1:
         return gqa_accuracy(prediction, question.answers[0])
-    return vqa_accuracy(normalize_answer(prediction), question.answers)
+    if prediction not in question.answers:
+        prediction = normalize_answer(prediction)
+    return vqa_accuracy(prediction, question.answers)
 
 
 def _slug(kind: str) -> str:
@@ -455,7 +458,9 @@ def evaluate_vlm(
         max(len(one.before) + len(one.after) for one in test_samples)
         + (max(map(len, candidate_ids)) if candidates else protocol.max_new_tokens),
     )
-    used = {eos}.union(*candidate_ids, *(ids for one in (*samples, *test_samples) for ids in one[1:]))
+    used = {eos}.union(*candidate_ids)
+    for one in (*samples, *test_samples):
+        used.update(one.before, one.after, one.answer)
     image_token_id = unused_token(language_model.get_input_embeddings().num_embeddings, used)
     llava = build_llava(language_model, encoder.hidden_size, image_token_id)
 
