@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader
 
 from levljepa_hf.data import column_addresses
 from levljepa_hf.evaluation import datasets as datasets_module
+from levljepa_hf.evaluation import sources
 from levljepa_hf.evaluation.command import TASKS
 from levljepa_hf.evaluation.dataset_table import BACKGROUND_ROLES, DATASETS
 from levljepa_hf.evaluation.datasets import EvaluationSplit, dataset_id, load_split
@@ -566,8 +567,8 @@ def test_only_the_files_of_the_split_are_read(tmp_path, monkeypatch):
     (tmp_path / "data").mkdir()
     image_labels(["a", "b"], [1, 0]).to_parquet(tmp_path / "data" / "validation-00000-of-00001.parquet")
     (tmp_path / "data" / "train-00000-of-00001.parquet").write_bytes(b"not to be read")
-    build = datasets_module.load_dataset_builder
-    monkeypatch.setattr(datasets_module, "load_dataset_builder", lambda name, config: build(str(tmp_path)))
+    build = sources.load_dataset_builder
+    monkeypatch.setattr(sources, "load_dataset_builder", lambda name, config: build(str(tmp_path)))
     split = load("owner/name")
     assert split.name == "name/validation" and split.class_names == ("a", "b") and split.labels == [1, 0]
     assert shown(load("owner/name", split="validation[1:]").images) == [1]

@@ -4,7 +4,7 @@ Only repositories of data files are wired (`datasets` 5 runs no loading scripts)
 archive is read from its folder (`--dataset_path`). The repositories of the four classification sets are those of the
 official zero-shot evaluation, ADE20K's is that of the reproduction.
 
-This file has facts and no machinery, which is in `datasets`.
+This file has facts and no machinery, which is in `datasets` and `sources`.
 """
 
 from collections.abc import Mapping
@@ -69,7 +69,7 @@ class Wired:
         transform: How images are prepared, see `EvaluationSplit`.
         mask_values: The class of each value of the mask files, `void` for none.
         void: Of masks, the value of no class.
-        layout: Which folder of the official archive `--dataset_path` can be: a name of `datasets.LAYOUTS`.
+        layout: Which folder of the official archive `--dataset_path` can be: a name of `sources.LAYOUTS`.
         layout_help: What that folder holds.
     """
 

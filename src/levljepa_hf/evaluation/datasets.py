@@ -10,24 +10,15 @@ counted; everything else that does not fit is an error.
 import difflib
 import io
 import json
-import random
 import re
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from . import _extra  # noqa: F401  isort: skip  (says what to install)
 import numpy as np
-from datasets import (
-    ClassLabel,
-    Dataset,
-    Features,
-    Image,
-    load_dataset,
-    load_dataset_builder,
-    load_from_disk,
-)
+from datasets import ClassLabel, Dataset, Image
 from PIL import Image as PILImage
 from timm.data import ImageNetInfo
 from transformers.utils import logging
@@ -39,13 +30,14 @@ from ..data import (
     column_addresses,
     guess_column,
     list_columns,
-    load_source,
     look_up,
     root_column,
 )
 from ..image_files import open_image, read_file
-from ..scenes import CLASS_NAMES, BackgroundScenes, SceneDataset, scene_questions, with_article
-from .dataset_table import BACKGROUND_ROLES, CLASSIFICATION, DATASETS, Source, Wired
+from .dataset_table import CLASSIFICATION, DATASETS, Source, Wired
+from .scene_splits import load_scene_split
+from .sources import column_values, encoded, open_any, open_images, open_wired
+from .splits import Draw, EvaluationSplit, Question
 
 logger = logging.get_logger(__name__)
 
@@ -66,67 +58,8 @@ _USUAL_COLUMNS = {
     "kind": ("answer_type", "question_type"),
     "image_id": ("image_id", "imageId"),
 }
-_USUAL_SPLITS = {"test": ("test", "validation", "val"), "train": ("train",)}
-_SCENES_IMAGE_SIZE = 48  # on which the demo trains
-_NUM_SCENES = {"train": 4000, "validation": 1000, "test": 1000}
-_NUM_ANSWERS = 10  # of a question of VQAv2
 _ROTATED = (5, 6, 7, 8)  # EXIF orientations that swap height and width
 _EXIF_ORIENTATION = 0x0112
-
-
-@dataclass(frozen=True)
-class Question:
-    """A question about an image, with the answers that people gave."""
-
-    image: int  # index into the split's images
-    text: str
-    answers: tuple[str, ...]  # VQAv2 has 10; GQA and POPE have one
-    kind: str | None = None  # of the answer ("yes/no", "number", "other") or of the question, where the data say so
-
-
-@dataclass
-class EvaluationSplit:
-    """The samples of one split. What a dataset does not have is `None`.
-
-    Args:
-        name: Of dataset and split, for messages and results: "imagenet/validation".
-        images: N images as `levljepa_hf.image_files.open_image` takes them (encoded, paths, PIL), read one by one.
-        labels: The class of each image, an index into `class_names`.
-        class_names: C names, of the labels or of the masks' values.
-        prompts: Templates of zero-shot prompts, with `{}` for the class name; several make an ensemble.
-        captions: The captions of each image, one or more.
-        masks: The class of each pixel, integers [H, W] as high and wide as the image, read one by one.
-        void: The value of pixels of no class in `masks`.
-        questions: Questions about the images.
-        transform: How images are prepared: "evaluation" (short side 256/224 of the crop, then the crop) or "default"
-            (short side as long as the crop), for images whose border counts.
-        dropped: How many samples were left out, as they have no label or no answer.
-    """
-
-    name: str
-    images: Sequence[Any]
-    labels: Sequence[int] | None = None
-    class_names: tuple[str, ...] | None = None
-    prompts: tuple[str, ...] = ("a photo of a {}.",)
-    captions: Sequence[Sequence[str]] | None = None
-    masks: Sequence[np.ndarray] | None = None
-    void: int | None = 255
-    questions: Sequence[Question] | None = None
-    transform: str = "evaluation"
-    dropped: int = 0
-
-    def require(self, role: str) -> Any:
-        """The field `role`.
-
-        Raises:
-            ValueError: if this data set does not have it.
-        """
-        value = getattr(self, role)
-        if value is None:
-            option = {"class_names": "--class_names", "captions": "--caption_column"}.get(role)
-            option = option or f"--{role.removesuffix('s')}_column"
-            raise ValueError(f"{self.name} has no {role.replace('_', ' ')}: name where they are with {option}.")
-        return value
 
 
 def load_split(
@@ -169,22 +102,22 @@ def load_split(
     if wired and wired.generated:
         if columns or path or class_names:
             raise ValueError(f"{dataset} is drawn on the spot: it takes no column, --dataset_path or --class_names.")
-        return _load_scenes(dataset, wired, task, split, config_name, max_samples, seed)
+        return load_scene_split(dataset, wired, task, split, config_name, max_samples, seed)
     if wired:
         source = wired.sources.get(split) or replace(_main_source(wired), split=split, local_split=None)
-        rows, source = _open_wired(dataset, wired, source, split, path, config_name)
+        rows, source = open_wired(dataset, wired, source, split, path, config_name)
         name = f"{source.borrowed or dataset}/{source.local_split or source.split}"
     else:
         wired = Wired(tuple(_NEEDS), {}, licence="", home="", transform=_transform(task))
-        rows, split = _open_any(dataset, split, config_name)
+        rows, split = open_any(dataset, split, config_name)
         source = Source(dataset, split)
         name = f"{Path(dataset).name}/{split}"
     name += f" ({config_name})" if config_name else ""
     found = _find_columns(rows, task, columns or {}, source, name, lenient=path is not None)
     names = _read_names(class_names) if class_names else wired.class_names
     loader = {"label": _load_labels, "caption": _load_captions, "mask": _load_masks, "question": _load_questions}
-    images = _open_images(dataset, wired, source, path) if source.images else None
-    return loader[_NEEDS[task][0]](name, rows, found, wired, names, _Draw(max_samples, seed), images)
+    images = open_images(dataset, wired, source, path) if source.images else None
+    return loader[_NEEDS[task][0]](name, rows, found, wired, names, Draw(max_samples, seed), images)
 
 
 def dataset_id(dataset: str, task: str) -> str:
@@ -218,186 +151,6 @@ def _check(dataset: str, task: str, path: str | None, max_samples: int | None, w
         )
     if path is not None and not Path(path).exists():
         raise ValueError(f"--dataset_path {path} does not exist.")
-
-
-# ------------------------------------------------------------------------------------------------- opening sources
-
-
-def _open_wired(
-    dataset: str, wired: Wired, source: Source, role: str, path: str | None, config_name: str | None
-) -> tuple[Dataset, Source]:
-    """The rows, and the source with the split that it was in the end."""
-    config = config_name or source.config
-    folder = Path(path) if path else None
-    if folder and (copy := _clone(folder, source)):
-        files = _open_copy(copy, config)
-        return files.load(files.find(source.split)), source
-    if folder and not source.borrowed:
-        rows = LAYOUTS[wired.layout](folder, source.split, config_name) if wired.layout else None
-        if rows is not None:
-            return rows, source
-        if not wired.on_hub and not _is_saved(folder):
-            raise ValueError(f"{path} is no copy of {dataset} ({wired.home}). It must hold {wired.layout_help}.")
-        files = _open_copy(folder, config)
-        split = files.find(source.local_split or source.split, source.split, role)
-        return files.load(split), replace(source, split=split, local_split=None)
-    if not wired.on_hub:
-        raise ValueError(
-            f"{dataset} is not on the Hub as data files. Get it from {wired.home} and name the folder with "
-            f"--dataset_path. It must hold {wired.layout_help}."
-        )
-    try:
-        files = _Files(source.repo, config)
-        return files.load(files.find(source.split)), source
-    except OSError as error:
-        terms = f"accept its terms at https://huggingface.co/datasets/{source.repo}, `hf auth login`, or "
-        raise OSError(
-            f"{dataset} ({source.repo}) is not within reach: {error} To mend it, {terms if wired.gated else ''}"
-            "name a local copy with --dataset_path."
-        ) from error
-
-
-class _Files:
-    """A source, of which the names of the splits are known before their rows are read.
-
-    Raises:
-        OSError, ValueError: of `datasets`, if there is no such source or configuration.
-    """
-
-    def __init__(self, source: str | Path, config_name: str | None) -> None:
-        self.source, self.builder = str(source), None
-        path = Path(source)
-        if (path / "dataset_dict.json").exists():
-            self.splits = json.loads((path / "dataset_dict.json").read_text())["splits"]
-        elif _is_saved(path):
-            self.splits = [str(load_from_disk(self.source).split or "train")]
-        elif path.suffix in FILE_BUILDERS:
-            self.splits = ["train"]
-        else:
-            self.builder = load_dataset_builder(self.source, config_name)
-            self.splits = list(self.builder.config.data_files or self.builder.info.splits or ())
-
-    def find(self, *wanted: str) -> str:
-        """The first of these splits, or parts of splits, that there is."""
-        for split in wanted:
-            if re.split(r"[\[+]", split)[0] in self.splits:
-                return split
-        raise ValueError(
-            f"{self.source} has no split {wanted[0]!r}: it has {', '.join(self.splits)}. Choose with --train_split "
-            "and --test_split; parts of one are written like train[:80%] and train[80%:]."
-        )
-
-    def load(self, split: str) -> Dataset:
-        """Its rows. Of a repository the files of this split alone are fetched; `load_dataset` fetches those of all."""
-        if self.builder is None:
-            return load_source(self.source, split)
-        files = self.builder.config.data_files or {}  # none of a repository that is read from the cache
-        name = split.split("[")[0]
-        if len(files) > 1 and name in files and "+" not in split and not Path(self.source).exists():
-            features = self.builder.info.features
-            return load_dataset(
-                self.builder.name, data_files={name: list(files[name])}, split=split, features=features
-            )
-        self.builder.download_and_prepare()
-        return self.builder.as_dataset(split=split)
-
-
-def _open_images(dataset: str, wired: Wired, source: Source, path: str | None) -> tuple[Dataset, dict[Any, int]]:
-    """The images that are in a configuration of their own, and the row of each id."""
-    place = replace(source, config=source.images.config, columns={}, images=None)
-    rows, _ = _open_wired(dataset, wired, place, source.split, path, None)
-    return (
-        _encoded(rows, source.images.image_column),
-        {value: row for row, value in enumerate(_values(rows, source.images.id_column))},
-    )
-
-
-def _clone(folder: Path, source: Source) -> Path | None:
-    """The clone of the source's repository, where `folder` holds those of several."""
-    clone = folder / source.repo.rsplit("/", 1)[-1]
-    return clone if clone.is_dir() else None
-
-
-def _is_saved(folder: Path) -> bool:
-    """Whether `save_to_disk` wrote it."""
-    return (folder / "dataset_dict.json").exists() or (folder / "state.json").exists()
-
-
-def _open_copy(folder: Path, config: str | None) -> _Files:
-    """A folder, or the one in it in which a configuration was saved."""
-    saved = folder / config if config and _is_saved(folder / config) else folder
-    return _Files(saved, None if _is_saved(saved) else config)
-
-
-def _open_any(dataset: str, split: str, config_name: str | None) -> tuple[Dataset, str]:
-    """The rows of a source that is not in the table, and the split that it was in the end."""
-    try:
-        files = _Files(dataset, config_name)
-        split = files.find(split, *_USUAL_SPLITS.get(split, ()))
-        return files.load(split), split
-    except OSError as error:
-        close = difflib.get_close_matches(dataset, DATASETS, n=1)
-        hint = f"Did you mean {close[0]!r}? " if close else ""
-        raise OSError(f"No data set {dataset!r}: {error} {hint}Known by name: {', '.join(DATASETS)}.") from error
-
-
-def _class_folders(folder: Path) -> Dataset:
-    """Images in a folder for each class, as a data set of their paths."""
-    classes = sorted(one for one in folder.iterdir() if one.is_dir())
-    files = [(str(file), label) for label, one in enumerate(classes) for file in sorted(one.iterdir())]
-    features = Features({"image": Image(decode=False), "label": ClassLabel(names=[one.name for one in classes])})
-    return Dataset.from_dict({"image": [file for file, _ in files], "label": [label for _, label in files]}, features)
-
-
-def _image_and_mask_folders(images: Path, masks: Path, mask_column: str) -> Dataset:
-    """Images and the masks of the same names, as a data set of their paths."""
-    pairs = [(file, masks / f"{file.stem}.png") for file in sorted(images.iterdir())]
-    missing = [file.name for file, mask in pairs if not mask.is_file()]
-    if missing:
-        raise ValueError(f"{len(missing)} images of {images} have no mask in {masks}, such as {missing[0]}.")
-    features = Features({"image": Image(decode=False), mask_column: Image(decode=False)})
-    return Dataset.from_dict(
-        {"image": [str(file) for file, _ in pairs], mask_column: [str(mask) for _, mask in pairs]}, features
-    )
-
-
-def _imagenet9(folder: Path, split: str, config_name: str | None) -> Dataset | None:
-    if config_name not in (None, "halves"):
-        raise ValueError(f"--dataset_config {config_name}: imagenet9 has none but 'halves'.")
-    folder = folder / "bg_challenge" if (folder / "bg_challenge").is_dir() else folder
-    halved = config_name and split in ("original/train", "original/val")
-    place = folder / ("original/val" if halved else split)
-    if not place.is_dir():
-        return None
-    rows = _class_folders(place)
-    if not halved:
-        return rows
-    order = list(range(len(rows)))
-    random.Random(0).shuffle(order)
-    labels = rows["label"][:]
-    order.sort(key=lambda row: labels[row])  # by class, and in it at random
-    first = order[::2]
-    return rows.select(sorted(first if split == "original/train" else set(order) - set(first)))
-
-
-def _ade20k(folder: Path, split: str, config_name: str | None) -> Dataset | None:
-    folder = folder / "ADEChallengeData2016" if (folder / "ADEChallengeData2016").is_dir() else folder
-    part = {"train": "training"}.get(split, split)
-    images, masks = folder / "images" / part, folder / "annotations" / part
-    return _image_and_mask_folders(images, masks, "annotation") if images.is_dir() and masks.is_dir() else None
-
-
-def _coco_stuff(folder: Path, split: str, config_name: str | None) -> Dataset | None:
-    images, masks = folder / split, folder / "stuffthingmaps" / split
-    return _image_and_mask_folders(images, masks, "mask") if images.is_dir() and masks.is_dir() else None
-
-
-# Readers of official archives: (folder, split, configuration) to rows, or None where the folder is no such archive.
-LAYOUTS: dict[str, Callable[[Path, str, str | None], Dataset | None]] = {
-    "imagenet9": _imagenet9,
-    "ade20k": _ade20k,
-    "coco_stuff": _coco_stuff,
-}
 
 
 # ------------------------------------------------------------------------------------------------- finding columns
@@ -437,22 +190,6 @@ def _find_columns(
     return found
 
 
-def _values(rows: Dataset, address: str) -> list[Any]:
-    """A column, read as a whole; not for images."""
-    root = root_column(rows.column_names, address)
-    return [look_up({root: value}, address) for value in rows.select_columns([root])[:][root]]
-
-
-def _encoded(rows: Dataset, *addresses: str) -> Dataset:
-    """Columns of images, left encoded; the others are dropped, as reading a row reads them all."""
-    roots = list(dict.fromkeys(root_column(rows.column_names, address) for address in addresses))
-    rows = rows.select_columns(roots)
-    for root in roots:
-        if isinstance(rows.features[root], Image):
-            rows = rows.cast_column(root, Image(decode=False))
-    return rows
-
-
 class _Column(Sequence):
     """A column, read row by row. Pickles, for workers."""
 
@@ -466,24 +203,11 @@ class _Column(Sequence):
         return look_up(self.rows[int(index)], self.address)
 
 
-@dataclass(frozen=True)
-class _Draw:
-    """Some of the samples, in their order."""
-
-    max_samples: int | None
-    seed: int
-
-    def __call__(self, samples: Sequence[int]) -> list[int]:
-        if self.max_samples is None or self.max_samples >= len(samples):
-            return list(samples)
-        return sorted(random.Random(self.seed).sample(list(samples), self.max_samples))
-
-
 # ------------------------------------------------------------------------------------------------ what a task reads
 
 
 def _load_labels(
-    name: str, rows: Dataset, columns: dict[str, str], wired: Wired, names: tuple[str, ...] | None, draw: _Draw, _: Any
+    name: str, rows: Dataset, columns: dict[str, str], wired: Wired, names: tuple[str, ...] | None, draw: Draw, _: Any
 ) -> EvaluationSplit:
     labels, names = _labels(rows, columns["label"], names, name)
     labelled = np.flatnonzero(labels >= 0)
@@ -499,7 +223,7 @@ def _load_labels(
     keep = draw(labelled.tolist())
     return EvaluationSplit(
         name,
-        _Column(_encoded(rows, columns["image"]).select(keep), columns["image"]),
+        _Column(encoded(rows, columns["image"]).select(keep), columns["image"]),
         labels=labels[keep].tolist(),
         class_names=names,
         prompts=wired.prompts,
@@ -515,7 +239,7 @@ def _labels(
     feature: Any = rows.features
     for part in (root := root_column(rows.column_names, column), *column[len(root) + 1 :].split(".")):
         feature = feature[part] if part else feature
-    values = [-1 if value is None else value for value in _values(rows, column)]
+    values = [-1 if value is None else value for value in column_values(rows, column)]
     kinds = {type(value) for value in values if value != -1}
     if kinds == {str}:
         unique = sorted({value for value in values if value != -1})
@@ -578,13 +302,13 @@ def _dropped(name: str, count: int, what: str) -> int:
 
 
 def _load_captions(
-    name: str, rows: Dataset, columns: dict[str, str], wired: Wired, names: Any, draw: _Draw, _: Any
+    name: str, rows: Dataset, columns: dict[str, str], wired: Wired, names: Any, draw: Draw, _: Any
 ) -> EvaluationSplit:
     rows = rows.select(draw(range(len(rows))))
-    captions = [_captions(value) for value in _values(rows, columns["caption"])]
+    captions = [_captions(value) for value in column_values(rows, columns["caption"])]
     if not any(captions):
         raise ValueError(f"{name} has no caption in its column {columns['caption']!r}: name another.")
-    images = _Column(_encoded(rows, columns["image"]), columns["image"])
+    images = _Column(encoded(rows, columns["image"]), columns["image"])
     return EvaluationSplit(name, images, captions=captions, prompts=wired.prompts, transform=wired.transform)
 
 
@@ -599,15 +323,15 @@ def _captions(value: Any) -> tuple[str, ...]:
 
 
 def _load_masks(
-    name: str, rows: Dataset, columns: dict[str, str], wired: Wired, names: tuple[str, ...] | None, draw: _Draw, _: Any
+    name: str, rows: Dataset, columns: dict[str, str], wired: Wired, names: tuple[str, ...] | None, draw: Draw, _: Any
 ) -> EvaluationSplit:
     rows = rows.select(draw(range(len(rows))))
     image, mask = columns["image"], columns["mask"]
     return EvaluationSplit(
         name,
-        _Column(_encoded(rows, image), image),
+        _Column(encoded(rows, image), image),
         class_names=names,
-        masks=_Masks(name, _encoded(rows, image, mask), image, mask, wired.mask_values, wired.void, names),
+        masks=_Masks(name, encoded(rows, image, mask), image, mask, wired.mask_values, wired.void, names),
         void=wired.void,
         transform=wired.transform,
     )
@@ -697,14 +421,14 @@ def _load_questions(
     columns: dict[str, str],
     wired: Wired,
     names: Any,
-    draw: _Draw,
+    draw: Draw,
     images: tuple[Dataset, dict[Any, int]] | None,
 ) -> EvaluationSplit:
     rows = rows.select(draw(range(len(rows))))
-    texts = _values(rows, columns["question"])
-    answers = [_answers(value) for value in _values(rows, columns["answer"])]
-    kinds = _values(rows, columns["kind"]) if "kind" in columns else [None] * len(rows)
-    ids = _values(rows, columns["image_id"]) if "image_id" in columns else list(range(len(rows)))
+    texts = column_values(rows, columns["question"])
+    answers = [_answers(value) for value in column_values(rows, columns["answer"])]
+    kinds = column_values(rows, columns["kind"]) if "kind" in columns else [None] * len(rows)
+    ids = column_values(rows, columns["image_id"]) if "image_id" in columns else list(range(len(rows)))
     kept = [row for row, given in enumerate(answers) if given]
     if not kept:
         raise ValueError(
@@ -712,7 +436,7 @@ def _load_questions(
             "--test_split, such as validation, or name another column with --answer_column."
         )
     if images is None:  # an image is in the rows of all its questions: the first of them will do
-        pictures, address = _encoded(rows, columns["image"]), columns["image"]
+        pictures, address = encoded(rows, columns["image"]), columns["image"]
         row_of_id = {value: row for row, value in reversed(list(enumerate(ids)))}
     else:
         (pictures, row_of_id), address = images, images[0].column_names[0]
@@ -736,84 +460,6 @@ def _answers(value: Any) -> tuple[str, ...]:
     if value is None or isinstance(value, str):
         return (value,) if value else ()
     return tuple(one["answer"] if isinstance(one, Mapping) else str(one) for one in value)
-
-
-# ---------------------------------------------------------------------------------------------------------- scenes
-
-
-class _SceneItems(Sequence):
-    """Images or masks of scenes, drawn one by one. Pickles, for workers."""
-
-    def __init__(self, scenes: SceneDataset, key: str, indices: Sequence[int]) -> None:
-        self.scenes, self.key, self.indices = scenes, key, indices
-
-    def __len__(self) -> int:
-        return len(self.indices)
-
-    def __getitem__(self, index: int) -> Any:
-        return self.scenes[self.indices[index]][self.key]
-
-
-def _load_scenes(
-    dataset: str,
-    wired: Wired,
-    task: str,
-    split: str,
-    config_name: str | None,
-    max_samples: int | None,
-    seed: int,
-) -> EvaluationSplit:
-    if config_name is not None and not config_name.isdecimal():
-        raise ValueError(f"--dataset_config {config_name}: of {dataset} it is the side of the images in pixels.")
-    side = int(config_name or _SCENES_IMAGE_SIZE)
-    part = "test" if split in BACKGROUND_ROLES else split
-    count = _NUM_SCENES.get(part, 1)  # an unknown one is told by SceneDataset
-    draw = _Draw(max_samples, seed)
-    result = EvaluationSplit(
-        f"{dataset}/{split}" + (f" ({side})" if config_name else ""),
-        images=(),
-        prompts=wired.prompts,
-        void=wired.void,
-        transform=wired.transform,
-    )
-    if task == "background":
-        variant = split if split in BACKGROUND_ROLES else "original"
-        scenes: SceneDataset = BackgroundScenes(part, count, side, variant=variant)
-    else:
-        scenes = SceneDataset(part, count, side, pair_fraction=0.5 if task == "vlm" else 0)
-    if task == "vlm":
-        return _ask_scenes(result, scenes, dataset == "scenes_pope", draw)
-    indices = draw(range(count))
-    result.images = _SceneItems(scenes, "image", indices)
-    if task == "retrieval":
-        result.captions = [tuple(scenes.captions(i)) for i in indices]
-    elif task == "segmentation":
-        result.masks = _SceneItems(scenes, "mask", indices)
-        result.class_names = ("background", *CLASS_NAMES)
-    else:
-        result.labels = [scenes.scene(i).objects[0].label for i in indices]
-        result.class_names = tuple(with_article(name) for name in CLASS_NAMES)
-    return result
-
-
-def _ask_scenes(result: EvaluationSplit, scenes: SceneDataset, pope: bool, draw: _Draw) -> EvaluationSplit:
-    asked = []
-    for i in range(len(scenes)):
-        questions = scene_questions(scenes.scene(i), random.Random(f"{scenes.seed}/{scenes.split}/{i}/questions"))
-        asked += [(i, one) for one in questions if not pope or one.kind == "yes/no"]
-    asked = [asked[i] for i in draw(range(len(asked)))]
-    index = {scene: image for image, scene in enumerate(dict.fromkeys(scene for scene, _ in asked))}
-    result.images = _SceneItems(scenes, "image", list(index))
-    result.questions = [
-        Question(
-            index[scene],
-            one.text,
-            (one.answer,) * (1 if pope else _NUM_ANSWERS),
-            "random" if pope else one.kind,
-        )
-        for scene, one in asked
-    ]
-    return result
 
 
 __all__ = ["EvaluationSplit", "Question", "dataset_id", "load_split"]
