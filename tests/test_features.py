@@ -249,3 +249,12 @@ def test_a_duplicate_is_encoded_once_in_a_batch(encoder, encoded, monkeypatch):
     assert sizes == [1] and torch.equal(found["cls"][0], found["cls"][3])
     again = pooled_features(encoder, [*encoded[:6], *encoded[3:9]], **quiet())  # and over batches of 5, 5 and 2
     assert sizes == [1, 5, 2, 2] and torch.equal(again["cls"][3:6], again["cls"][6:9])
+
+
+def test_features_of_another_version_are_not_taken(encoder, encoded, monkeypatch, tmp_path):
+    pooled_features(encoder, encoded, **quiet(cache_dir=tmp_path))
+    sizes = count_encoded(encoder, monkeypatch)
+    installed = features_module.version
+    monkeypatch.setattr(features_module, "version", lambda name: "0.9" if name == "timm" else installed(name))
+    pooled_features(encoder, encoded, **quiet(cache_dir=tmp_path))
+    assert sum(sizes) == len(encoded)

@@ -352,7 +352,7 @@ def test_tokens_must_be_finite(encoder, train, test, monkeypatch):
         return cls, patches, embeddings
 
     monkeypatch.setattr(encoder, "_encode", broken)
-    with pytest.raises(ValueError, match="patch tokens of training image 6 are not finite"):
+    with pytest.raises(ValueError, match="patches are not finite"):
         run(encoder, train, test)
 
 

@@ -211,10 +211,7 @@ def _train(
 def _scores(probe: AttentiveProbe, patches: PatchFeatures, device: torch.device, batch_size: int) -> Tensor:
     """Logits [N, K] on the CPU."""
     batches = torch.arange(len(patches)).split(batch_size)
-    scores = torch.cat([probe(patches[indices].to(device)).cpu() for indices in batches])
-    if not scores.isfinite().all():
-        raise ValueError("Logits of test images are not finite: the encoder's tokens are broken, or beyond float16.")
-    return scores
+    return torch.cat([probe(patches[indices].to(device)).cpu() for indices in batches])
 
 
 # Batches of training tokens

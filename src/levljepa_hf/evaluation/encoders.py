@@ -63,7 +63,7 @@ class Encoder(ABC):
     def __init__(self, name: str, model: nn.Module, image_size: int, hidden_size: int) -> None:
         self.name, self.image_size, self.hidden_size = name, image_size, hidden_size
         self.model = model.eval().requires_grad_(False)
-        self.fingerprint = _fingerprint(model)
+        self.fingerprint = _weights_fingerprint(model)
 
     @property
     def device(self) -> torch.device:
@@ -277,7 +277,7 @@ def load_encoder(
         encoder = _levljepa_encoder(name, name, **hub_kwargs)
     if dtype != encoder.dtype:
         encoder.model.to(dtype)
-        encoder.fingerprint = _fingerprint(encoder.model)
+        encoder.fingerprint = _weights_fingerprint(encoder.model)
     encoder.model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     return encoder
 
@@ -362,7 +362,7 @@ def patch_grid(num_patches: int, height: int, width: int) -> tuple[int, int]:
     return rows, num_patches // rows
 
 
-def _fingerprint(model: nn.Module) -> str:
+def _weights_fingerprint(model: nn.Module) -> str:
     """Digest of the configuration and of the tensors, but for the text tower's, which images do not meet."""
     digest = hashlib.sha256(type(model).__name__.encode())
     config = getattr(model, "config", None) or getattr(model, "pretrained_cfg", {})
