@@ -3,8 +3,8 @@
     features = pooled_features(encoder, images, transform="evaluation", cache_dir="features")
     features["cls"]  # [N, C]
 
-What is kept is addressed by content: a folder for each (weights, transform, kind, dtype, versions), in it files with the
-features of some images beside the digest of each image. An image that is there already, from an earlier extraction,
+What is kept is addressed by content: a folder for each (weights, transform, kind, dtype, versions), in it files with
+the features of some images beside the digest of each image. An image that is there already, from an earlier extraction,
 an interrupted one or another data set, is read; the others are encoded. A file has its name from when it is whole.
 """
 
@@ -19,6 +19,7 @@ import time
 import uuid
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -34,13 +35,14 @@ from tqdm.auto import tqdm
 from transformers.utils import logging
 
 from ..image_files import open_image, read_file
+from ..version import __version__
 from .encoders import Encoder, patch_grid
 
 logger = logging.get_logger(__name__)
 
 DEFAULT_CACHE = Path(HF_HOME) / "levljepa_hf" / "features"
 _FORMAT = 1  # of the files: another one is another folder
-_PACKAGES = ("levljepa_hf", "timm", "torch", "torchvision", "transformers")  # what decides the features
+_PACKAGES = ("timm", "torch", "torchvision", "transformers")  # what decides the features
 _FILE_BYTES = 64 * 2**20  # features held in memory before they are written ...
 _FILE_SECONDS = 60  # ... or so long: what an interruption costs
 _DIGEST_BYTES = 16
@@ -134,7 +136,7 @@ def extract(
     processor = encoder.image_processor(transform)
     settings = {
         "format": _FORMAT,
-        "versions": {name: version(name) for name in _PACKAGES},
+        "versions": {"levljepa_hf": __version__, **{name: version(name) for name in _PACKAGES}},
         "kind": kind,
         "encoder": encoder.fingerprint,
         "images": {k: v for k, v in sorted(processor.to_dict().items()) if k != "auto_map"},
