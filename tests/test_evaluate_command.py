@@ -3,6 +3,7 @@
 import json
 import shlex
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -11,7 +12,7 @@ from PIL import Image
 
 from levljepa_hf import LeVLJEPAVisionModel, cli
 from levljepa_hf.evaluation import command, language_models
-from levljepa_hf.evaluation.command import TASKS, EvaluationArguments, Task, evaluate
+from levljepa_hf.evaluation.command import TASKS, EvaluationArguments, Task, evaluate, read_protocols
 from levljepa_hf.evaluation.results import TaskResult
 
 SCENES = ["--dataset", "scenes", "--dataset_config", "32", "--max_samples", "30", "--max_train_samples", "40"]
@@ -97,6 +98,40 @@ def test_options_of_a_task_reach_its_protocol(checkpoint, tmp_path):
     (result,) = json.loads(output.read_text())["results"]
     assert result["protocol"]["ks"] == [3, 7] and {"k3_top1", "k7_top1"} <= result["metrics"].keys()
     assert result["splits"].keys() == {"train", "test"}
+
+
+def test_constants_of_several_tasks_come_from_a_file(checkpoint, tmp_path, monkeypatch):
+    file, output = tmp_path / "protocols.yaml", tmp_path / "results.json"
+    file.write_text("knn: {ks: [2, 4], temperature: 5e-1}\nlinear-probe: {epochs: 3}\n")
+    monkeypatch.setattr(command, "TASKS", {name: TASKS[name] for name in ("knn", "linear-probe")})
+    words = ["--model", str(checkpoint), *SCENES, "--output", str(output), "--no_cache", "--protocols", str(file)]
+    assert cli.main(["evaluate", "all", *words]) == 0
+    knn, probe = json.loads(output.read_text())["results"]
+    assert knn["protocol"] == {"ks": [2, 4], "temperature": 0.5}
+    assert probe["protocol"]["epochs"] == 3 and probe["protocol"]["learning_rates"] == [0.1]
+
+
+@pytest.mark.parametrize(
+    "content, message",
+    [
+        ("kn: {ks: [2]}", "'kn' is no task of .*Did you mean 'knn'.*zero-shot"),
+        ("knn: {k: [2]}", "'k' is no constant of knn in .*There are ks, temperature"),
+        ("knn: {ks: [two]}", "knn: argument --ks: invalid int value: 'two'"),
+        ("knn: {ks: [0]}", r"ks=\[0\] must be"),
+        ("- knn", "is to name tasks"),
+        ("knn: 3", "is to name tasks"),
+    ],
+)
+def test_a_file_of_constants_that_do_not_fit_is_refused(tmp_path, content, message):
+    file = tmp_path / "protocols.yaml"
+    file.write_text(content)
+    with pytest.raises(ValueError, match=message):
+        read_protocols(file)
+
+
+def test_the_recipe_for_scenes_is_one():
+    recipe = Path(__file__).parents[1] / "training" / "recipes" / "evaluate-scenes.yaml"
+    assert set(read_protocols(recipe)) <= set(TASKS)
 
 
 def test_features_are_shared_by_tasks_and_runs(checkpoint, tmp_path, monkeypatch):
@@ -202,6 +237,8 @@ def test_one_task_that_fails_does_not_end_several(arguments, tmp_path):
         (["retrieval", "--model", "CHECKPOINT", "--dataset", "pets"], "pets is no data for retrieval"),
         (["zero-shot", "--model", "CHECKPOINT", "--readouts", "mean"], "Unknown readout 'mean'"),
         (["linear-probe", "--model", "CHECKPOINT", "--learning_rates", "-1"], "above 0"),
+        (["knn", "--model", "CHECKPOINT", "--protocols", "knn.yaml"], "--protocols is for all"),
+        (["all", "--model", "CHECKPOINT", "--protocols", "nowhere.yaml"], "nowhere.yaml"),
         (["knn", "--model", "CHECKPOINT", "--transform", "crop"], "transform='crop' is unknown"),
         (["knn", "--model", "CHECKPOINT", "--dataset", "scenes", "--max_samples", "0"], "at least 1"),
     ],

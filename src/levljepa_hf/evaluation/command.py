@@ -2,10 +2,11 @@
 
 import argparse
 import contextlib
+import difflib
 import re
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from importlib import import_module
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any
 
 from . import _extra  # noqa: F401  isort: skip  (says what to install)
 import torch
+import yaml
 from transformers import HfArgumentParser
 from transformers.utils import logging
 
@@ -115,6 +117,7 @@ class EvaluationArguments:
     answer_column: str | None = _option(None, "Column of the answers.")
     class_names: str | None = _option(None, "JSON or text file of the class names, in the order of the labels.")
     seeds: list[int] = _options("A run for each; by default 0 1 2, of the attentive probe 0.")
+    protocols: str | None = _option(None, "Of `all`: YAML file of constants, by task; by default the paper's.")
     output: str | None = _option(None, "JSON file to write; pictures go beside it.")
     card: bool = _option(False, "Write the figures into the checkpoint's model card.")
     transform: str | None = _option(
@@ -166,8 +169,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         epilog=f"example: levljepa evaluate {name} --model runs/demo random --dataset scenes --output runs/new.json",
     )
     try:
-        arguments, *protocols = parser.parse_args_into_dataclasses(argv[1:], look_for_args_file=False)
-        records = evaluate(arguments, tasks, dict(zip(tasks, protocols, strict=False)))
+        arguments, *given = parser.parse_args_into_dataclasses(argv[1:], look_for_args_file=False)
+        protocols = dict(zip(tasks, given, strict=False))
+        if arguments.protocols:
+            if name != ALL:
+                raise ValueError(f"--protocols is for {ALL}: the constants of {name} are options of their own.")
+            protocols = read_protocols(arguments.protocols)
+        records = evaluate(arguments, tasks, protocols)
     except (ValueError, ImportError, OSError) as error:
         parser.exit(2, f"{parser.prog}: {error}\n")
     print(f"\n{format_table(records)}")
@@ -249,6 +257,39 @@ def _is_random(model: str) -> bool:
 def _leave_out(left_out: dict[str, str], what: str, error: Exception) -> None:
     logger.warning(f"{what} is left out: {error}")
     left_out[what] = str(error)
+
+
+def read_protocols(file: str | Path) -> dict[str, Any]:
+    """Protocols by task, from a YAML file with the constants that differ from the defaults: `knn: {ks: [10, 20]}`.
+
+    Raises:
+        ValueError: if a task or a constant does not exist, or a value does not fit.
+        OSError: if the file does not open.
+    """
+    content = yaml.safe_load(Path(file).read_text("utf-8"))
+    if not isinstance(content, Mapping) or not all(isinstance(one, Mapping) for one in content.values()):
+        raise ValueError(f"{file} is to name tasks, and for each its constants, such as knn: {{ks: [10, 20]}}.")
+    protocols = {}
+    for task, constants in content.items():
+        _check_name(task, TASKS, f"task of {file}")
+        protocol_class = TASKS[task].protocol_class()
+        words = []
+        for name, value in constants.items():
+            _check_name(name, protocol_class.__dataclass_fields__, f"constant of {task} in {file}")
+            words += [f"--{name}", *map(str, value if isinstance(value, list) else [value])]
+        parser = HfArgumentParser([protocol_class], prog=f"{file}, {task}", exit_on_error=False)
+        try:
+            (protocols[task],) = parser.parse_args_into_dataclasses(words, look_for_args_file=False)
+        except argparse.ArgumentError as error:
+            raise ValueError(f"{file}, {task}: {error}") from error
+    return protocols
+
+
+def _check_name(name: str, known: Iterable[str], what: str) -> None:
+    if name not in known:
+        close = difflib.get_close_matches(str(name), known, n=1)
+        hint = f" Did you mean {close[0]!r}?" if close else ""
+        raise ValueError(f"{name!r} is no {what}.{hint} There are {', '.join(known)}.")
 
 
 def _check(arguments: EvaluationArguments) -> None:
@@ -370,4 +411,4 @@ def _draw(record: EvaluationRecord, output: Path | None) -> None:
         write_whole(path, draw)
 
 
-__all__ = ["TASKS", "EvaluationArguments", "Task", "add_gains", "evaluate", "main"]
+__all__ = ["TASKS", "EvaluationArguments", "Task", "add_gains", "evaluate", "main", "read_protocols"]

@@ -4,8 +4,9 @@
     features["cls"]  # [N, C]
 
 What is kept is addressed by content: a folder for each (weights, transform, kind, dtype, versions), in it files with
-the features of some images beside the digest of each image. An image that is there already, from an earlier extraction,
-an interrupted one or another data set, is read; the others are encoded. A file has its name from when it is whole.
+the features of some images beside the digest of each image. An image that is there already, from an earlier
+extraction, an interrupted one or another data set, is read; the others are encoded. A file has its name from when it
+is whole.
 """
 
 import contextlib
