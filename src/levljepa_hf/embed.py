@@ -48,7 +48,7 @@ from .data import (
     load_source,
     look_up,
 )
-from .evaluation.encoders import Encoder, load_encoder
+from .evaluation.encoders import TRANSFORMS, Encoder, load_encoder
 from .evaluation.features import write_whole
 from .evaluation.results import versions
 from .image_files import open_image
@@ -118,8 +118,8 @@ class EmbedArguments:
     model_dtype: str = _option("float32", "Of the weights, in which features are computed.", choices=DTYPES)
     transform: str = _option(
         "evaluation",
-        "How images are prepared: evaluation (256/224, crop) or default (no margin).",
-        choices=("evaluation", "default"),
+        "How images are prepared: evaluation (short side 256/224 of the crop) or default (no margin).",
+        choices=TRANSFORMS,
     )
     shard_size: int = _option(4096, "Images in a shard; each process holds the features of one in memory.")
     batch_size: int = _option(64, "Images encoded at a time.")
