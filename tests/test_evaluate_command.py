@@ -200,10 +200,24 @@ def test_seeds_protocol_and_features_options_are_passed_on(arguments):
         return TaskResult([{"top1": 1.0} for _ in options["seeds"]])
 
     task = make_task(run, train=True, seeds=(0, 1, 2))
-    (record,) = evaluate(arguments(seeds=[7, 8], encode_batch_size=3, transform="evaluation"), {"linear-probe": task})
+    given = arguments(seeds=[7, 8], encode_batch_size=3, transform="evaluation", max_train_samples=6)
+    (record,) = evaluate(given, {"linear-probe": task})
     assert seen["seeds"] == [7, 8] and seen["batch_size"] == 3 and seen["transform"] == "evaluation"
-    assert seen["protocol"] == Protocol() and seen["sizes"] == (5, 5) and record.protocol == {"steps": 3}
+    assert seen["protocol"] == Protocol() and seen["sizes"] == (6, 5) and record.protocol == {"steps": 3}
     assert record.seeds == [7, 8] and record.features["transform"] == "evaluation"
+
+
+def test_samples_without_a_label_are_counted_in_the_details(arguments, tmp_path):
+    from datasets import Dataset, Features, Value
+    from datasets import Image as ImageFeature
+
+    features = Features({"image": ImageFeature(), "label": Value("int64")})
+    rows = {"image": [Image.new("RGB", (8, 8))] * 4, "label": [0, -1, 1, None]}
+    Dataset.from_dict(rows, features).to_parquet(tmp_path / "photos.parquet")
+    task = make_task(lambda *args, **kwargs: TaskResult([{"top1": 1.0}]))
+    given = arguments(dataset=str(tmp_path / "photos.parquet"), dataset_config=None, test_split="train")
+    (record,) = evaluate(given, {"zero-shot": task})
+    assert record.result.details == {"dropped_test": 2}
 
 
 def test_one_task_that_fails_does_not_end_several(arguments, tmp_path):
