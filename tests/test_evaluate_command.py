@@ -129,8 +129,8 @@ def test_a_file_of_constants_that_do_not_fit_is_refused(tmp_path, content, messa
         read_protocols(file)
 
 
-def test_the_recipe_for_scenes_is_one():
-    recipe = Path(__file__).parents[1] / "training" / "recipes" / "evaluate-scenes.yaml"
+def test_the_constants_for_scenes_are_read():
+    recipe = Path(__file__).parents[1] / "training" / "evaluation" / "scenes.yaml"
     assert set(read_protocols(recipe)) <= set(TASKS)
 
 
