@@ -354,7 +354,8 @@ def classification_metrics(scores: Tensor, labels: Tensor) -> dict[str, float]:
         scores: [N, K].
         labels: [N].
     """
-    mean_per_class = recall_score(labels, scores.argmax(dim=1), labels=labels.unique(), average="macro")
+    y_true, y_pred = labels.numpy(), scores.argmax(dim=1).numpy()
+    mean_per_class = recall_score(y_true, y_pred, labels=labels.unique().numpy(), average="macro")
     return {**top_k_accuracy(scores, labels), "mean_per_class": float(mean_per_class)}
 
 
