@@ -100,9 +100,9 @@ def test_features_are_the_models_and_read_by_datasets(photos, tmp_path, format, 
     if format == "parquet":
         table = load(tmp_path / "out", tmp_path / "cache")
         assert table.features["cls"] == datasets.List(datasets.Value(dtype), length=32)
-        columns = table.with_format("numpy")[:]
-        found = {name: torch.from_numpy(np.asarray(columns[name])) for name in RETRIEVAL}
-        index, keys = columns["index"].tolist(), list(columns["key"])
+        columns = table[:]
+        found = {name: torch.from_numpy(np.array(columns[name], dtype)) for name in RETRIEVAL}
+        index, keys = columns["index"], columns["key"]
     else:
         shards = sorted((tmp_path / "out").glob("*.safetensors"))
         found = {name: torch.cat([load_file(path)[name] for path in shards]) for name in RETRIEVAL}
