@@ -9,17 +9,32 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import (
     AutoTokenizer,
+    BitImageProcessor,
     CLIPConfig,
     CLIPImageProcessor,
     CLIPModel,
     ConvNextConfig,
     ConvNextModel,
+    Dinov2Config,
+    Dinov2Model,
     Dinov2WithRegistersConfig,
     Dinov2WithRegistersModel,
+    DINOv3ConvNextConfig,
+    DINOv3ConvNextModel,
+    IJepaConfig,
+    IJepaModel,
+    MLCDVisionConfig,
+    MLCDVisionModel,
+    SiglipConfig,
     SiglipImageProcessor,
+    SiglipModel,
     SiglipVisionConfig,
     SiglipVisionModel,
+    ViTConfig,
     ViTImageProcessor,
+    ViTMAEConfig,
+    ViTMAEModel,
+    ViTModel,
 )
 
 from levljepa_hf import LeVLJEPAConfig, LeVLJEPAForImageClassification, LeVLJEPAModel, LeVLJEPAVisionModel
@@ -158,6 +173,15 @@ def test_timm_models_give_their_normalised_tokens(tmp_path, pixel_values, monkey
         assert processor.crop_size["height"] == 32 and processor.size["shortest_edge"] == round(32 * 256 / 224)
 
 
+@pytest.mark.parametrize("name", ["mixer_s32_224", "crossvit_tiny_240"])
+def test_a_timm_model_whose_tokens_are_of_no_known_kind_is_refused(name, monkeypatch):
+    real = timm.create_model
+    monkeypatch.setattr(timm, "create_model", lambda name, **_: real(name, num_classes=0))
+    encoder = load_encoder(f"timm:{name}")
+    with pytest.raises(ValueError, match=f"timm:{name} does not say which of its tokens are patches"):
+        encoder.tokens(torch.zeros(1, 3, encoder.image_size, encoder.image_size))
+
+
 def test_timm_weights_that_are_not_at_hand_are_an_error():
     with pytest.raises(OSError, match="no pretrained model 'vit_tiny_patch16_225'.*local-dir"):
         load_encoder("timm:vit_tiny_patch16_225")
@@ -229,6 +253,76 @@ def test_towers_of_transformers_give_their_tokens(tmp_path, pixel_values):
     ViTImageProcessor(size={"height": 32, "width": 32}).save_pretrained(tmp_path / "convnext")
     encoder = load_encoder(f"hf:{tmp_path / 'convnext'}")
     assert encoder.tokens(pixel_values).patches.shape == (2, 16, 16) and encoder.hidden_size == 16
+
+
+def save_tower(model, folder, image_processor=None):
+    model.eval().save_pretrained(folder)
+    (image_processor or ViTImageProcessor(size={"height": 32, "width": 32})).save_pretrained(folder)
+    return load_encoder(f"hf:{folder}")
+
+
+def test_a_tower_without_a_pooler_loads_and_keeps_its_fingerprint(tmp_path, pixel_values):
+    model = ViTModel(ViTConfig(**SMALL), add_pooling_layer=False)  # as DINO's checkpoints
+    encoder = save_tower(model, tmp_path)
+    with torch.no_grad():
+        torch.testing.assert_close(encoder.tokens(pixel_values).cls, model(pixel_values).last_hidden_state[:, 0])
+    assert load_encoder(f"hf:{tmp_path}").fingerprint == encoder.fingerprint
+    weights = load_file(tmp_path / "model.safetensors")
+    save_file({k: v for k, v in weights.items() if k != "layernorm.bias"}, tmp_path / "model.safetensors")
+    with pytest.raises(ValueError, match="lacks 3 tensors .the first is layernorm.bias.* would be random"):
+        load_encoder(f"hf:{tmp_path}")
+
+
+def test_tokens_of_towers_that_pool_and_norm_in_their_own_way(tmp_path, pixel_values):
+    model = IJepaModel(IJepaConfig(**SMALL))  # neither a class token nor a pooler
+    cls, patches, _ = save_tower(model, tmp_path / "ijepa").tokens(pixel_values)
+    with torch.no_grad():
+        torch.testing.assert_close(patches, model(pixel_values).last_hidden_state)
+    torch.testing.assert_close(cls, patches.mean(dim=1))
+
+    sizes = {"hidden_sizes": [4, 4, 8, 16], "depths": [1, 1, 1, 1], "image_size": 32}
+    model = DINOv3ConvNextModel(DINOv3ConvNextConfig(**sizes))  # its pooling stands before the positions
+    pixels = torch.randn(2, 3, 64, 64)
+    cls, patches, grid = save_tower(model, tmp_path / "convnext").tokens(pixels)
+    with torch.no_grad():
+        outputs = model(pixels)
+    torch.testing.assert_close(cls, outputs.pooler_output)
+    torch.testing.assert_close(patches, outputs.last_hidden_state[:, 1:])
+    assert grid == (2, 2)
+
+    model = MLCDVisionModel(MLCDVisionConfig(**SMALL))  # the final norm meets its class token alone
+    torch.nn.init.normal_(model.post_layernorm.weight)
+    cls, patches, _ = save_tower(model, tmp_path / "mlcd").tokens(pixel_values)
+    with torch.no_grad():
+        outputs = model(pixel_values)
+        torch.testing.assert_close(patches, model.post_layernorm(outputs.last_hidden_state[:, 1:]))
+    torch.testing.assert_close(cls, outputs.pooler_output)
+
+
+def test_a_tower_that_hides_patches_is_refused(tmp_path, pixel_values):
+    encoder = save_tower(ViTMAEModel(ViTMAEConfig(**SMALL)), tmp_path)  # masks three quarters at random
+    with pytest.raises(ValueError, match="gives 5 tokens for 16 patches.*vit_mae"):
+        encoder.tokens(pixel_values)
+
+
+def test_the_side_is_the_one_that_the_image_processor_gives(tmp_path):
+    crop = BitImageProcessor(size={"shortest_edge": 36}, crop_size={"height": 32, "width": 32})
+    encoder = save_tower(Dinov2Model(Dinov2Config(**{**SMALL, "image_size": 64})), tmp_path, crop)
+    assert encoder.image_size == 32
+    assert encoder.image_processor("default").crop_size["height"] == 32
+
+
+def test_siglip_reads_texts_of_full_length_without_a_mask(tmp_path, processor):
+    text = {k: SMALL[k] for k in SMALL if k not in ("image_size", "patch_size")} | {"max_position_embeddings": 12}
+    model = SiglipModel(SiglipConfig(text_config={**text, "vocab_size": 50257}, vision_config=SMALL))
+    processor.tokenizer.save_pretrained(tmp_path)
+    encoder = save_tower(model, tmp_path)
+    assert encoder.tokenizer.model_max_length > 12 and "attention_mask" in encoder.tokenizer.model_input_names
+    texts = ["a cat", "two dogs " * 20]
+    ids = encoder.tokenizer(texts, padding="max_length", max_length=12, truncation=True, return_tensors="pt").input_ids
+    with torch.no_grad():
+        expected = model.get_text_features(ids).pooler_output
+    torch.testing.assert_close(encoder.embed_texts(texts).embeds, expected)
 
 
 def test_other_names_are_refused_with_the_way_on(tmp_path, pixel_values):

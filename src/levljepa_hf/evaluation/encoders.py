@@ -35,7 +35,8 @@ from .embeddings import Embeddings, embed_distinct, embed_texts
 OWN_TYPES = (LeVLJEPAConfig.model_type, LeVLJEPAVisionConfig.model_type)
 RANDOM_PRESET = "base"
 TRANSFORMS = ("evaluation", "default", "evaluation-bicubic", "default-bicubic")
-_TOKENS_BEFORE_NORM = ("clip", "clip_vision_model")  # types whose `last_hidden_state` has not met the final norm
+# Types whose `last_hidden_state` has not met the final norm.
+_TOKENS_BEFORE_NORM = ("altclip", "chinese_clip", "clip", "clip_vision_model", "metaclip_2", "mlcd_vision_model")
 
 
 class VisionTokens(NamedTuple):
@@ -172,6 +173,11 @@ class TimmEncoder(Encoder):
 
     def _encode(self, pixel_values: Tensor) -> tuple[Tensor, Tensor, None]:
         features = self.model.forward_features(pixel_values)
+        if not isinstance(features, Tensor) or (features.ndim == 3 and not hasattr(self.model, "num_prefix_tokens")):
+            raise ValueError(
+                f"{self.name} does not say which of its tokens are patches ({type(self.model).__name__}): take a ViT "
+                "or a convolutional network."
+            )
         if features.ndim == 4:
             channels_last = getattr(self.model, "output_fmt", "NCHW") == "NHWC"
             patches = features.flatten(1, 2) if channels_last else features.flatten(2).mT
@@ -191,7 +197,7 @@ class TransformersEncoder(Encoder):
     def __init__(self, name: str, model: PreTrainedModel, source: str, **hub_kwargs: Any) -> None:
         config = getattr(model.config, "vision_config", model.config)
         saved = AutoImageProcessor.from_pretrained(source, **hub_kwargs)
-        size = config.image_size if hasattr(config, "image_size") else _crop(saved)
+        size = _crop(saved) or config.image_size  # DINOv2's configuration has 518, and its processor crops 224
         size = size if isinstance(size, int) else size[0]
         super().__init__(name, model, size, getattr(config, "hidden_size", None) or config.hidden_sizes[-1])
         self.saved_image_processor = saved
@@ -214,23 +220,37 @@ class TransformersEncoder(Encoder):
             return outputs.pooler_output.flatten(1), tokens.flatten(2).mT, embeddings
         if self.model.config.model_type in _TOKENS_BEFORE_NORM:
             tokens = tower.post_layernorm(tokens)
-        num_prefix = tokens.shape[1] - self._num_patches(pixel_values)
-        cls = tokens[:, 0] if num_prefix else outputs.pooler_output
-        return cls, tokens[:, num_prefix:], embeddings
+        pooled = getattr(outputs, "pooler_output", None)
+        num_prefix = self._num_prefix(tokens, pooled, *pixel_values.shape[-2:])
+        patches = tokens[:, num_prefix:]
+        if num_prefix:
+            return tokens[:, 0], patches, embeddings
+        return patches.mean(dim=1) if pooled is None else pooled, patches, embeddings  # I-JEPA has no pooling
 
-    def _num_patches(self, pixel_values: Tensor) -> int:
-        patch_size = getattr(self.model.config, "vision_config", self.model.config).patch_size
-        height, width = pixel_values.shape[-2:]
-        return (height // patch_size) * (width // patch_size)
+    def _num_prefix(self, tokens: Tensor, pooled: Tensor | None, height: int, width: int) -> int:
+        """How many of the tokens [N, L, C] are a class token and registers."""
+        patch_size = getattr(getattr(self.model.config, "vision_config", self.model.config), "patch_size", None)
+        if patch_size is None:  # DINOv3's ConvNeXt, which puts its pooling before the positions
+            return int(pooled is not None and torch.equal(tokens[:, 0], pooled))
+        num_patches = (height // patch_size) * (width // patch_size)
+        if tokens.shape[1] < num_patches:
+            raise ValueError(
+                f"{self.name} gives {tokens.shape[1]} tokens for {num_patches} patches: it hides or merges some "
+                f"({self.model.config.model_type}), so they cannot be placed. Try timm's model, by timm:NAME."
+            )
+        return tokens.shape[1] - num_patches
 
     def embed_texts(self, texts: Sequence[str], batch_size: int = 256, show_progress: bool = True) -> Embeddings:
         if not self.readouts:
             return super().embed_texts(texts)
-        # SigLIP is trained on texts padded to its full length
-        padding = "max_length" if self.model.config.model_type.startswith("siglip") else True
+        options: dict[str, Any] = {"padding": True}
+        if self.model.config.model_type.startswith("siglip"):  # trained on texts of full length, without a mask
+            options = {"padding": "max_length", "return_attention_mask": False}
+        limit = self.model.config.text_config.max_position_embeddings
+        length = min(self.tokenizer.model_max_length, limit)  # SigLIP 2's tokenizer may know no limit
 
         def encode(batch: Sequence[str]) -> Embeddings:
-            inputs = self.tokenizer(list(batch), padding=padding, truncation=True, return_tensors="pt")
+            inputs = self.tokenizer(list(batch), max_length=length, truncation=True, return_tensors="pt", **options)
             features = self.model.get_text_features(**inputs.to(self.device))
             return Embeddings(features.pooler_output, None)
 
@@ -309,8 +329,8 @@ def _random_encoder(name: str, preset: str, seed: int, like: Encoder | None) -> 
         processor = LeVLJEPAProcessor.from_image_size(config.vision_config.image_size)
     else:
         config, processor = like.model.config, like.processor
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
         whole = isinstance(config, LeVLJEPAConfig)
         model = LeVLJEPAModel(config) if whole else LeVLJEPAVisionModel(config)
     return LeVLJEPAEncoder(name, model, processor)
@@ -333,8 +353,10 @@ def _transformers_encoder(name: str, source: str, **hub_kwargs: Any) -> Encoder:
     if PreTrainedConfig.get_config_dict(source, **hub_kwargs)[0].get("model_type") in OWN_TYPES:
         return _levljepa_encoder(name, source, **hub_kwargs)
     model, info = AutoModel.from_pretrained(source, output_loading_info=True, **hub_kwargs)
-    if info["missing_keys"]:
-        missing = sorted(info["missing_keys"])
+    missing = sorted(info["missing_keys"])
+    if missing and all(key.startswith("pooler.") for key in missing):
+        model.pooler = None  # DINO's and classifiers' checkpoints have none, and the class token is before it
+    elif missing:
         raise ValueError(f"{source} lacks {len(missing)} tensors (the first is {missing[0]}), which would be random.")
     return TransformersEncoder(name, model, source, **hub_kwargs)
 
@@ -351,9 +373,11 @@ def _plain_image_processor(saved: Any, image_size: int) -> LeVLJEPAImageProcesso
     )
 
 
-def _crop(image_processor: Any) -> int:
-    size = getattr(image_processor, "crop_size", None) or image_processor.size
-    return size.get("height") or size["shortest_edge"]
+def _crop(image_processor: Any) -> int | None:
+    """Side of what an image processor of transformers gives, where it says so."""
+    crops = getattr(image_processor, "do_center_crop", False) and image_processor.crop_size
+    size = crops or image_processor.size
+    return size.get("height") or size.get("shortest_edge")
 
 
 def patch_grid(num_patches: int, height: int, width: int) -> tuple[int, int]:
