@@ -207,6 +207,25 @@ def test_seeds_protocol_and_features_options_are_passed_on(arguments):
     assert record.seeds == [7, 8] and record.features["transform"] == "evaluation"
 
 
+def test_figures_are_kept_where_a_picture_fails(arguments, tmp_path):
+    def fail(path):
+        raise ImportError("no matplotlib")
+
+    task = make_task(lambda *args, **kwargs: TaskResult([{"top1": 1.0}], pictures={"confusion": fail}))
+    output = tmp_path / "new" / "results.json"
+    with pytest.raises(ImportError, match="no matplotlib"):
+        evaluate(arguments(output=str(output)), {"zero-shot": task})
+    assert json.loads(output.read_text())["results"][0]["metrics"] == {"top1": 1.0}
+    assert evaluate(arguments(), {"zero-shot": task})  # nothing is drawn where there is no output
+
+
+def test_what_is_learned_from_is_not_measured_on(arguments):
+    task = make_task(lambda *args, **kwargs: TaskResult([{"top1": 1.0}]), train=True)
+    with pytest.raises(ValueError, match=r"scenes/test \(32\) would be both learned from and measured on"):
+        evaluate(arguments(train_split="test"), {"knn": task})
+    assert evaluate(arguments(train_split="validation"), {"knn": task})
+
+
 def test_samples_without_a_label_are_counted_in_the_details(arguments, tmp_path):
     from datasets import Dataset, Features, Value
     from datasets import Image as ImageFeature
@@ -312,10 +331,6 @@ def test_no_protocol_takes_the_name_of_a_common_option():
 
 
 def test_pictures_of_models_with_paths_have_plain_names(tmp_path):
-    drawn = []
-    result = SimpleNamespace(pictures={"confusion": drawn.append})
-    command._draw(SimpleNamespace(task="knn", model="../runs/my model", result=result), None)
-    assert drawn == []
-    result.pictures = {"confusion": lambda path: path.write_bytes(b"png")}
+    result = SimpleNamespace(pictures={"confusion": lambda path: path.write_bytes(b"png")})
     command._draw(SimpleNamespace(task="knn", model="../runs/my model", result=result), tmp_path / "a.json")
     assert [p.name for p in tmp_path.iterdir()] == ["a-knn-runs-my-model-confusion.png"]

@@ -108,7 +108,7 @@ class EvaluationArguments:
     train_split: str | None = _option(None, "Split to learn from, by default the data set's own.")
     test_split: str | None = _option(None, "Split to measure on, by default the data set's own.")
     max_samples: int | None = _option(None, "Test samples at most, drawn at random.")
-    max_train_samples: int | None = _option(None, "Training samples at most, drawn at random; by default as many.")
+    max_train_samples: int | None = _option(None, "Training samples at most, drawn at random; by default all.")
     image_column: str | None = _option(None, "Column of the images.")
     label_column: str | None = _option(None, "Column of the classes.")
     caption_column: str | None = _option(None, "Column of the captions.")
@@ -199,7 +199,8 @@ def evaluate(
         A record for each task and model.
 
     Raises:
-        ValueError: if an argument, a column or a combination is wrong; nothing has been measured then.
+        ValueError: if an argument, a column or a combination is wrong; before anything is measured, but where only
+            the work on a model shows that it does not serve the one task. What came before is in the output.
         OSError: if a model or data set is not within reach.
     """
     _check(arguments)
@@ -224,9 +225,9 @@ def evaluate(
                     _leave_out(left_out, f"{name} of {encoder.name}", error)
                     continue
                 records.append(record)
-                _draw(record, output)
                 if output:
                     save_records(records, output, left_out)
+                    _draw(record, output)
     if not records:
         raise ValueError("Nothing could be measured: " + "; ".join(f"{k}: {v}" for k, v in left_out.items()))
     add_gains(records)
@@ -322,7 +323,7 @@ def _load_data(
     if task.train:
         roles = {"train": arguments.train_split or "train", **roles}
     try:
-        return {
+        data = {
             role: load_split(
                 arguments.dataset,
                 name,
@@ -332,6 +333,12 @@ def _load_data(
             )
             for role, split in roles.items()
         }
+        if task.train and any(data[role].name == data["train"].name for role in task.tests):
+            raise ValueError(
+                f"{data['train'].name} would be both learned from and measured on: choose with --train_split and "
+                "--test_split; parts of one are written like train[:80%] and train[80%:]."
+            )
+        return data
     except ValueError as error:
         if only:
             raise
@@ -402,11 +409,10 @@ def add_gains(records: Sequence[EvaluationRecord]) -> None:
         record.result.details["gain_over"] = base.model
 
 
-def _draw(record: EvaluationRecord, output: Path | None) -> None:
+def _draw(record: EvaluationRecord, output: Path) -> None:
     """The pictures, beside the JSON file."""
     label = re.sub(r"[^\w.-]+", "-", record.model).strip("-.")
-    for name, draw in record.result.pictures.items() if output else ():
-        output.parent.mkdir(parents=True, exist_ok=True)
+    for name, draw in record.result.pictures.items():
         path = output.with_name(f"{output.stem}-{record.task}-{label}-{name}.png")
         write_whole(path, draw)
 
