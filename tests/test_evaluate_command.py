@@ -107,7 +107,7 @@ def test_constants_of_several_tasks_come_from_a_file(checkpoint, tmp_path, monke
     words = ["--model", str(checkpoint), *SCENES, "--output", str(output), "--no_cache", "--protocols", str(file)]
     assert cli.main(["evaluate", "all", *words]) == 0
     knn, probe = json.loads(output.read_text())["results"]
-    assert knn["protocol"] == {"ks": [2, 4], "temperature": 0.5}
+    assert knn["protocol"] == {"features": "cls", "ks": [2, 4], "temperature": 0.5}
     assert probe["protocol"]["epochs"] == 3 and probe["protocol"]["learning_rates"] == [0.1]
 
 
@@ -115,7 +115,7 @@ def test_constants_of_several_tasks_come_from_a_file(checkpoint, tmp_path, monke
     "content, message",
     [
         ("kn: {ks: [2]}", "'kn' is no task of .*Did you mean 'knn'.*zero-shot"),
-        ("knn: {k: [2]}", "'k' is no constant of knn in .*There are ks, temperature"),
+        ("knn: {k: [2]}", "'k' is no constant of knn in .*There are features, ks, temperature"),
         ("knn: {ks: [two]}", "knn: argument --ks: invalid int value: 'two'"),
         ("knn: {ks: [0]}", r"ks=\[0\] must be"),
         ("- knn", "is to name tasks"),

@@ -301,6 +301,19 @@ def test_nearest_neighbours_end_to_end(encoder, train, test):
         evaluate_knn(encoder, train, test, KNNProtocol(ks=[49]), **QUIET)
 
 
+@pytest.mark.parametrize("name", ["cls", "mean", "both"])
+def test_nearest_neighbours_of_the_features_asked_for(encoder, train, test, monkeypatch, name):
+    seen = []
+    vote = probes.knn_vote
+    monkeypatch.setattr(
+        probes, "knn_vote", lambda x, y, x_test, *rest: seen.append((x, x_test)) or vote(x, y, x_test, *rest)
+    )
+    evaluate_knn(encoder, train, test, KNNProtocol(features=name, ks=[5]), **QUIET)
+    for found, split in zip(seen[0], (train, test), strict=True):
+        expected = probe_features(encoder, split, name, **QUIET)
+        torch.testing.assert_close(found, expected / (2**0.5 if name == "both" else 1))  # of unit length
+
+
 # The attentive probe
 
 
@@ -452,6 +465,7 @@ def test_bars_are_drawn_without_spread_or_chance(tmp_path):
         (BackgroundProtocol, {"batch_size": 0}, "batch_size=0"),
         (LinearProbeProtocol, {"held_out": 1.0}, "held_out=1.0 must be a share"),
         (KNNProtocol, {"ks": []}, "ks="),
+        (KNNProtocol, {"features": "patches"}, "features='patches' is unknown"),
         (KNNProtocol, {"ks": [0, 3]}, "numbers from 1"),
         (KNNProtocol, {"temperature": 0}, "temperature=0 must be above 0"),
         (AttentiveProbeProtocol, {"num_heads": 0}, "num_heads=0"),

@@ -62,8 +62,7 @@ class LinearProbeProtocol:
     )
 
     def __post_init__(self) -> None:
-        if self.features not in FEATURES:
-            raise ValueError(f"features={self.features!r} is unknown: use one of {', '.join(FEATURES)}.")
+        _check_features(self.features)
         if not self.learning_rates or not all(rate > 0 for rate in self.learning_rates):
             raise ValueError(f"learning_rates={self.learning_rates} must be one or several numbers above 0.")
         if len(set(self.learning_rates)) < len(self.learning_rates):
@@ -74,6 +73,11 @@ class LinearProbeProtocol:
             raise ValueError(f"batch_size={self.batch_size} and epochs={self.epochs} must be at least 1.")
         if not 0 < self.held_out < 1:
             raise ValueError(f"held_out={self.held_out} must be a share between 0 and 1.")
+
+
+def _check_features(features: str) -> None:
+    if features not in FEATURES:
+        raise ValueError(f"features={features!r} is unknown: use one of {', '.join(FEATURES)}.")
 
 
 @dataclass(frozen=True)
@@ -385,12 +389,16 @@ class KNNProtocol:
     `levljepa evaluate knn` makes options of the fields.
     """
 
+    features: str = field(
+        default="cls", metadata={"help": "cls (class token), mean (of the patch tokens) or both, which count alike."}
+    )
     ks: list[int] = field(
         default_factory=lambda: [10, 20, 100, 200], metadata={"help": "Numbers of neighbours that vote."}
     )
     temperature: float = field(default=0.07, metadata={"help": "Of the votes: lower, and the nearest count for more."})
 
     def __post_init__(self) -> None:
+        _check_features(self.features)
         if not self.ks or min(self.ks) < 1:
             raise ValueError(f"ks={self.ks} must be one or several numbers from 1.")
         if self.temperature <= 0:
@@ -501,7 +509,10 @@ def evaluate_knn(
         raise ValueError(
             f"ks={protocol.ks} are all above the {len(y_train)} training images of {train.name}: give a smaller one."
         )
-    x_train, x_test = (probe_features(encoder, split, **feature_options) for split in (train, test))
+    x_train, x_test = (
+        F.normalize(probe_features(encoder, split, protocol.features, **feature_options), dim=1)  # halves to a whole
+        for split in (train, test)
+    )
     votes = knn_vote(x_train.to(encoder.device), y_train, x_test, y_test, num_classes, ks, protocol.temperature)
     tops = [top for top in (1, 5) if top <= num_classes]
     metrics = {f"k{k}_top{top}": (votes[k].rank < top).double().mean().item() for k in ks for top in tops}
