@@ -267,6 +267,12 @@ def test_only_a_few_images_are_read_at_a_time(encoder, train, test, monkeypatch,
         assert one == pytest.approx(other, abs=2e-3)
 
 
+def test_the_global_random_state_is_left_alone(encoder, train, test):
+    state = torch.get_rng_state()
+    run(encoder, train, test, epochs=1)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
 def test_masks_leave_no_file(encoder, train, test, tmp_path):
     found = run(encoder, train, test, epochs=1, cache_dir=tmp_path / "cache", num_workers=2)
     (folder,) = (tmp_path / "cache").iterdir()
@@ -334,6 +340,8 @@ def test_wrong_data_are_told_before_the_encoder_works(encoder, train, test):
     for bad_train, bad_test, message in cases:
         with pytest.raises(ValueError, match=message):
             run(encoder, bad_train, bad_test)
+    with pytest.raises(ValueError, match="no seeds"):
+        run(encoder, train, test, seeds=())
     assert encoder.num_encoded <= len(cases)  # a blank image each, which shows the grid
 
 

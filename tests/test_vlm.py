@@ -218,6 +218,8 @@ def test_what_cannot_work_is_said_before_anything_is_encoded(language_model_fold
     ):
         with pytest.raises(ValueError, match=message):
             evaluate_vlm(encoder, train, test, protocol)
+    with pytest.raises(ValueError, match="no seeds"):
+        evaluate_vlm(encoder, split, split, protocol, seeds=())
     with pytest.raises(ValueError, match="takes 64"):
         evaluate_vlm(encoder, split, split, fast(language_model_folder, max_new_tokens=60))
     for options in (

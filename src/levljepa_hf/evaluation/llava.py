@@ -80,7 +80,7 @@ def reset_bridge(llava: LlavaForConditionalGeneration, seed: int) -> None:
     bridge = llava.model.multi_modal_projector
     device = bridge.linear_1.weight.device
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)
         bridge.cpu()
         bridge.linear_1.reset_parameters()
         bridge.linear_2.reset_parameters()

@@ -28,6 +28,7 @@ from ..image_files import open_image
 from .encoders import Encoder
 from .features import PatchFeatures, patch_features
 from .pictures import plot_segmentation
+from .probes import check_seeds
 from .results import TaskResult
 
 if TYPE_CHECKING:
@@ -111,11 +112,12 @@ def evaluate_segmentation(
         answer of the most frequent training class.
 
     Raises:
-        ValueError: if a split has no masks or class names or the two disagree; if a mask has not its image's size, or
-            values of no class; if the two splits share no class; if the encoder's patches form no grid, or are not
-            finite; if the disk has no room.
+        ValueError: if there are no seeds; if a split has no masks or class names or the two disagree; if a mask has
+            not its image's size, or values of no class; if the two splits share no class; if the encoder's patches
+            form no grid, or are not finite; if the disk has no room.
     """
     protocol = protocol or SegmentationProtocol()
+    check_seeds(seeds)
     names = _class_names(train, test)
     grid = _patch_grid(encoder)
     options = {"transform": train.transform, **feature_options}
@@ -278,7 +280,7 @@ class LabelMaps:
         if cache_dir is not None:
             Path(cache_dir).mkdir(parents=True, exist_ok=True)
         self.counts = torch.zeros(self.void + 1, dtype=torch.int64)
-        loader = DataLoader(masks, batch_size=None, num_workers=num_workers)
+        loader = DataLoader(masks, batch_size=None, num_workers=num_workers, generator=torch.Generator())
         dtype = _map_dtype(self.void)
         with tempfile.TemporaryFile(dir=cache_dir) as file:  # stays while it is mapped
             for labels in tqdm(loader, f"reading masks of {split.name}", disable=not show_progress):
@@ -411,9 +413,9 @@ def _initial_heads(num_features: int, num_classes: int, seeds: Sequence[int]) ->
     layers = []
     with torch.random.fork_rng(devices=[]):
         for seed in seeds:
-            torch.manual_seed(seed)
+            torch.default_generator.manual_seed(seed)
             layers.append(nn.Linear(num_features, num_classes))
-    stacked = nn.Linear(num_features, num_classes * len(seeds))
+        stacked = nn.Linear(num_features, num_classes * len(seeds))
     with torch.no_grad():
         stacked.weight.copy_(torch.cat([layer.weight for layer in layers]))
         stacked.bias.copy_(torch.cat([layer.bias for layer in layers]))

@@ -33,6 +33,7 @@ from .features import patch_features
 from .language_models import PACKAGE, load_language_model, weights_digest
 from .llava import AnswerTree, answer_loss, bridge_parameters, build_llava, generate_answers, reset_bridge
 from .pictures import plot_answers
+from .probes import check_seeds
 from .results import TaskResult
 from .vqa_metrics import gqa_accuracy, normalize_answer, pope_scores, vqa_accuracy
 
@@ -424,11 +425,12 @@ def evaluate_vlm(
         kind scores, where the training split has questions.
 
     Raises:
-        ValueError: if a split lacks what is asked of it, the language model does not fit LLaVA or is too short, or
-            candidates are wanted and the training split has no questions.
+        ValueError: if there are no seeds, a split lacks what is asked of it, the language model does not fit LLaVA or
+            is too short, or candidates are wanted and the training split has no questions.
         ImportError: if the packaged language model is wanted and not installed.
     """
     protocol = protocol or VLMProtocol()
+    check_seeds(seeds)
     asked = _answered(test)
     learned = _answered(train) if train.questions is not None or protocol.train_on == "questions" else []
     candidates = _candidates(protocol, train, learned, asked)
