@@ -103,7 +103,8 @@ class EvaluationArguments:
     dataset_config: str | None = _option(
         None,
         "Configuration of a source that has several; of the scenes, their side in pixels (48); of imagenet9, halves: "
-        "to train and test on halves of Original's test images.",
+        "to train and test on halves of Original's test images (the mixed ones, not halved, may show training "
+        "foregrounds again, so drops may come out too small).",
     )
     train_split: str | None = _option(None, "Split to learn from, by default the data set's own.")
     test_split: str | None = _option(None, "Split to measure on, by default the data set's own.")

@@ -222,7 +222,8 @@ DATASETS: dict[str, Wired] = {
         layout_help=(
             "original/train/00_dog/*, original/val/..., mixed_same/val/... and mixed_rand/val/... original/train is a "
             "download of its own; without it, --dataset_config halves trains on half of the images of original/val, "
-            "drawn by class, and tests on the other half"
+            "drawn by class, and tests on the other half; the mixed images are not halved, so foregrounds of training "
+            "images may recur among them and the drops may come out too small"
         ),
     ),
     "ade20k": Wired(
