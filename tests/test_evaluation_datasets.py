@@ -825,7 +825,7 @@ def test_scenes_in_the_form_of_pope():
 # ------------------------------------------------------------------------------------------------ real data, if here
 
 
-@pytest.mark.skipif(not KITS.is_dir(), reason=f"needs {KITS}")
+@pytest.mark.skipif(not KITS.is_dir(), reason="the photos to try things on are not there")
 def test_real_kits():
     split = load(KITS / "imagenette-500", split="validation")
     assert len(split.images) == 200 and np.bincount(split.labels).tolist() == [20] * 10

@@ -21,7 +21,7 @@ import shutil
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +38,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 from transformers import HfArgumentParser
+from transformers.hf_argparser import HfArg
 from transformers.utils import logging
 
 from .data import (
@@ -82,50 +83,48 @@ examples:
 """
 
 
-def _option(default: Any, help: str, **metadata: Any) -> Any:
-    return field(default=default, metadata={"help": help, **metadata})
-
-
-def _required(help: str) -> Any:
-    return field(metadata={"help": help})
-
-
 @dataclass
 class EmbedArguments:
     """What is encoded, by what, and what is written."""
 
-    model: str = _required("A folder or Hub id of LeVLJEPA, timm:NAME, hf:NAME or random.")
-    dataset: str = _required(
-        "A Hub id, a folder (images, webdataset or parquet shards, what save_to_disk wrote), a file or a glob."
+    model: str = HfArg(help="A folder or Hub id of LeVLJEPA, timm:NAME, hf:NAME or random.")
+    dataset: str = HfArg(
+        help="A Hub id, a folder (images, webdataset or parquet shards, what save_to_disk wrote), a file or a glob."
     )
-    output: str = _required("The folder to write to. The shards that it has already are kept.")
-    split: str = _option("train", "The split.")
-    dataset_config: str | None = _option(None, "Configuration of a data set that has several.")
-    image_column: str | None = _option(None, "Column of the images, found by itself where it is left out.")
-    key_column: str | None = _option(
-        None, "Column that names the images; by default __key__, id, ... or else the name of the file."
+    output: str = HfArg(help="The folder to write to. The shards that it has already are kept.")
+    split: str = HfArg(default="train", help="The split.")
+    dataset_config: str | None = HfArg(default=None, help="Configuration of a data set that has several.")
+    image_column: str | None = HfArg(default=None, help="Column of the images, found by itself where it is left out.")
+    key_column: str | None = HfArg(
+        default=None, help="Column that names the images; by default __key__, id, ... or else the name of the file."
     )
-    max_samples: int | None = _option(None, "The first so many images.")
-    format: str = _option("parquet", "Of the files.", choices=FORMATS)
-    features: list[str] = field(
+    max_samples: int | None = HfArg(default=None, help="The first so many images.")
+    format: str = HfArg(default="parquet", help="Of the files.", metadata={"choices": FORMATS})
+    features: list[str] = HfArg(
         default_factory=list,
-        metadata={
-            "help": "What is written (below); by default all but patches that the model has.",
-            "choices": FEATURES,
-        },
+        help="What is written (below); by default all but patches that the model has.",
+        metadata={"choices": FEATURES},
     )
-    dtype: str = _option("float16", "Of the features; bfloat16 in safetensors alone.", choices=DTYPES)
-    model_dtype: str = _option("float32", "Of the weights, in which features are computed.", choices=DTYPES)
-    transform: str = _option(
-        "evaluation",
-        "How images are prepared: evaluation (short side 256/224 of the crop) or default (no margin).",
-        choices=TRANSFORMS,
+    dtype: str = HfArg(
+        default="float16", help="Of the features; bfloat16 in safetensors alone.", metadata={"choices": DTYPES}
     )
-    shard_size: int = _option(4096, "Images in a shard; each process holds the features of one in memory.")
-    batch_size: int = _option(64, "Images encoded at a time.")
-    num_workers: int = _option(0, "Processes that decode and prepare images, for each process that encodes.")
-    max_skipped_rate: float = _option(MAX_SKIPPED_RATE, "The share of the images that may fail to decode.")
-    device: str | None = _option(None, "Where the model runs, by default the process's GPU where there is one.")
+    model_dtype: str = HfArg(
+        default="float32", help="Of the weights, in which features are computed.", metadata={"choices": DTYPES}
+    )
+    transform: str = HfArg(
+        default="evaluation",
+        help="How images are prepared: evaluation (short side 256/224 of the crop) or default (no margin).",
+        metadata={"choices": TRANSFORMS},
+    )
+    shard_size: int = HfArg(default=4096, help="Images in a shard; each process holds the features of one in memory.")
+    batch_size: int = HfArg(default=64, help="Images encoded at a time.")
+    num_workers: int = HfArg(
+        default=0, help="Processes that decode and prepare images, for each process that encodes."
+    )
+    max_skipped_rate: float = HfArg(default=MAX_SKIPPED_RATE, help="The share of the images that may fail to decode.")
+    device: str | None = HfArg(
+        default=None, help="Where the model runs, by default the process's GPU where there is one."
+    )
 
     def __post_init__(self) -> None:
         for name, choices in (("format", FORMATS), ("dtype", DTYPES), ("model_dtype", DTYPES)):

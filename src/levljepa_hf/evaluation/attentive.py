@@ -8,7 +8,7 @@ A learned query attends to the patch tokens, without the class token; a multilay
 import hashlib
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from . import _extra  # noqa: F401  isort: skip  (says what to install)
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
 from tqdm.auto import tqdm
+from transformers.hf_argparser import HfArg
 from transformers.image_utils import pil_torch_interpolation_mapping
 
 from ..data import draft_size
@@ -40,19 +41,17 @@ class AttentiveProbeProtocol:
     `levljepa evaluate attentive-probe` makes options of the fields.
     """
 
-    num_heads: int = field(
-        default=12, metadata={"help": "Attention heads; the next smaller number that divides the encoder's width."}
+    num_heads: int = HfArg(
+        default=12, help="Attention heads; the next smaller number that divides the encoder's width."
     )
-    learning_rate: float = field(default=1e-3, metadata={"help": "At the start."})
-    final_learning_rate: float = field(default=0.01, metadata={"help": "At the end, as a share of that at the start."})
-    weight_decay: float = field(default=1e-4, metadata={"help": "Of AdamW."})
-    batch_size: int = field(default=256, metadata={"help": "Images in a step."})
-    epochs: int = field(default=20, metadata={"help": "Passes over the training images."})
-    augment: bool = field(
+    learning_rate: float = HfArg(default=1e-3, help="At the start.")
+    final_learning_rate: float = HfArg(default=0.01, help="At the end, as a share of that at the start.")
+    weight_decay: float = HfArg(default=1e-4, help="Of AdamW.")
+    batch_size: int = HfArg(default=256, help="Images in a step.")
+    epochs: int = HfArg(default=20, help="Passes over the training images.")
+    augment: bool = HfArg(
         default=True,
-        metadata={
-            "help": "Encode a new random crop of each image in each epoch, or (quick) learn from tokens encoded once."
-        },
+        help="Encode a new random crop of each image in each epoch, or (quick) learn from tokens encoded once.",
     )
 
     def __post_init__(self) -> None:

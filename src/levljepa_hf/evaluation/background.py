@@ -6,8 +6,10 @@ other images: of the same class (Mixed-Same), so that the background still tells
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
+
+from transformers.hf_argparser import HfArg
 
 from .datasets import EvaluationSplit
 from .encoders import Encoder
@@ -26,7 +28,7 @@ class BackgroundProtocol(LinearProbeProtocol):
     `levljepa evaluate background` makes options of the fields.
     """
 
-    bias: bool = field(default=False, metadata={"help": "Whether the linear layer has a bias."})
+    bias: bool = HfArg(default=False, help="Whether the linear layer has a bias.")
 
 
 def evaluate_background(

@@ -7,7 +7,7 @@ import re
 import sys
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from . import _extra  # noqa: F401  isort: skip  (says what to install)
 import torch
 import yaml
 from transformers import HfArgumentParser
+from transformers.hf_argparser import HfArg
 from transformers.utils import logging
 
 from .dataset_table import DATASETS
@@ -80,58 +81,58 @@ TASKS = {
 ALL = "all"
 
 
-def _option(default: Any, help: str) -> Any:
-    return field(default=default, metadata={"help": help})
-
-
-def _options(help: str) -> Any:
-    return field(default_factory=list, metadata={"help": help})
-
-
 @dataclass
 class EvaluationArguments:
     """What is measured, on what, and where the figures go."""
 
-    model: list[str] = _options(
-        "One or several: folders or Hub ids of LeVLJEPA, timm:NAME, hf:NAME (CLIP, SigLIP, DINO, ...), random (fresh "
-        "weights, of the first LeVLJEPA model's size)."
+    model: list[str] = HfArg(
+        default_factory=list,
+        help="One or several: folders or Hub ids of LeVLJEPA, timm:NAME, hf:NAME (CLIP, SigLIP, DINO, ...), random "
+        "(fresh weights, of the first LeVLJEPA model's size).",
     )
-    dataset: str = _option(
-        "scenes", f"One of {', '.join(DATASETS)}, or any source that `datasets` loads: folder, file, Hub id."
+    dataset: str = HfArg(
+        default="scenes",
+        help=f"One of {', '.join(DATASETS)}, or any source that `datasets` loads: folder, file, Hub id.",
     )
-    dataset_path: str | None = _option(None, "A local copy of a data set known by name.")
-    dataset_config: str | None = _option(
-        None,
-        "Configuration of a source that has several; of the scenes, their side in pixels (48); of imagenet9, halves: "
-        "to train and test on halves of Original's test images (the mixed ones, not halved, may show training "
+    dataset_path: str | None = HfArg(default=None, help="A local copy of a data set known by name.")
+    dataset_config: str | None = HfArg(
+        default=None,
+        help="Configuration of a source that has several; of the scenes, their side in pixels (48); of imagenet9, "
+        "halves: to train and test on halves of Original's test images (the mixed ones, not halved, may show training "
         "foregrounds again, so drops may come out too small).",
     )
-    train_split: str | None = _option(None, "Split to learn from, by default the data set's own.")
-    test_split: str | None = _option(None, "Split to measure on, by default the data set's own.")
-    max_samples: int | None = _option(None, "Test samples at most, drawn at random.")
-    max_train_samples: int | None = _option(None, "Training samples at most, drawn at random; by default all.")
-    image_column: str | None = _option(None, "Column of the images.")
-    label_column: str | None = _option(None, "Column of the classes.")
-    caption_column: str | None = _option(None, "Column of the captions.")
-    mask_column: str | None = _option(None, "Column of the masks.")
-    question_column: str | None = _option(None, "Column of the questions.")
-    answer_column: str | None = _option(None, "Column of the answers.")
-    class_names: str | None = _option(None, "JSON or text file of the class names, in the order of the labels.")
-    seeds: list[int] = _options("A run for each; by default 0 1 2, of the attentive probe 0.")
-    protocols: str | None = _option(None, "Of `all`: YAML file of constants, by task; by default the paper's.")
-    output: str | None = _option(None, "JSON file to write; pictures go beside it.")
-    card: bool = _option(False, "Write the figures into the checkpoint's model card.")
-    transform: str | None = _option(
-        None,
-        "How images are prepared: evaluation (short side 256/224 of the crop) or default (no margin), each with "
+    train_split: str | None = HfArg(default=None, help="Split to learn from, by default the data set's own.")
+    test_split: str | None = HfArg(default=None, help="Split to measure on, by default the data set's own.")
+    max_samples: int | None = HfArg(default=None, help="Test samples at most, drawn at random.")
+    max_train_samples: int | None = HfArg(
+        default=None, help="Training samples at most, drawn at random; by default all."
+    )
+    image_column: str | None = HfArg(default=None, help="Column of the images.")
+    label_column: str | None = HfArg(default=None, help="Column of the classes.")
+    caption_column: str | None = HfArg(default=None, help="Column of the captions.")
+    mask_column: str | None = HfArg(default=None, help="Column of the masks.")
+    question_column: str | None = HfArg(default=None, help="Column of the questions.")
+    answer_column: str | None = HfArg(default=None, help="Column of the answers.")
+    class_names: str | None = HfArg(
+        default=None, help="JSON or text file of the class names, in the order of the labels."
+    )
+    seeds: list[int] = HfArg(default_factory=list, help="A run for each; by default 0 1 2, of the attentive probe 0.")
+    protocols: str | None = HfArg(
+        default=None, help="Of `all`: YAML file of constants, by task; by default the paper's."
+    )
+    output: str | None = HfArg(default=None, help="JSON file to write; pictures go beside it.")
+    card: bool = HfArg(default=False, help="Write the figures into the checkpoint's model card.")
+    transform: str | None = HfArg(
+        default=None,
+        help="How images are prepared: evaluation (short side 256/224 of the crop) or default (no margin), each with "
         "-bicubic behind it for that resampling; by default the data set's.",
     )
-    encode_batch_size: int = _option(64, "Images encoded at a time.")
-    num_workers: int = _option(0, "Processes that decode and prepare images.")
-    cache_dir: str = _option(str(DEFAULT_CACHE), "Where features are kept.")
-    no_cache: bool = _option(False, "Keep no features.")
-    device: str | None = _option(None, "Where encoders run, by default a GPU where there is one.")
-    dtype: str = _option("float32", "Of the encoders' weights: float32, bfloat16, float16.")
+    encode_batch_size: int = HfArg(default=64, help="Images encoded at a time.")
+    num_workers: int = HfArg(default=0, help="Processes that decode and prepare images.")
+    cache_dir: str = HfArg(default=str(DEFAULT_CACHE), help="Where features are kept.")
+    no_cache: bool = HfArg(default=False, help="Keep no features.")
+    device: str | None = HfArg(default=None, help="Where encoders run, by default a GPU where there is one.")
+    dtype: str = HfArg(default="float32", help="Of the encoders' weights: float32, bfloat16, float16.")
 
 
 COLUMN_ROLES = ("image", "label", "caption", "mask", "question", "answer")

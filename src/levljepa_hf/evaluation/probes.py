@@ -9,7 +9,7 @@ unit length and standardised per dimension, then one linear layer. The nearest n
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from . import _extra  # noqa: F401  isort: skip  (says what to install)
@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from sklearn.metrics import recall_score
 from torch import Tensor
 from tqdm.auto import tqdm
+from transformers.hf_argparser import HfArg
 
 from .datasets import EvaluationSplit
 from .encoders import Encoder
@@ -45,20 +46,18 @@ class LinearProbeProtocol:
     `levljepa evaluate linear-probe` makes options of the fields.
     """
 
-    features: str = field(
-        default="cls",
-        metadata={"help": "cls (class token), mean (of the patch tokens) or both; each is brought to unit length."},
+    features: str = HfArg(
+        default="cls", help="cls (class token), mean (of the patch tokens) or both; each is brought to unit length."
     )
-    learning_rates: list[float] = field(
-        default_factory=lambda: [0.1],
-        metadata={"help": "One, or several to choose from on a held-out part of the training images."},
+    learning_rates: list[float] = HfArg(
+        default_factory=lambda: [0.1], help="One, or several to choose from on a held-out part of the training images."
     )
-    weight_decay: float = field(default=1e-4, metadata={"help": "Of AdamW."})
-    batch_size: int = field(default=4096, metadata={"help": "Images in a step."})
-    epochs: int = field(default=50, metadata={"help": "Passes over the training images."})
-    bias: bool = field(default=True, metadata={"help": "Whether the linear layer has a bias."})
-    held_out: float = field(
-        default=0.1, metadata={"help": "Share of each class's training images on which a learning rate is chosen."}
+    weight_decay: float = HfArg(default=1e-4, help="Of AdamW.")
+    batch_size: int = HfArg(default=4096, help="Images in a step.")
+    epochs: int = HfArg(default=50, help="Passes over the training images.")
+    bias: bool = HfArg(default=True, help="Whether the linear layer has a bias.")
+    held_out: float = HfArg(
+        default=0.1, help="Share of each class's training images on which a learning rate is chosen."
     )
 
     def __post_init__(self) -> None:
@@ -389,13 +388,11 @@ class KNNProtocol:
     `levljepa evaluate knn` makes options of the fields.
     """
 
-    features: str = field(
-        default="cls", metadata={"help": "cls (class token), mean (of the patch tokens) or both, which count alike."}
+    features: str = HfArg(
+        default="cls", help="cls (class token), mean (of the patch tokens) or both, which count alike."
     )
-    ks: list[int] = field(
-        default_factory=lambda: [10, 20, 100, 200], metadata={"help": "Numbers of neighbours that vote."}
-    )
-    temperature: float = field(default=0.07, metadata={"help": "Of the votes: lower, and the nearest count for more."})
+    ks: list[int] = HfArg(default_factory=lambda: [10, 20, 100, 200], help="Numbers of neighbours that vote.")
+    temperature: float = HfArg(default=0.07, help="Of the votes: lower, and the nearest count for more.")
 
     def __post_init__(self) -> None:
         _check_features(self.features)

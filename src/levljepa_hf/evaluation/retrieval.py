@@ -6,12 +6,13 @@ CLIP, arXiv 2103.00020, on Flickr and COCO). The readouts are those of `levljepa
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 from PIL import Image
 from torch import Tensor
+from transformers.hf_argparser import HfArg
 
 from ..image_files import open_image
 from ..modeling_levljepa import READOUTS, similarity
@@ -114,10 +115,10 @@ class RetrievalProtocol:
     `levljepa evaluate retrieval` makes options of the fields.
     """
 
-    ks: list[int] = field(default_factory=lambda: [1, 5, 10], metadata={"help": "The k of recall at k."})
-    max_captions: int = field(default=5, metadata={"help": "Captions of an image that take part, the first so many."})
-    readouts: list[str] = field(
-        default_factory=list, metadata={"help": f"Of {', '.join(READOUTS)}; by default all that the model has."}
+    ks: list[int] = HfArg(default_factory=lambda: [1, 5, 10], help="The k of recall at k.")
+    max_captions: int = HfArg(default=5, help="Captions of an image that take part, the first so many.")
+    readouts: list[str] = HfArg(
+        default_factory=list, help=f"Of {', '.join(READOUTS)}; by default all that the model has."
     )
 
     def __post_init__(self) -> None:

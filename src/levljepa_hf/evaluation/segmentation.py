@@ -9,7 +9,7 @@ Patch tokens stay on disk and are read a batch at a time, and so are the masks: 
 import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from torchmetrics.classification import MulticlassConfusionMatrix
 from tqdm.auto import tqdm
+from transformers.hf_argparser import HfArg
 from transformers.utils import logging
 
 from ..image_files import open_image
@@ -54,17 +55,15 @@ class SegmentationProtocol:
     `levljepa evaluate segmentation` makes options of the fields.
     """
 
-    loss_at: str = field(
+    loss_at: str = HfArg(
         default="patches",
-        metadata={
-            "help": "Where the loss is taken: patches (labels brought down to the patches, as in the reproduction) or "
-            "pixels (logits brought up to the image size). The paper does not say."
-        },
+        help="Where the loss is taken: patches (labels brought down to the patches, as in the reproduction) or "
+        "pixels (logits brought up to the image size). The paper does not say.",
     )
-    learning_rate: float = field(default=1e-2, metadata={"help": "Of AdamW, constant."})
-    weight_decay: float = field(default=0.0, metadata={"help": "Of AdamW."})
-    batch_size: int = field(default=256, metadata={"help": "Images in a step."})
-    epochs: int = field(default=30, metadata={"help": "Passes over the training images."})
+    learning_rate: float = HfArg(default=1e-2, help="Of AdamW, constant.")
+    weight_decay: float = HfArg(default=0.0, help="Of AdamW.")
+    batch_size: int = HfArg(default=256, help="Images in a step.")
+    epochs: int = HfArg(default=30, help="Passes over the training images.")
 
     def __post_init__(self) -> None:
         if self.loss_at not in LOSS_PLACES:

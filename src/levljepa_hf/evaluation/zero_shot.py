@@ -5,12 +5,13 @@ LeVLJEPA's official evaluation uses one prompt a class (`PROMPTS`) and reads the
 """
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from transformers.hf_argparser import HfArg
 
 from ..modeling_levljepa import READOUTS, LeVLJEPAModel, similarity
 from .embeddings import Embeddings, embed_texts
@@ -155,15 +156,13 @@ class ZeroShotProtocol:
     `levljepa evaluate zero-shot` makes options of the fields.
     """
 
-    prompts: list[str] = field(
+    prompts: list[str] = HfArg(
         default_factory=list,
-        metadata={
-            "help": "Templates with {} for the class name, several for an ensemble, or a set's name "
-            f"({', '.join(PROMPT_ENSEMBLES)}); by default the data set's."
-        },
+        help="Templates with {} for the class name, several for an ensemble, or a set's name "
+        f"({', '.join(PROMPT_ENSEMBLES)}); by default the data set's.",
     )
-    readouts: list[str] = field(
-        default_factory=list, metadata={"help": f"Of {', '.join(READOUTS)}; by default all that the model has."}
+    readouts: list[str] = HfArg(
+        default_factory=list, help=f"Of {', '.join(READOUTS)}; by default all that the model has."
     )
 
     def __post_init__(self) -> None:
