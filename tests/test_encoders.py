@@ -362,3 +362,21 @@ def test_transforms(checkpoint):
 def test_patch_grid_of_other_shapes():
     assert patch_grid(196, 224, 224) == (14, 14)
     assert patch_grid(8 * 4, 64, 32) == (8, 4)
+
+
+def test_images_need_no_tokenizer(tmp_path, pixel_values, monkeypatch):
+    """SigLIP's wants a package of its own."""
+    config = CLIPConfig(
+        text_config={**SMALL, "vocab_size": 99, "eos_token_id": 2}, vision_config=SMALL, projection_dim=8
+    )
+    CLIPModel(config).save_pretrained(tmp_path)
+    CLIPImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}).save_pretrained(tmp_path)
+
+    def missing(*args, **kwargs):
+        raise ImportError("sentencepiece is not installed")
+
+    monkeypatch.setattr(AutoTokenizer, "from_pretrained", missing)
+    encoder = load_encoder(f"hf:{tmp_path}")
+    assert encoder.tokens(pixel_values).patches.shape == (2, 16, 16)
+    with pytest.raises(ImportError, match="sentencepiece"):
+        encoder.embed_texts(["a cat"])

@@ -1,7 +1,7 @@
 """Probes of frozen features: equal to plain training, near logistic regression, honest about what they chose."""
 
 import json
-from dataclasses import fields
+from dataclasses import fields, replace
 
 import numpy as np
 import pytest
@@ -228,6 +228,20 @@ def test_splits_of_other_classes_are_refused(train, test):
         class_labels(train, other(class_names=None))
     with pytest.raises(ValueError, match="has no images"):
         class_labels(train, other(images=[], labels=[]))
+
+
+def test_a_class_may_be_spelled_in_two_ways():
+    """Places365 comes from two repositories, with other spaces, underscores and capitals."""
+    names = ("ice skating rink outdoor", "Bakery shop", "église")
+    train = EvaluationSplit("train", [b""] * 3, [0, 1, 2], names)
+    spelled = ("ice_skating_rink/outdoor", "bakery-shop", "Église")
+    (_, labels) = class_labels(train, EvaluationSplit("test", [b""] * 2, [2, 1], spelled))
+    assert labels.tolist() == [2, 1]
+    with pytest.raises(ValueError, match="class 0 is '銀' and '金'"):
+        class_labels(replace(train, class_names=("銀", "b", "c")), replace(train, class_names=("金", "b", "c")))
+    for others in (("ice skating rink indoor", *names[1:]), (*names[:2], "église 2"), ("銀", *names[1:])):
+        with pytest.raises(ValueError, match="they differ"):
+            class_labels(train, EvaluationSplit("test", [b""] * 2, [2, 1], others))
 
 
 @pytest.mark.parametrize("evaluate", [evaluate_linear_probe, evaluate_knn, evaluate_attentive_probe])

@@ -30,7 +30,7 @@ Prose that stays.
 
 def make_record(task="linear-probe", model="runs/mine", dataset="pets", runs=((0.5, 0.9), (0.7, 0.9)), **fields):
     result = TaskResult([dict(zip(("top1", "top5"), run, strict=True)) for run in runs], chance={"top1": 0.1})
-    fields = {"dataset_id": f"hub/{dataset}", "splits": {"train": "train", "test": "validation"}} | fields
+    fields = {"dataset_id": f"hub/{dataset}", "splits": {"train": "pets/train", "test": "pets/validation"}} | fields
     return EvaluationRecord(
         task, model, dataset, protocol={"lr": 0.1}, features={}, seeds=[0, 1], result=result, **fields
     )
@@ -102,7 +102,7 @@ def test_figures_on_the_card_replace_their_older_selves_alone(tmp_path):
 def test_figures_of_another_split_stay(tmp_path):
     (tmp_path / "README.md").write_text(CARD)
     write_to_card(tmp_path, [make_record()])
-    write_to_card(tmp_path, [make_record(splits={"test": "test"})])
+    write_to_card(tmp_path, [make_record(splits={"test": "pets/test"})])
     splits = [one.dataset_split for one in ModelCard.load(tmp_path / "README.md").data.eval_results]
     assert sorted(splits) == ["test", "test", "validation", "validation"]
 
@@ -114,6 +114,8 @@ def test_a_checkpoint_without_a_card_is_refused_before_the_work(tmp_path):
         write_to_card(tmp_path, [make_record()])
     with pytest.raises(ValueError, match="belongs to a checkpoint"):
         check_card([])
+    with pytest.raises(OSError):
+        check_card(["someone/without-a-card"])  # no Hub is within reach here
 
 
 def test_the_card_of_a_hub_id_is_pushed_back(monkeypatch):

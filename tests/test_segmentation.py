@@ -332,8 +332,8 @@ def test_wrong_data_are_told_before_the_encoder_works(encoder, train, test):
         (train, broken(test, test.masks[2] / 1.0), "float64 .* integers"),
         (train, broken(test, test.masks[2][..., None]), "Mask 2 .*, 1\\)"),
         (replace(train, void=None), test, "has the value 255, .*void is None"),
-        (train, replace(test, class_names=(*NAMES[:6], "ever")), "'never' is 'ever' there"),
-        (train, replace(test, class_names=NAMES[:6]), "7 and 6 names"),
+        (train, replace(test, class_names=(*NAMES[:6], "ever")), "class 6 is 'never' and 'ever'"),
+        (train, replace(test, class_names=NAMES[:6]), "has 7 classes and colors/test has 6"),
         (train, replace(test, masks=[np.full_like(m, VOID) for m in test.masks]), "No class of colors/test is found"),
         (replace(train, images=[*train.images[:4], b"no", *train.images[5:]]), test, "Image 4 does not decode"),
     ]

@@ -153,11 +153,14 @@ def test_the_bridge_learns_what_tokens_tell_and_no_more(language_model_folder, a
         assert picture.size[0] > 500
 
 
-def test_runs_repeat_and_kinds_have_figures_of_their_own(language_model_folder):
+def test_runs_repeat_and_kinds_have_figures_of_their_own(language_model_folder, capsys):
     train, test = color_split(24), color_split(12)
     protocol = fast(language_model_folder, max_steps=1, batch_size=48)  # all samples: the first weights decide
     first, again = (evaluate_vlm(ColorEncoder(), train, test, protocol, seeds=(3, 3, 4), **quiet()) for _ in range(2))
     assert first.runs == again.runs and first.details == again.details
+    assert not {"training", "answering", "cutting", "encoding"} & set(
+        capsys.readouterr().err.replace(",", " ").split()
+    )
     losses = first.details["final_losses"]
     assert len(first.runs) == 3 and losses[0] == losses[1] and abs(losses[0] - losses[2]) > 1e-3
     assert set(first.runs[0]) == {"accuracy", "accuracy_color", "accuracy_yes_no"} == set(first.chance)

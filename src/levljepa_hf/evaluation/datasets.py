@@ -37,7 +37,7 @@ from ..image_files import open_image, read_file
 from .dataset_table import CLASSIFICATION, DATASETS, Source, Wired
 from .scene_splits import load_scene_split
 from .sources import column_values, encoded, open_any, open_images, open_wired
-from .splits import Draw, EvaluationSplit, Question
+from .splits import Draw, EvaluationSplit, Question, class_key
 
 logger = logging.get_logger(__name__)
 
@@ -217,7 +217,7 @@ def _load_labels(
             "another with --test_split, such as validation."
         )
     if wired.sort_classes and names:
-        order = sorted(range(len(names)), key=lambda label: re.sub(r"[^a-z0-9]", "", names[label].lower()))
+        order = sorted(range(len(names)), key=lambda label: class_key(names[label]))
         labels = np.argsort(order)[labels]
         names = tuple(names[label] for label in order)
     keep = draw(labelled.tolist())

@@ -6,6 +6,7 @@ cls, patches, grid = encoder.tokens(pixel_values)
 """
 
 import contextlib
+import functools
 import hashlib
 import json
 from abc import ABC, abstractmethod
@@ -22,6 +23,7 @@ from transformers import (
     AutoTokenizer,
     PreTrainedConfig,
     PreTrainedModel,
+    PreTrainedTokenizerBase,
 )
 from transformers.image_utils import PILImageResampling
 from transformers.utils import logging
@@ -201,10 +203,14 @@ class TransformersEncoder(Encoder):
         size = size if isinstance(size, int) else size[0]
         super().__init__(name, model, size, getattr(config, "hidden_size", None) or config.hidden_sizes[-1])
         self.saved_image_processor = saved
-        self.tokenizer = None
+        self._source, self._hub_kwargs = source, hub_kwargs
         if hasattr(model, "get_text_features"):
             self.readouts = ("zeroshot",)
-            self.tokenizer = AutoTokenizer.from_pretrained(source, **hub_kwargs)
+
+    @functools.cached_property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """Loaded where texts are embedded: some need packages that images do not."""
+        return AutoTokenizer.from_pretrained(self._source, **self._hub_kwargs)
 
     def _image_processor(self) -> LeVLJEPAImageProcessor:
         return _plain_image_processor(self.saved_image_processor, self.image_size)

@@ -25,6 +25,7 @@ from .encoders import Encoder
 from .features import pooled_features
 from .pictures import plot_confusion
 from .results import TaskResult
+from .splits import check_same_classes
 from .zero_shot import top_k_accuracy
 
 FEATURES = {"cls": ("cls",), "mean": ("mean",), "both": ("cls", "mean")}
@@ -304,16 +305,7 @@ def class_labels(train: EvaluationSplit, *tests: EvaluationSplit) -> list[Tensor
     names = train.require("class_names")
     found = []
     for split in (train, *tests):
-        other = split.require("class_names")
-        if tuple(other) != tuple(names):
-            places = [i for i, pair in enumerate(zip(names, other, strict=False)) if pair[0] != pair[1]]
-            where = "the first ones agree"
-            if places:
-                where = f"class {places[0]} is {names[places[0]]!r} and {other[places[0]]!r}"
-            raise ValueError(
-                f"{train.name} has {len(names)} classes and {split.name} has {len(other)}, and they differ ({where}): "
-                "labels mean nothing across the two. Give both the same class names in the same order."
-            )
+        check_same_classes(train, split)
         labels = torch.as_tensor(split.require("labels"), dtype=torch.long)
         if len(labels) != len(split.images):
             raise ValueError(f"{split.name} has {len(labels)} labels for {len(split.images)} images: give one each.")

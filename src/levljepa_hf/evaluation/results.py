@@ -184,12 +184,14 @@ def check_card(checkpoints: Sequence[str | Path]) -> None:
 
     Raises:
         ValueError: if there is no checkpoint.
-        FileNotFoundError: if a folder has no card (`README.md`).
+        OSError: if a folder or a repository of the Hub has no card (`README.md`), or it is not within reach.
     """
     if not checkpoints:
         raise ValueError("A model card belongs to a checkpoint, and none is measured: give its folder or Hub id.")
     for checkpoint in checkpoints:
-        if Path(checkpoint).is_dir() and not (Path(checkpoint) / REPOCARD_NAME).is_file():
+        if not Path(checkpoint).is_dir():
+            ModelCard.load(checkpoint)
+        elif not (Path(checkpoint) / REPOCARD_NAME).is_file():
             raise FileNotFoundError(
                 f"{checkpoint} has no model card to write to: add a {REPOCARD_NAME}, as `levljepa convert` does."
             )
@@ -202,7 +204,7 @@ def _eval_results(record: EvaluationRecord) -> list[EvalResult]:
             task_name=task_type.replace("-", " ").capitalize(),  # one for all figures of a type and data set
             dataset_type=record.dataset_id,
             dataset_name=record.dataset,
-            dataset_split=record.splits.get("test"),
+            dataset_split=record.splits.get("test", "").rpartition("/")[2] or None,  # "pets/test" is its name here
             metric_type=name,
             metric_name=f"{record.task} {name}",
             metric_value=round(value, 6),

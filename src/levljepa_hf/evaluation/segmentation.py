@@ -31,6 +31,7 @@ from .features import PatchFeatures, patch_features
 from .pictures import plot_segmentation
 from .probes import check_seeds
 from .results import TaskResult
+from .splits import check_same_classes
 
 if TYPE_CHECKING:
     from .datasets import EvaluationSplit
@@ -205,15 +206,7 @@ def _class_names(train: "EvaluationSplit", test: "EvaluationSplit") -> tuple[str
         masks = split.require("masks")
         if len(masks) != len(split.images):
             raise ValueError(f"{split.name} has {len(split.images)} images and {len(masks)} masks: give one for each.")
-    names, others = tuple(train.require("class_names")), tuple(test.require("class_names"))
-    if names != others:
-        first = next((pair for pair in zip(names, others, strict=False) if pair[0] != pair[1]), None)
-        differ = f"{first[0]!r} is {first[1]!r} there" if first else f"{len(names)} and {len(others)} names"
-        raise ValueError(
-            f"The classes of {train.name} and {test.name} differ ({differ}): give both splits the same names, in the "
-            "same order."
-        )
-    return names
+    return check_same_classes(train, test)
 
 
 def _patch_grid(encoder: Encoder) -> tuple[int, int]:

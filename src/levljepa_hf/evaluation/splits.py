@@ -1,6 +1,7 @@
 """A split as the tasks of evaluation read it: images, and what belongs to them."""
 
 import random
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -63,6 +64,30 @@ class EvaluationSplit:
         return value
 
 
+def class_key(name: str) -> str:
+    """What spellings of a class share, its letters and digits: repositories of one data set may spell apart."""
+    return re.sub(r"[\W_]+", "", name.casefold())
+
+
+def check_same_classes(train: EvaluationSplit, test: EvaluationSplit) -> tuple[str, ...]:
+    """The class names of two splits, as the first spells them.
+
+    Raises:
+        ValueError: if one has none, or they do not name the same classes in the same order (see `class_key`).
+    """
+    names, others = tuple(train.require("class_names")), tuple(test.require("class_names"))
+    places = [i for i, pair in enumerate(zip(names, others, strict=False)) if class_key(pair[0]) != class_key(pair[1])]
+    if places or len(names) != len(others):
+        where = "the first ones agree"
+        if places:
+            where = f"class {places[0]} is {names[places[0]]!r} and {others[places[0]]!r}"
+        raise ValueError(
+            f"{train.name} has {len(names)} classes and {test.name} has {len(others)}, and they differ ({where}): "
+            "labels mean nothing across the two. Give both the same class names in the same order."
+        )
+    return names
+
+
 @dataclass(frozen=True)
 class Draw:
     """Some of the samples, in their order."""
@@ -76,4 +101,4 @@ class Draw:
         return sorted(random.Random(self.seed).sample(list(samples), self.max_samples))
 
 
-__all__ = ["Draw", "EvaluationSplit", "Question"]
+__all__ = ["Draw", "EvaluationSplit", "Question", "check_same_classes", "class_key"]

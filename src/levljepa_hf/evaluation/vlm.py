@@ -321,6 +321,7 @@ def train_bridge(
     protocol: VLMProtocol,
     padding: int,
     progress: str = "training",
+    show_progress: bool = True,
 ) -> list[float]:
     """Trains the bridge, and nothing else, in place.
 
@@ -336,7 +337,7 @@ def train_bridge(
         optimizer, math.ceil(protocol.warmup_fraction * len(batches)), len(batches)
     )
     losses = []
-    bar = tqdm(batches, desc=progress, unit=" steps")
+    bar = tqdm(batches, desc=progress, unit=" steps", disable=not show_progress)
     for batch in bar:
         drawn = [samples[index] for index in batch]
         num_tokens = sum(len(sample.answer) for sample in drawn)
@@ -362,11 +363,12 @@ def generate_texts(
     images: ImageTokens,
     protocol: VLMProtocol,
     tokenizer: PreTrainedTokenizerBase,
+    show_progress: bool = True,
 ) -> list[str]:
     """Greedy answers: the first line, without a full stop at its end."""
     eos = tokenizer.eos_token_id
     texts = [""] * len(samples)
-    with tqdm(total=len(samples), desc="answering", unit=" questions") as bar:
+    with tqdm(total=len(samples), desc="answering", unit=" questions", disable=not show_progress) as bar:
         for indices in _by_length(samples, protocol.forward_batch_size):
             prefixes, tokens = images.read([samples[i] for i in indices])
             found = generate_answers(llava, prefixes, tokens, eos, eos, protocol.max_new_tokens)
@@ -385,11 +387,12 @@ def choose_candidates(
     candidates: Sequence[str],
     candidate_ids: Sequence[Sequence[int]],
     eos: int,
+    show_progress: bool = True,
 ) -> list[str]:
     """The candidate of highest likelihood for each sample."""
     trees = [AnswerTree(candidate_ids[i : i + _TREE_SIZE], eos) for i in range(0, len(candidate_ids), _TREE_SIZE)]
     texts = [""] * len(samples)
-    with tqdm(total=len(samples), desc="answering", unit=" questions") as bar:
+    with tqdm(total=len(samples), desc="answering", unit=" questions", disable=not show_progress) as bar:
         for indices in _by_length(samples, protocol.forward_batch_size):
             prefixes, tokens = images.read([samples[i] for i in indices])
             scores = [tree.log_likelihoods(llava, prefixes, tokens, eos) for tree in trees]
@@ -436,6 +439,7 @@ def evaluate_vlm(
     """
     protocol = protocol or VLMProtocol()
     check_seeds(seeds)
+    show = feature_options.get("show_progress", True)
     asked = _answered(test)
     learned = _answered(train) if train.questions is not None or protocol.train_on == "questions" else []
     candidates = _candidates(protocol, train, learned, asked)
@@ -448,11 +452,11 @@ def evaluate_vlm(
     if protocol.train_on == "captions":
         describing = Template(tokenizer, protocol.caption_prompt)
         pairs = [(image, text) for image, texts in enumerate(captions) for text in texts if text.strip()]
-        samples = [describing.sample(image, answer=text) for image, text in tqdm(pairs, "cutting into tokens")]
+        bar = tqdm(pairs, "cutting into tokens", disable=not show)
+        samples = [describing.sample(image, answer=text) for image, text in bar]
     else:
-        samples = [
-            template.sample(one.image, one.text, frequent_answer(one)) for one in tqdm(learned, "cutting into tokens")
-        ]
+        bar = tqdm(learned, "cutting into tokens", disable=not show)
+        samples = [template.sample(one.image, one.text, frequent_answer(one)) for one in bar]
     if not samples:
         raise ValueError(f"{train.name} has no captions to learn from: is it the right column?")
     test_samples = [template.sample(one.image, one.text) for one in asked]
@@ -480,11 +484,13 @@ def evaluate_vlm(
     runs, answers, final_losses = [], [], []
     for seed in seeds:
         reset_bridge(llava, seed)
-        losses = train_bridge(llava, samples, batches[seed], train_images, protocol, eos, f"training, seed {seed}")
+        losses = train_bridge(
+            llava, samples, batches[seed], train_images, protocol, eos, f"training, seed {seed}", show
+        )
         if candidates:
-            found = choose_candidates(llava, test_samples, test_images, protocol, candidates, candidate_ids, eos)
+            found = choose_candidates(llava, test_samples, test_images, protocol, candidates, candidate_ids, eos, show)
         else:
-            found = generate_texts(llava, test_samples, test_images, protocol, tokenizer)
+            found = generate_texts(llava, test_samples, test_images, protocol, tokenizer, show)
         runs.append(score_answers(asked, found))
         answers.append(found)
         last = losses[-max(1, len(losses) // 10) :]
