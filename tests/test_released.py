@@ -782,3 +782,17 @@ def test_processor_of_a_released_folder(checkpoint):
     assert list(other.image_processor.image_mean) == [0.5] * 3
     output = LeVLJEPAModel.from_pretrained(checkpoint)(**inputs)
     assert output.logits_per_image.shape == (1, 2)
+
+
+def test_native_weights_are_looked_for_where_the_released_ones_would_be(monkeypatch):
+    """In the same revision, with the same token: of another branch they say nothing."""
+    asked = []
+
+    def has_file(source, name, **kwargs):
+        asked.append((source, name, kwargs))
+        return True
+
+    monkeypatch.setattr(released, "has_file", has_file)
+    where = {"revision": "two-files", "token": "secret", "cache_dir": "kept"}
+    assert released.find_released_files("someone/model", subfolder="vit", **where) is None
+    assert asked[0] == ("someone/model", "vit/model.safetensors", where)
