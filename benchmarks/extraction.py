@@ -9,8 +9,8 @@ and the share of its images per second says what all the rest costs. "read again
 Of texts, the plain loop embeds 1000 captions of 3 to 35 words, 200 of them distinct, in their order, padded
 to the longest of the batch. Ours (`embed_texts`) embeds equal ones once and those of like length together.
 
-    python benchmarks/extraction.py --architecture vit_tiny_patch16_224 --threads 1 --clock cpu   # half a minute
-    python benchmarks/extraction.py --threads 1 --clock cpu                                       # ViT-B, two minutes
+    python benchmarks/extraction.py --threads 1 --clock cpu   # ViT-B, two minutes
+    python benchmarks/extraction.py --architecture vit_tiny_patch16_224 --num_images 64 --threads 1 --clock cpu
     python benchmarks/extraction.py --num_images 4096 --batch_size 256 --num_workers 12 --dtype bfloat16   # on a GPU
 """
 
