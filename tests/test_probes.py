@@ -106,8 +106,8 @@ def test_the_linear_probe_is_within_half_a_point_of_logistic_regression(num_trai
     x, y, x_test, y_test = gaussians(num_train, 20_000, 64, 10, 2.9, seed=1)
     found = train_linear_probes(x, y, 10, LinearProbeProtocol(epochs=epochs), show_progress=False)
     std, mean = torch.std_mean(x, dim=0, correction=0)
-    reference = LogisticRegression(C=penalty, max_iter=2000).fit((x - mean) / std, y)
-    expected = reference.score((x_test - mean) / std, y_test)
+    reference = LogisticRegression(C=penalty, max_iter=2000).fit(((x - mean) / std).numpy(), y.numpy())
+    expected = reference.score(((x_test - mean) / std).numpy(), y_test.numpy())
     assert 0.75 < expected < 0.9 and found.top1(x_test, y_test) == pytest.approx(expected, abs=0.005)
 
 
