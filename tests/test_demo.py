@@ -134,3 +134,17 @@ def test_the_recipe_is_the_demo(monkeypatch):
     assert {name: getattr(args, name) for name in demo.TRAINING} == demo.TRAINING
     assert args.max_steps == demo.STEPS
     assert data_args.flip_probability == 0 and data_args.crop_scale == [1.0, 1.0]
+
+
+def test_demo_checkpoint_is_the_demos_or_a_quick_one_trained_once(small, tmp_path, capsys):
+    quick = demo.demo_checkpoint(tmp_path, steps=2, num_scenes=32)
+    assert quick == tmp_path / "quick" and [path.name for path in tmp_path.iterdir()] == ["quick"]
+    assert "Zero-shot" not in capsys.readouterr().out
+    written = (quick / "model.safetensors").stat().st_mtime_ns
+    assert demo.demo_checkpoint(tmp_path) == quick
+    assert (quick / "model.safetensors").stat().st_mtime_ns == written
+    (tmp_path / "demo").mkdir()  # without weights it is none
+    assert demo.demo_checkpoint(tmp_path) == quick
+    LeVLJEPAModel.from_pretrained(quick).save_pretrained(tmp_path / "demo")
+    LeVLJEPAProcessor.from_pretrained(quick).save_pretrained(tmp_path / "demo")
+    assert demo.demo_checkpoint(tmp_path) == tmp_path / "demo"
