@@ -43,6 +43,7 @@ from torchvision.transforms import v2
 from transformers import ProcessorMixin
 
 from .image_files import open_image
+from .workers import prepare_worker
 
 logger = logging.getLogger(__name__)
 
@@ -245,6 +246,7 @@ class NumberedDataset(torch.utils.data.Dataset):
         return len(self.dataset)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
+        prepare_worker()
         return {**self.dataset[index], SAMPLE_INDEX: index, SAMPLE_EPOCH: int(self._epoch)}
 
 
@@ -269,6 +271,7 @@ class EndlessStream(torch.utils.data.IterableDataset):
         self.buffer_size = buffer_size
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
+        prepare_worker()
         for epoch in itertools.count():
             empty = True
             for sample in self.dataset.shuffle(seed=self.seed + epoch, buffer_size=self.buffer_size):

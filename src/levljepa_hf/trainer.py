@@ -5,6 +5,7 @@ samples that it can draw reproducible randomness from, and stops before a loss t
 """
 
 import contextlib
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -22,12 +23,12 @@ from torch.utils.data import DataLoader
 from transformers import (
     EvalPrediction,
     PreTrainedModel,
-    Trainer,
     TrainerCallback,
     TrainingArguments,
 )
 from transformers.trainer_utils import EvalLoopOutput, SchedulerType
 
+from .checkpoints import ResumableTrainer
 from .data import SAMPLE_INDEX, EndlessStream, LeVLJEPADataCollator, NumberedDataset, find_columns
 from .distributed import convert_sync_batchnorm
 from .evaluation.health import embedding_health, sigreg_floor
@@ -99,6 +100,13 @@ class LeVLJEPATrainingArguments(TrainingArguments):
         default=False, metadata={"help": "Every parameter takes part in the loss, so DDP need not look for others."}
     )
 
+    overwrite_output_dir: bool = field(
+        default=False,
+        metadata={
+            "help": "Begin a new run in a folder that holds checkpoints; they are removed when training begins."
+        },
+    )
+
     def __post_init__(self) -> None:
         super().__post_init__()
         for name in ("warmup_start_factor", "wsd_decay_frac"):
@@ -108,7 +116,7 @@ class LeVLJEPATrainingArguments(TrainingArguments):
             self.dataloader_pin_memory = False  # torch would warn that it has no use
 
 
-class LeVLJEPATrainer(Trainer):
+class LeVLJEPATrainer(ResumableTrainer):
     """Trains a `LeVLJEPAModel`, or any model whose output names `loss` and the terms it consists of.
 
     - Each scalar of the model's output is logged: the mean over the steps since the last log, and over all ranks.
@@ -177,7 +185,10 @@ class LeVLJEPATrainer(Trainer):
         self._terms = _Averages()
         self._health: dict[str, float] = {}
         self._compiled_encoders: dict[str, Any] | None = None
-        self._finite: tuple[list[str], Tensor, torch.cuda.Event | None] | None = None
+        self._before_step: _State | None = None
+        self._step_begins = True
+        self._answers: tuple[list[str], Tensor, torch.cuda.Event | None] | None = None
+        self._requested: int | None = None
         self.add_callback(_Events(self))
 
     def call_model_init(self, trial: Any = None) -> nn.Module:
@@ -276,17 +287,20 @@ class LeVLJEPATrainer(Trainer):
     def training_step(
         self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Tensor | int | None = None
     ) -> Tensor:
-        statistics = [(buffer, buffer.clone()) for buffer in self._running_statistics()]
+        if self._step_begins:
+            self._keep_state()
+        self._step_begins = self.accelerator.sync_gradients  # with the next one, if this is its last
         if self.args.encoder_micro_batch_size is None:
             loss = super().training_step(model, inputs, num_items_in_batch)
         else:
             loss = self._large_batch_step(model, inputs)
         bad_terms = self._bad_terms()
         if bad_terms:
-            for buffer, before in statistics:
-                buffer.copy_(before)
             self._stop(model, bad_terms)
         return loss
+
+    def _keep_state(self) -> None:
+        self._before_step, self._step_begins = _State(self._running_statistics()), False
 
     def _large_batch_step(self, model: nn.Module, inputs: dict[str, Any]) -> Tensor:
         """A training step whose encoders see the batch in micro-batches (`large_batch.py`)."""
@@ -319,26 +333,41 @@ class LeVLJEPATrainer(Trainer):
         return [name for name in names if shapes[name] > 1 and name.split(".")[-1] not in NO_WEIGHT_DECAY]
 
     def _watch(self, terms: dict[str, Tensor]) -> None:
-        """Asks which terms are finite on every rank, without waiting for the answer."""
+        """Asks which terms are finite on every rank, and whether a signal came to one, without waiting."""
         finite = torch.stack([term.detach().isfinite() for term in terms.values()]).int()
+        signum = finite.new_full((1,), -(self._signal or 0))
+        answers = torch.cat([finite, signum])
         if self.args.world_size > 1:
-            torch.distributed.all_reduce(finite, torch.distributed.ReduceOp.MIN)
+            torch.distributed.all_reduce(answers, torch.distributed.ReduceOp.MIN)
         event = None
-        if finite.is_cuda:
-            finite = finite.to("cpu", non_blocking=True)
+        if answers.is_cuda:
+            answers = answers.to("cpu", non_blocking=True)
             event = torch.cuda.Event()
             event.record()
-        self._finite = (list(terms), finite, event)
+        self._answers = (list(terms), answers, event)
 
     def _bad_terms(self) -> list[str]:
         """The terms of this step that are not finite. Waits for the forward pass: the backward is queued by now."""
-        names, finite, event = self._finite
+        names, answers, event = self._answers
         if event is not None:
             event.synchronize()
-        return [name for name, is_finite in zip(names, finite.tolist(), strict=True) if not is_finite]
+        *finite, signum = answers.tolist()
+        self._requested = -signum or None
+        return [name for name, is_finite in zip(names, finite, strict=True) if not is_finite]
+
+    def stop_requested(self) -> int | None:
+        return self._requested
+
+    def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
+        """The norm of the gradient. One that is not finite stops the run before it reaches the weights."""
+        grad_norm = super()._get_grad_norm(model, grad_norm)
+        if not self.args.fp16 and not math.isfinite(grad_norm):  # fp16's scaler skips such steps by itself
+            self._stop(model, ["the gradient"])
+        return grad_norm
 
     def _stop(self, model: nn.Module, bad_terms: list[str]) -> None:
         step = self.state.global_step
+        self._before_step.restore()
         self._save_checkpoint(model, trial=None)
         raise FloatingPointError(
             f"Not finite since step {step + 1}: {', '.join(bad_terms)}. The state before that step is in "
@@ -460,6 +489,22 @@ def loss_terms(outputs: Any) -> dict[str, Tensor]:
     }
 
 
+class _State:
+    """What a forward pass changes: buffers, and torch's random states."""
+
+    def __init__(self, buffers: list[Tensor]) -> None:
+        self._buffers = [(buffer, buffer.clone()) for buffer in buffers]
+        self._cpu = torch.get_rng_state()
+        self._cuda = torch.cuda.get_rng_state() if torch.cuda.is_initialized() else None
+
+    def restore(self) -> None:
+        for buffer, before in self._buffers:
+            buffer.copy_(before)
+        torch.set_rng_state(self._cpu)
+        if self._cuda is not None:
+            torch.cuda.set_rng_state(self._cuda)
+
+
 class _Averages:
     """Means of named scalars over steps and ranks, kept on their device until they are asked for."""
 
@@ -488,8 +533,12 @@ class _Events(TrainerCallback):
         self.trainer = trainer
 
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        epoch = state.epoch or 0
         if isinstance(self.trainer.train_dataset, NumberedDataset):
-            self.trainer.train_dataset.set_epoch(int(state.epoch or 0))
+            self.trainer.train_dataset.set_epoch(int(epoch))
+        self.trainer._step_begins = True
+        if epoch == int(epoch):  # a checkpoint made now would be resumed from here, before the order is drawn
+            self.trainer._keep_state()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
         if self.trainer._health:
