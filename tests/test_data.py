@@ -445,3 +445,44 @@ def test_a_worker_without_a_shard_ends(webdataset: Path) -> None:
     )
     batches = [batch for batch, _ in zip(loader, range(4), strict=False)]
     assert {s["__key__"] for batch in batches for s in batch} == {f"{i:04d}" for i in range(6)}
+
+
+# What is too large, or no text
+
+
+def png(image: PIL.Image.Image) -> bytes:
+    file = io.BytesIO()
+    image.save(file, "PNG")
+    return file.getvalue()
+
+
+def test_transparent_and_16_bit_images_are_the_same_in_training_and_in_evaluation(processor) -> None:
+    ramp = PIL.Image.fromarray(np.tile(np.arange(0, 65536, 2048, dtype=np.uint16), (32, 1)))
+    clear = PIL.Image.new("RGBA", (32, 32), (255, 0, 0, 40))
+    samples = [{"image": png(image), "captions": "a"} for image in (ramp, clear)]
+    training = LeVLJEPADataCollator(processor, transform=torch.nn.Identity())
+    evaluated = training.for_evaluation()(samples)["pixel_values"]
+    torch.testing.assert_close(training(samples)["pixel_values"], evaluated, rtol=1e-5, atol=1e-5)
+
+
+def test_an_image_beyond_the_limit_is_skipped_before_it_is_decoded(processor, caplog) -> None:
+    huge = png(PIL.Image.new("L", (4000, 3000)))
+    assert len(huge) < 50_000
+    collator = LeVLJEPADataCollator(processor, max_image_pixels=1_000_000, max_skipped_rate=1.0)
+    small = png(PIL.Image.new("L", (1000, 1000)))
+    batch = collator([{"image": huge, "captions": "a"}, {"image": small, "captions": "b"}])
+    assert len(batch["pixel_values"]) == 1 and collator.counter.skipped_images == 1
+    assert "4000 x 3000 pixels, more than 1,000,000" in caplog.text
+    assert LeVLJEPADataCollator(processor).max_image_pixels == 89_478_485
+
+
+@pytest.mark.parametrize("bad", ["x" * 31, "a \ud800 lone surrogate", b"not \xff UTF-8"])
+def test_a_caption_that_is_no_text_or_too_long_is_not_drawn(bad, processor, caplog) -> None:
+    image = png(PIL.Image.new("L", (40, 40)))
+    collator = LeVLJEPADataCollator(processor, max_caption_characters=30, max_skipped_rate=1.0)
+    for _ in range(8):  # never of two
+        tokens = collator([{"image": image, "captions": [bad, "good"]}])["input_ids"]
+        assert torch.equal(tokens, processor(text=["good"], return_tensors="pt")["input_ids"])
+    collator([{"image": image, "captions": bad}, {"image": image, "captions": "x" * 30}])
+    assert collator.counter.skipped_captions == 1
+    assert "no Unicode text, or longer than 30 characters" in caplog.text

@@ -1,5 +1,7 @@
 """The processor: statistics, backends, every kind of image, the tokenizer's EOS and padding, wrong captions."""
 
+import io
+
 import numpy as np
 import PIL.Image
 import pytest
@@ -11,7 +13,7 @@ from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
 import levljepa_hf.processing_levljepa as processing
 from levljepa_hf import LeVLJEPAImageProcessor, LeVLJEPAImageProcessorPil, LeVLJEPAProcessor, build_tokenizer
-from levljepa_hf.processing_levljepa import evaluation_image_processor
+from levljepa_hf.processing_levljepa import evaluation_image_processor, to_rgb
 from levljepa_hf.released import save_released
 
 BACKENDS = (LeVLJEPAImageProcessor, LeVLJEPAImageProcessorPil)
@@ -419,3 +421,40 @@ def test_a_misspelt_argument_of_from_pretrained(processor, name, tmp_path):
     with pytest.raises(ValueError, match=f"'{name}' is no argument of LeVLJEPAProcessor. Did you mean '"):
         LeVLJEPAProcessor.from_pretrained(tmp_path, **{name: "evaluation"})
     assert LeVLJEPAProcessor.from_pretrained(tmp_path, padding_side="left").tokenizer.padding_side == "left"
+
+
+def saved(image: PIL.Image.Image) -> PIL.Image.Image:
+    """As it comes out of a PNG."""
+    file = io.BytesIO()
+    image.save(file, "PNG")
+    return PIL.Image.open(file)
+
+
+def test_rgb_is_over_white_and_16_bits_are_scaled():
+    ramp = np.arange(0, 65536, 257, dtype=np.uint16).reshape(16, 16)
+    grey = saved(PIL.Image.fromarray(ramp))
+    assert grey.mode.startswith("I")
+    np.testing.assert_array_equal(np.asarray(to_rgb(grey))[..., 1], np.arange(256).reshape(16, 16))
+
+    clear = PIL.Image.new("RGBA", (2, 1), (255, 0, 0, 0))
+    clear.putpixel((1, 0), (0, 0, 200, 51))  # a fifth of blue over white
+    assert np.asarray(to_rgb(saved(clear))).tolist() == [[[255, 255, 255], [204, 204, 244]]]
+    palette = PIL.Image.new("P", (2, 1), 1)
+    palette.putpalette([9, 9, 9, 7, 8, 9])
+    palette.putpixel((0, 0), 0)
+    palette.info["transparency"] = 0
+    assert np.asarray(to_rgb(saved(palette))).tolist() == [[[255, 255, 255], [7, 8, 9]]]
+    plain = PIL.Image.new("RGB", (2, 1), (1, 2, 3))
+    assert to_rgb(plain) is plain
+    for mode in ("1", "L", "LA", "CMYK", "YCbCr"):
+        assert to_rgb(PIL.Image.new(mode, (3, 2))).mode == "RGB"
+
+
+@pytest.mark.parametrize("processor_class", [LeVLJEPAImageProcessor, LeVLJEPAImageProcessorPil])
+def test_image_processors_take_rgb_as_training_does(processor_class):
+    processor = processor_class(size={"shortest_edge": 16}, crop_size={"height": 16, "width": 16})
+    ramp = PIL.Image.fromarray(np.arange(0, 65536, 257, dtype=np.uint16).reshape(16, 16))
+    for image in (saved(ramp), saved(PIL.Image.new("RGBA", (16, 16), (255, 0, 0, 0)))):
+        pixels = processor(image, return_tensors="pt", do_normalize=False).pixel_values[0]
+        expected = torch.from_numpy(np.array(to_rgb(image))).permute(2, 0, 1) / 255
+        torch.testing.assert_close(pixels, expected)

@@ -43,6 +43,7 @@ from torchvision.transforms import v2
 from transformers import ProcessorMixin
 
 from .image_files import open_image
+from .processing_levljepa import to_rgb
 from .workers import prepare_worker
 
 logger = logging.getLogger(__name__)
@@ -54,6 +55,8 @@ FILE_BUILDERS = {".tar": "webdataset", ".parquet": "parquet", ".json": "json", "
 SAMPLE_INDEX, SAMPLE_EPOCH = "sample_index", "sample_epoch"  # what `NumberedDataset` adds to a sample
 MAX_SKIPPED_RATE = 0.01
 MIN_SAMPLES_TO_JUDGE = 1000  # before the end of an epoch, the rate is that of at least so many samples
+MAX_IMAGE_PIXELS = 89_478_485  # from here PIL warns of decompression bombs; 268 MB in RGB
+MAX_CAPTION_CHARACTERS = 20_000
 IMAGE_TYPES = (bytes, bytearray, memoryview, str, Path, Mapping, PILImage.Image, Tensor, np.ndarray)
 _MAX_WORKERS = 512
 
@@ -405,6 +408,8 @@ class LeVLJEPADataCollator:
         pad_to_multiple_of: pad the captions to a multiple of this (or to the longest length allowed), so that fewer
             different lengths occur.
         max_skipped_rate: the share of the samples that may be skipped.
+        max_image_pixels: larger images are skipped (as decoded: large JPEGs may be decoded at a reduced scale).
+        max_caption_characters: longer captions are not drawn.
 
     Returns (when called with a list of samples):
         `pixel_values` (N, 3, H, W) float32, `input_ids` and `attention_mask` (N, L), and in evaluation, where the
@@ -420,6 +425,8 @@ class LeVLJEPADataCollator:
     jpeg_draft: bool = True
     pad_to_multiple_of: int | None = None
     max_skipped_rate: float = MAX_SKIPPED_RATE
+    max_image_pixels: int = MAX_IMAGE_PIXELS
+    max_caption_characters: int = MAX_CAPTION_CHARACTERS
     counter: SampleCounter = field(default_factory=SampleCounter)
 
     def __post_init__(self) -> None:
@@ -464,7 +471,7 @@ class LeVLJEPADataCollator:
         return (
             f"Of {counter.read} samples, {counter.skipped_images} were skipped because their image in column "
             f"{self.image_column!r} does not decode, and {counter.skipped_captions} because their captions in column "
-            f"{self.caption_column!r} are empty or missing."
+            f"{self.caption_column!r} can't be used."
         )
 
     def _seeded(self, sample: Mapping[str, Any]) -> contextlib.AbstractContextManager:
@@ -493,11 +500,15 @@ class LeVLJEPADataCollator:
         self.counter.add(read=1)
         if caption is None:
             self.counter.add(captions=1)
-            self._warn(sample, f"its captions in column {self.caption_column!r} are empty or missing")
+            self._warn(
+                sample,
+                f"its captions in column {self.caption_column!r} are empty, missing, no Unicode text, or longer than "
+                f"{self.max_caption_characters:,} characters",
+            )
             return None
         try:
-            image = open_image(image_value, self._draft_size if self.training else None)
-            image = image.convert("RGB") if self.training else image
+            image = open_image(image_value, self._draft_size if self.training else None, self.max_image_pixels)
+            image = to_rgb(image) if self.training else image
         except Exception as error:  # PIL raises all kinds of them on broken files
             self.counter.add(images=1)
             self._warn(sample, f"its image in column {self.image_column!r} does not decode ({error!r:.200})")
@@ -516,17 +527,24 @@ class LeVLJEPADataCollator:
         values = list(value) if isinstance(value, (list, tuple, np.ndarray)) else [value]
         captions = []
         for caption in values:
-            caption = caption.decode() if isinstance(caption, bytes) else caption
+            caption = caption.decode(errors="surrogateescape") if isinstance(caption, bytes) else caption
             if caption is not None and not isinstance(caption, str):
                 raise TypeError(
                     f"Column {self.caption_column!r} holds {caption!r:.80} ({type(caption).__name__}): a caption is a "
                     "string, or a list of strings to draw from."
                 )
-            if caption is not None and caption.strip():
+            if caption is not None and caption.strip() and self._is_usable(caption):
                 captions.append(caption.strip())
         if not captions:
             return None
         return captions[int(torch.randint(len(captions), ()))] if self.training else captions[0]
+
+    def _is_usable(self, caption: str) -> bool:
+        try:
+            caption.encode()  # surrogates, alone or for bytes that were not UTF-8, are no text
+        except UnicodeEncodeError:
+            return False
+        return len(caption) <= self.max_caption_characters
 
     def _pixel_values(self, images: Sequence[Tensor | PILImage.Image]) -> Tensor:
         image_processor = self.processor.image_processor

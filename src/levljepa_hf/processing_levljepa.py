@@ -32,6 +32,21 @@ TRANSFORMS = ("default", "evaluation")
 VOID = 255  # the label of no class, `semantic_loss_ignore_index` by default
 
 
+def to_rgb(image: PIL.Image.Image) -> PIL.Image.Image:
+    """An image in 8-bit RGB, the same in training and in evaluation: transparency over white, 16-bit grey scaled to 8.
+
+    PIL's own conversion shows what transparent pixels hide, and clips what is above 255.
+    """
+    if image.mode.startswith("I"):
+        image = PIL.Image.fromarray((np.asarray(image).clip(0, 65535) / 257).round().astype(np.uint8))
+    if image.mode == "RGB" and "transparency" not in image.info:
+        return image
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = PIL.Image.alpha_composite(PIL.Image.new("RGBA", image.size, "white"), image)
+    return image.convert("RGB")
+
+
 class _ImageProcessing:
     """What both backends share: the defaults of the released checkpoint, loading of paths, segmentation maps."""
 
@@ -56,6 +71,12 @@ class _ImageProcessing:
                 return PIL.ImageOps.exif_transpose(PIL.Image.open(image_url_or_urls))
             return load_image(str(image_url_or_urls))
         return super().fetch_images(image_url_or_urls)
+
+    def process_image(self, image: Any, do_convert_rgb: bool | None = None, **kwargs: Any) -> Any:
+        """An image of any kind as the backend's array or tensor; those of PIL become RGB by `to_rgb`."""
+        if do_convert_rgb and isinstance(image, PIL.Image.Image):
+            image = to_rgb(image)
+        return super().process_image(image, do_convert_rgb=do_convert_rgb, **kwargs)
 
     def preprocess(self, images: Any, segmentation_maps: Any = None, **kwargs: Any) -> BatchFeature:
         """
@@ -442,4 +463,5 @@ __all__ = [
     "LeVLJEPAProcessor",
     "build_tokenizer",
     "evaluation_image_processor",
+    "to_rgb",
 ]

@@ -23,6 +23,7 @@ from transformers.image_utils import pil_torch_interpolation_mapping
 
 from ..data import draft_size
 from ..image_files import open_image
+from ..processing_levljepa import to_rgb
 from .datasets import EvaluationSplit
 from .encoders import Encoder
 from .features import PatchFeatures, patch_features
@@ -279,7 +280,7 @@ class _Crops(Dataset):
     def __getitem__(self, sample: tuple[int, int]) -> tuple[Tensor, int]:
         epoch, index = sample
         try:
-            image = open_image(self.images[index], draft_size=self.draft_size).convert("RGB")
+            image = to_rgb(open_image(self.images[index], draft_size=self.draft_size))
         except (OSError, ValueError, SyntaxError) as error:  # PIL's for broken files
             raise ValueError(f"Image {index} does not decode: {error}. Leave it out or replace it.") from error
         digest = hashlib.blake2b(f"{self.seed} {epoch} {index}".encode(), digest_size=8).digest()

@@ -36,6 +36,7 @@ from tqdm.auto import tqdm
 from transformers.utils import logging
 
 from ..image_files import open_image, read_file
+from ..processing_levljepa import to_rgb
 from ..version import __version__
 from .encoders import Encoder, patch_grid
 
@@ -232,7 +233,7 @@ class _Prepared(Dataset):
             digest = image_digest(image)
             if digest in self.known:
                 return digest, None
-            pixels = self.processor(open_image(image).convert("RGB"), return_tensors="pt")["pixel_values"][0]
+            pixels = self.processor(to_rgb(open_image(image)), return_tensors="pt")["pixel_values"][0]
         except (OSError, ValueError, SyntaxError) as error:  # PIL's for broken files
             raise ValueError(f"Image {index} does not decode: {error}. Leave it out or replace it.") from error
         return digest, pixels
@@ -254,7 +255,7 @@ def image_digest(image: Any) -> bytes:
     if isinstance(image, (str, Path)):
         image = read_file(str(image))
     if isinstance(image, Image.Image):
-        image = image.convert("RGB")
+        image = to_rgb(image)
         header, data = f"{image.size}".encode(), image.tobytes()
     elif isinstance(image, (Tensor, np.ndarray)):
         array = np.ascontiguousarray(image)

@@ -26,6 +26,7 @@ from transformers.hf_argparser import HfArg
 from transformers.utils import logging
 
 from ..image_files import open_image
+from ..processing_levljepa import to_rgb
 from .encoders import Encoder
 from .features import PatchFeatures, patch_features
 from .pictures import plot_segmentation
@@ -151,7 +152,7 @@ def evaluate_segmentation(
 
     def draw(path: Any) -> None:
         processor = encoder.image_processor(options["transform"])
-        images = [open_image(test.images[i]).convert("RGB") for i in shown.tolist()]
+        images = [to_rgb(open_image(test.images[i])) for i in shown.tolist()]
         pixels = processor(images, do_normalize=False, return_tensors="pt")["pixel_values"]
         plot_segmentation(pixels, test_maps[shown], predictions, names, path)
 

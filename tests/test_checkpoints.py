@@ -1,0 +1,207 @@
+"""Checkpoints: which are complete, where a run goes on, what it refuses, and what it says."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import TrainerCallback
+
+from levljepa_hf.checkpoints import (
+    SETTINGS,
+    STAGING,
+    find_checkpoints,
+    last_checkpoint,
+    why_incomplete,
+)
+from test_trainer import samples, trainer
+
+SAVING = {"save_strategy": "steps", "save_steps": 2, "max_steps": 4}
+
+
+@pytest.fixture
+def run(tmp_path, processor) -> Path:
+    """The folder of a run of 4 steps with checkpoints at 2 and 4."""
+    one = trainer(tmp_path / "run", processor, **SAVING)
+    one.train(resume_from_checkpoint="auto")  # nothing is there yet
+    return tmp_path / "run"
+
+
+def names(folder: Path) -> list[str]:
+    return [path.name for path in find_checkpoints(folder)]
+
+
+def test_checkpoints_are_found_in_the_order_of_their_steps(tmp_path):
+    for name in ("checkpoint-10", "checkpoint-9", "checkpoint-x", "checkpoint-3-old", "other"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "checkpoint-11").touch()
+    assert names(tmp_path) == ["checkpoint-9", "checkpoint-10"]
+
+
+def cut_off(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+@pytest.mark.parametrize(
+    ("damage", "reason"),
+    [
+        (lambda folder: (folder / "trainer_state.json").unlink(), "no trainer_state.json"),
+        (lambda folder: cut_off(folder / "trainer_state.json"), "trainer_state.json does not parse"),
+        (lambda folder: (folder / "model.safetensors").unlink(), "no weights"),
+        (lambda folder: cut_off(folder / "model.safetensors"), "model.safetensors is cut off"),
+        (lambda folder: (folder / "optimizer.pt").unlink(), "no optimizer.pt"),
+        (lambda folder: cut_off(folder / "optimizer.pt"), "optimizer.pt is cut off"),
+        (lambda folder: cut_off(folder / "scheduler.pt"), "scheduler.pt is cut off"),
+        (lambda folder: (folder / "rng_state.pth").unlink(), "no random states"),
+        (lambda folder: cut_off(folder / "rng_state.pth"), "rng_state.pth is cut off"),
+    ],
+)
+def test_an_incomplete_checkpoint_is_passed_over_and_named(damage, reason, run, caplog):
+    assert why_incomplete(run / "checkpoint-4") is None
+    damage(run / "checkpoint-4")
+    assert reason in why_incomplete(run / "checkpoint-4")
+    assert last_checkpoint(run) == run / "checkpoint-2"
+    assert "Passed over" in caplog.text and "checkpoint-4" in caplog.text and reason in caplog.text
+
+
+def test_auto_goes_on_from_the_newest_complete_checkpoint(run, processor):
+    (run / "checkpoint-4" / "optimizer.pt").unlink()
+    again = trainer(run, processor, **{**SAVING, "max_steps": 6})
+    steps = []
+
+    class Steps(TrainerCallback):
+        def on_step_begin(self, args, state, control, **kwargs):
+            steps.append(state.global_step)
+
+    again.add_callback(Steps())
+    again.train(resume_from_checkpoint="auto")
+    assert steps == [2, 3, 4, 5]
+    assert names(run) == ["checkpoint-2", "checkpoint-4", "checkpoint-6"]
+    assert all(why_incomplete(path) is None for path in find_checkpoints(run))  # 4 was written anew
+
+
+@pytest.mark.parametrize("wanted", [True, "true", "True"])
+def test_true_wants_a_checkpoint(wanted, tmp_path, processor):
+    with pytest.raises(ValueError, match="no complete checkpoint in .*'auto' to begin"):
+        trainer(tmp_path / "run", processor).train(resume_from_checkpoint=wanted)
+
+
+def test_a_checkpoint_that_can_not_be_resumed_is_refused(run, processor, tmp_path):
+    again = trainer(run, processor, **SAVING)
+    with pytest.raises(ValueError, match="there is no such folder"):
+        again.train(resume_from_checkpoint=str(run / "checkpoint-3"))
+    cut_off(run / "checkpoint-4" / "model.safetensors")
+    with pytest.raises(ValueError, match="model.safetensors is cut off.*'auto'"):
+        again.train(resume_from_checkpoint=str(run / "checkpoint-4"))
+
+
+def test_a_new_run_does_not_begin_among_the_checkpoints_of_another(run, processor):
+    before = (run / "checkpoint-4" / "model.safetensors").read_bytes()
+    with pytest.raises(ValueError, match="holds checkpoint-4 of another run.*'auto'.*another output_dir.*overwrite"):
+        trainer(run, processor, **SAVING).train()
+    assert names(run) == ["checkpoint-2", "checkpoint-4"]
+    assert (run / "checkpoint-4" / "model.safetensors").read_bytes() == before
+    trainer(run, processor, **{**SAVING, "max_steps": 2}, overwrite_output_dir=True).train()
+    assert names(run) == ["checkpoint-2"]
+
+
+def test_what_a_killed_run_left_is_removed(run, processor):
+    leftover = run / STAGING / "checkpoint-6"
+    leftover.mkdir(parents=True)
+    (leftover / "model.safetensors").write_bytes(b"half")
+    trainer(run, processor, **{**SAVING, "max_steps": 5}).train(resume_from_checkpoint="auto")
+    assert not (run / STAGING).exists()
+
+
+@pytest.mark.parametrize("length", [{"max_steps": 4}, {"max_steps": -1, "num_train_epochs": 1}])
+def test_a_finished_run_is_not_trained_further(length, tmp_path, processor, caplog):
+    options = {**SAVING, **length}
+    first = trainer(tmp_path, processor, **options)
+    first.train()  # 16 samples, 4 a batch: both lengths are 4 steps
+    changed = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+    again = trainer(tmp_path, processor, **options)
+    torch.nn.init.zeros_(
+        again.model.logit_scale if hasattr(again.model, "logit_scale") else again.model.text_model.wpe.weight
+    )
+    output = again.train(resume_from_checkpoint="auto")
+    assert output.global_step == 4 and again.was_finished and "nothing is left to train" in caplog.text
+    for (name, a), b in zip(first.model.state_dict().items(), again.model.state_dict().values(), strict=True):
+        assert torch.equal(a, b), name  # the weights are those of the checkpoint
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == changed
+    assert not first.was_finished
+
+
+def test_settings_that_a_resumed_run_can_not_follow_are_refused(run, processor):
+    for options, named in (
+        ({"learning_rate": 2e-3}, r"learning_rate \(0.001 then, 0.002 now\)"),
+        ({"weight_decay": 0.5}, r"weight_decay \(0.01 then, 0.5 now\)"),
+        ({"per_device_train_batch_size": 8}, r"global_batch_size \(4 then, 8 now\)"),
+        ({"gradient_accumulation_steps": 2}, r"global_batch_size \(4 then, 8 now\)"),
+        ({"lr_scheduler_type": "cosine"}, r"lr_scheduler_type \(linear then, cosine now\)"),
+    ):
+        with pytest.raises(
+            ValueError, match=f"can't follow other values of {named}.*begin a new run from the weights"
+        ):
+            trainer(run, processor, **{**SAVING, "max_steps": 6, **options}).train(resume_from_checkpoint="auto")
+    assert names(run) == ["checkpoint-2", "checkpoint-4"]
+
+
+def test_settings_that_make_a_resumed_run_another_one_are_named(run, processor, caplog):
+    options = {**SAVING, "max_steps": 5, "seed": 3, "per_device_train_batch_size": 2, "gradient_accumulation_steps": 2}
+    trainer(run, processor, **options).train(resume_from_checkpoint="auto")
+    assert "not the one that would have gone on" in caplog.text
+    for change in (
+        "seed (42 then, 3 now)",
+        "per_device_train_batch_size (4 then, 2 now)",
+        "max_steps (4 then, 5 now)",
+    ):
+        assert change in caplog.text
+    assert "learning_rate" not in caplog.text and "num_processes" not in caplog.text
+
+
+def test_a_checkpoint_of_before_says_that_it_can_not_be_compared(run, processor, caplog):
+    (run / "checkpoint-4" / SETTINGS).unlink()
+    trainer(run, processor, **{**SAVING, "max_steps": 5}).train(resume_from_checkpoint="auto")
+    assert "they are not compared" in caplog.text
+
+
+def test_rotation_keeps_the_newest_and_the_best(tmp_path, processor):
+    options = {
+        "max_steps": 8,
+        "save_strategy": "steps",
+        "save_steps": 2,
+        "eval_strategy": "steps",
+        "eval_steps": 2,
+        "save_total_limit": 2,
+        "load_best_model_at_end": True,
+        "metric_for_best_model": "score",
+        "greater_is_better": True,
+    }
+    scores = iter([0.1, 0.9, 0.2, 0.3])
+    one = trainer(tmp_path, processor, eval_dataset=samples(4), **options)
+    one.compute_metrics = lambda prediction: {"score": next(scores)}
+    one.train()
+    assert names(tmp_path) == ["checkpoint-4", "checkpoint-8"]
+    for name in ("checkpoint-4", "checkpoint-8"):  # where it was at that time, not where it was written
+        state = json.loads((tmp_path / name / "trainer_state.json").read_text())
+        assert state["best_model_checkpoint"] == str(tmp_path / "checkpoint-4")
+    assert one.state.best_model_checkpoint == str(tmp_path / "checkpoint-4")
+
+
+def test_saving_the_model_replaces_each_file_whole(tmp_path, processor, monkeypatch):
+    one = trainer(tmp_path, processor)
+    one.save_model()
+    before = (tmp_path / "model.safetensors").read_bytes()
+    torch.nn.init.zeros_(one.model.text_model.wpe.weight)
+
+    def full(*args, **kwargs):
+        raise OSError("No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(type(one.processing_class), "save_pretrained", full)
+        with pytest.raises(OSError, match="No space"):
+            one.save_model()
+    assert (tmp_path / "model.safetensors").read_bytes() == before
+    one.save_model()
+    assert (tmp_path / "model.safetensors").read_bytes() != before
+    assert not (tmp_path / STAGING).exists()
