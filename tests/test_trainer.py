@@ -17,10 +17,11 @@ from torch.optim import lr_scheduler
 from transformers import EvalPrediction, Trainer, TrainerCallback, TrainingArguments
 
 from levljepa_hf import LeVLJEPAConfig, LeVLJEPAModel, LeVLJEPAProcessor
-from levljepa_hf.data import EndlessStream, LeVLJEPADataCollator, load_pretraining_dataset
+from levljepa_hf.data import LeVLJEPADataCollator, load_pretraining_dataset
 from levljepa_hf.distributed import GlobalBatchNorm
 from levljepa_hf.evaluation.health import effective_rank, embedding_health, sigreg_floor
 from levljepa_hf.evaluation.retrieval import retrieval_recall
+from levljepa_hf.streams import EndlessStream
 from levljepa_hf.trainer import EMBEDDINGS, FILLED, LeVLJEPATrainer, LeVLJEPATrainingArguments, retrieval_metrics
 
 TERMS = ("prediction_loss", "sigreg_vision", "sigreg_text")
@@ -471,7 +472,7 @@ def test_options_reach_collator_stream_and_loader(tmp_path: Path, processor) -> 
     assert (run.train_dataset.seed, run.train_dataset.buffer_size) == (7, 3)
     loader = run.get_train_dataloader()
     assert (loader.num_workers, loader.batch_size, loader.drop_last) == (2, 4, True)
-    assert loader.collate_fn is run.data_collator
+    assert loader.collate_fn.collator is run.data_collator
 
 
 def test_each_epoch_is_augmented_anew(tmp_path: Path, processor, monkeypatch) -> None:

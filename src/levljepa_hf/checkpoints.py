@@ -178,6 +178,7 @@ class ResumableTrainer(Trainer):
         if checkpoint is not None:
             state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
             self._compare_settings(checkpoint)
+            self.resume_position(checkpoint)
             if self._is_finished(state):
                 return self._finished(checkpoint, state)
         with self._signals_caught():
@@ -306,6 +307,12 @@ class ResumableTrainer(Trainer):
 
     # Saving
 
+    def save_position(self, folder: Path) -> None:
+        """Hook: writes into a checkpoint where this rank is in the data, if the count of steps does not say it."""
+
+    def resume_position(self, checkpoint: Path) -> None:
+        """Hook: goes there."""
+
     def _get_output_dir(self, trial: Any) -> str:
         folder = super()._get_output_dir(trial)
         return folder if self._staging is None else str(self._staging)
@@ -320,6 +327,7 @@ class ResumableTrainer(Trainer):
         self._staging = staging
         try:
             super()._save_checkpoint(model, trial)
+            self.save_position(staging / name)
             self.accelerator.wait_for_everyone()  # every rank has written its part
         except BaseException as error:
             if self.args.should_save:

@@ -33,9 +33,9 @@ from datasets import (
     IterableDataset,
     ReadInstruction,
     load_dataset,
+    load_dataset_builder,
     load_from_disk,
 )
-from datasets.distributed import split_dataset_by_node
 from PIL import Image as PILImage
 from torch import Tensor
 from torch.nn import functional as F
@@ -44,6 +44,8 @@ from transformers import ProcessorMixin
 
 from .image_files import open_image
 from .processing_levljepa import to_rgb
+from .streams import SAMPLE_EPOCH, SAMPLE_INDEX
+from .tar_shards import TarShards
 from .workers import prepare_worker
 
 logger = logging.getLogger(__name__)
@@ -52,7 +54,6 @@ IMAGE_COLUMNS = ("image", "jpg", "jpeg", "png", "webp", "img", "pixel_values")
 CAPTION_COLUMNS = ("captions", "caption", "text", "txt", "sentences", "sentence", "json.captions", "json.caption")
 FILE_BUILDERS = {".tar": "webdataset", ".parquet": "parquet", ".json": "json", ".jsonl": "json", ".csv": "csv"}
 
-SAMPLE_INDEX, SAMPLE_EPOCH = "sample_index", "sample_epoch"  # what `NumberedDataset` adds to a sample
 MAX_SKIPPED_RATE = 0.01
 MIN_SAMPLES_TO_JUDGE = 1000  # before the end of an epoch, the rate is that of at least so many samples
 MAX_IMAGE_PIXELS = 89_478_485  # from here PIL warns of decompression bombs; 268 MB in RGB
@@ -74,7 +75,7 @@ def load_pretraining_dataset(
     config_name: str | None = None,
     data_files: str | list[str] | None = None,
     cache_dir: str | None = None,
-) -> Dataset | IterableDataset:
+) -> Dataset | IterableDataset | TarShards:
     """Loads captioned images with `datasets`, leaves the images encoded and drops every other column.
 
     Args:
@@ -85,7 +86,8 @@ def load_pretraining_dataset(
         image_column: column of the images (encoded bytes, paths or decoded), found by itself where left out.
         caption_column: column of the caption, or of the list of captions, of each image. Fields of a nested column are
             addressed with dots: `"json.captions"` is the field `captions` of the `.json` files of a webdataset.
-        streaming: read the files as they are needed instead of preparing them all; returns an `IterableDataset`.
+        streaming: read the files as they are needed instead of preparing them all; returns an `IterableDataset`, or
+            `TarShards` of a webdataset.
         max_samples: keep the first so many.
         config_name: the configuration of a Hub dataset that has several.
         data_files: files to read, passed on to `datasets.load_dataset`.
@@ -95,6 +97,10 @@ def load_pretraining_dataset(
         ValueError: if the split or a column does not exist (it lists those there are).
         FileNotFoundError: if a path does not exist.
     """
+    if streaming and (files := tar_files(name_or_path, split, config_name, data_files, cache_dir)):
+        shards = TarShards(files)
+        columns = find_columns(shards, image_column, caption_column)
+        return TarShards(files, [root_column(shards.columns, name) for name in columns], max_samples)
     dataset = load_source(name_or_path, split, streaming, config_name, data_files, cache_dir)
     image_column, caption_column = find_columns(dataset, image_column, caption_column)
     if dataset.features is None:  # a stream that does not say what it holds before it is read
@@ -135,6 +141,35 @@ def load_source(
     )
 
 
+def tar_files(
+    name_or_path: str,
+    split: str = "train",
+    config_name: str | None = None,
+    data_files: str | list[str] | None = None,
+    cache_dir: str | None = None,
+) -> list[str] | None:
+    """The webdataset shards of a split, or None if the source is of another kind. Arguments as in `load_source`.
+
+    Raises:
+        ValueError: if the split does not exist.
+        FileNotFoundError: if a path does not exist.
+    """
+    path = Path(name_or_path)
+    if (path / "dataset_dict.json").exists() or (path / "state.json").exists():
+        return None
+    if path.suffix in FILE_BUILDERS and data_files is None:
+        name_or_path, data_files = FILE_BUILDERS[path.suffix], str(path)
+    if isinstance(data_files, (str, list)):
+        data_files = {split: data_files}
+    builder = load_dataset_builder(name_or_path, config_name, data_files=data_files, cache_dir=cache_dir)
+    if builder.name != "webdataset":
+        return None
+    found = builder.config.data_files
+    if split not in found:
+        raise ValueError(f"{name_or_path} has no split {split!r}: it has {', '.join(found)}.")
+    return [str(file) for file in found[split]]
+
+
 def _load_saved(path: Path, split: str, streaming: bool) -> Dataset | IterableDataset:
     dataset = load_from_disk(str(path))
     name = split.split("[")[0]
@@ -149,14 +184,16 @@ def _load_saved(path: Path, split: str, streaming: bool) -> Dataset | IterableDa
 
 
 def find_columns(
-    dataset: Dataset | IterableDataset, image_column: str | None = None, caption_column: str | None = None
+    dataset: Dataset | IterableDataset | TarShards, image_column: str | None = None, caption_column: str | None = None
 ) -> tuple[str, str]:
-    """Checks the two names against the dataset's columns, and finds those left out by their usual names.
+    """Checks the two names against the columns of a dataset, and finds those left out.
 
     Raises:
         ValueError: if a column does not exist or can not be found; the message lists those there are.
     """
-    features = dataset.features if dataset.features is not None else dataset._resolve_features().features
+    features = dataset.features
+    if features is None:  # a stream that does not say what it holds before it is read
+        features = dataset._resolve_features().features
     return find_image_column(features, image_column), _find(
         features, caption_column, "caption_column", guess_column([], CAPTION_COLUMNS, column_addresses(features))
     )
@@ -229,7 +266,7 @@ def root_column(columns: Iterable[str], address: str) -> str | None:
     return next((root for root in reversed(roots) if root in columns), None)
 
 
-# Numbering and repeating, so that randomness can follow the sample
+# Numbering, so that randomness can follow the sample
 
 
 class NumberedDataset(torch.utils.data.Dataset):
@@ -251,37 +288,6 @@ class NumberedDataset(torch.utils.data.Dataset):
     def __getitem__(self, index: int) -> dict[str, Any]:
         prepare_worker()
         return {**self.dataset[index], SAMPLE_INDEX: index, SAMPLE_EPOCH: int(self._epoch)}
-
-
-class EndlessStream(torch.utils.data.IterableDataset):
-    """A streamed dataset, repeated for ever and shuffled anew in each pass, split between ranks and workers.
-
-    Without an end no rank runs dry before the others, and a run of `max_steps` is one epoch that can be resumed (by
-    reading the stream again up to where it was left).
-
-    Args:
-        dataset: what `load_pretraining_dataset(..., streaming=True)` returns.
-        seed: of the shuffling; the same on every rank.
-        buffer_size: samples held in memory to draw from. The order of the shards is shuffled as well.
-        rank, world_size: which part of the stream this process reads.
-    """
-
-    def __init__(
-        self, dataset: IterableDataset, seed: int = 0, buffer_size: int = 1000, rank: int = 0, world_size: int = 1
-    ) -> None:
-        self.dataset = split_dataset_by_node(dataset, rank, world_size) if world_size > 1 else dataset
-        self.seed = seed
-        self.buffer_size = buffer_size
-
-    def __iter__(self) -> Iterator[dict[str, Any]]:
-        prepare_worker()
-        for epoch in itertools.count():
-            empty = True
-            for sample in self.dataset.shuffle(seed=self.seed + epoch, buffer_size=self.buffer_size):
-                empty = False
-                yield sample
-            if empty:  # this worker has no shard
-                return
 
 
 # Decoding and augmenting
@@ -566,7 +572,6 @@ class LeVLJEPADataCollator:
 
 
 __all__ = [
-    "EndlessStream",
     "LeVLJEPADataCollator",
     "NumberedDataset",
     "SampleCounter",

@@ -7,7 +7,8 @@ samples that it can draw reproducible randomness from, and stops before a loss t
 import contextlib
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, Literal
 
 from . import _train_extra  # noqa: F401  isort: skip  (says what to install)
@@ -29,12 +30,15 @@ from transformers import (
 from transformers.trainer_utils import EvalLoopOutput, SchedulerType
 
 from .checkpoints import ResumableTrainer
-from .data import SAMPLE_INDEX, EndlessStream, LeVLJEPADataCollator, NumberedDataset, find_columns
+from .data import LeVLJEPADataCollator, NumberedDataset, find_columns
 from .distributed import convert_sync_batchnorm
 from .evaluation.health import embedding_health, sigreg_floor
 from .evaluation.retrieval import retrieval_recall
 from .large_batch import average_gradients, large_batch_backward
+from .streams import MAX_SKIPPED_SHARDS, SAMPLE_INDEX, EndlessStream, Position, StreamState
+from .tar_shards import TarShards
 
+STREAM_POSITION = "stream_position"  # beside the tensors of a batch: the worker, and where it was after it
 EMBEDDINGS = ("image_embeds", "text_embeds", "predicted_text_embeds", "predicted_image_embeds")
 FILLED, UNNUMBERED = -1, -2  # indices of rows that are no sample, and of samples without a number
 NO_WEIGHT_DECAY = ("pos_embed", "cls_token", "reg_token", "dist_token")  # timm's convention
@@ -85,6 +89,13 @@ class LeVLJEPATrainingArguments(TrainingArguments):
     stream_buffer_size: int = field(
         default=1000, metadata={"help": "Samples of a streamed dataset held in memory to shuffle among."}
     )
+    max_skipped_shards: float = field(
+        default=MAX_SKIPPED_SHARDS,
+        metadata={
+            "help": "The share of a stream's shards that may be broken (and one of few). They are used as far as they "
+            "can be read, and named."
+        },
+    )
     per_device_eval_batch_size: int = field(default=64, metadata={"help": "The batch size of evaluation."})
     dataloader_drop_last: bool = field(default=True, metadata={"help": "In training, drop an incomplete last batch."})
     remove_unused_columns: bool = field(
@@ -109,7 +120,7 @@ class LeVLJEPATrainingArguments(TrainingArguments):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("warmup_start_factor", "wsd_decay_frac"):
+        for name in ("warmup_start_factor", "wsd_decay_frac", "max_skipped_shards"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name}={getattr(self, name)} is a share: it must be between 0 and 1.")
         if self.device.type == "cpu":
@@ -185,6 +196,8 @@ class LeVLJEPATrainer(ResumableTrainer):
         self._terms = _Averages()
         self._health: dict[str, float] = {}
         self._compiled_encoders: dict[str, Any] | None = None
+        self._stream_positions: dict[int, Position] = {}  # by worker, the one whose batch was the last at the end
+        self._resumed_from: Path | None = None
         self._before_step: _State | None = None
         self._step_begins = True
         self._answers: tuple[list[str], Tensor, torch.cuda.Event | None] | None = None
@@ -203,7 +216,7 @@ class LeVLJEPATrainer(ResumableTrainer):
         return DataLoader(
             self.train_dataset,
             batch_size=self._train_batch_size,
-            collate_fn=self.data_collator,
+            collate_fn=_WithPosition(self.data_collator, self.train_dataset),
             num_workers=self.args.dataloader_num_workers,
             pin_memory=self.args.dataloader_pin_memory and self.args.device.type == "cuda",
             prefetch_factor=self.args.dataloader_prefetch_factor,
@@ -227,6 +240,42 @@ class LeVLJEPATrainer(ResumableTrainer):
             yield
         finally:
             self.data_collator, self.args.dataloader_drop_last = collator, drop_last
+
+    # Where the data are, in checkpoints
+
+    def save_position(self, folder: Path) -> None:
+        """Where this rank's workers are in the stream."""
+        if isinstance(self.train_dataset, EndlessStream):
+            workers = max(1, self.args.dataloader_num_workers)
+            *_, last = self._stream_positions
+            positions = [self._stream_positions.get(worker, Position()) for worker in range(workers)]
+            state = StreamState(positions, workers, (last + 1) % workers, self.train_dataset.pasts(workers))
+            (folder / f"stream_{self.args.process_index}.json").write_text(state.to_json())
+
+    def resume_position(self, checkpoint: Path) -> None:
+        """Puts the stream where it was, without reading what is behind."""
+        if not isinstance(self.train_dataset, EndlessStream):
+            return
+        files = sorted(checkpoint.glob("stream_*.json"), key=lambda path: int(path.stem.split("_")[1]))
+        if not files:  # of an earlier version
+            return
+        ranks = [StreamState.from_json(path.read_text()) for path in files]
+        state = replace(ranks[0], positions=[position for rank in ranks for position in rank.positions])
+        self.train_dataset.resume(state)
+        workers = max(1, self.args.dataloader_num_workers)
+        if state.is_of(self.args.world_size, workers):
+            first = self.args.process_index * workers
+            mine = dict(enumerate(state.positions[first : first + workers]))
+            last = (state.next_worker - 1) % workers
+            self._stream_positions = {**{w: p for w, p in mine.items() if w != last}, last: mine[last]}
+        self.args.ignore_data_skip, self._resumed_from = True, checkpoint
+
+    def get_batch_samples(self, epoch_iterator: Iterator, num_batches: int, device: torch.device) -> Any:
+        batches = super().get_batch_samples(epoch_iterator, num_batches, device)
+        if self._resumed_from is not None:  # making the iterator drew from the random state
+            self._load_rng_state(str(self._resumed_from))
+            self._resumed_from = None
+        return batches
 
     # Training
 
@@ -287,6 +336,10 @@ class LeVLJEPATrainer(ResumableTrainer):
     def training_step(
         self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Tensor | int | None = None
     ) -> Tensor:
+        if STREAM_POSITION in inputs:
+            worker, position = inputs.pop(STREAM_POSITION)
+            self._stream_positions.pop(worker, None)
+            self._stream_positions[worker] = position
         if self._step_begins:
             self._keep_state()
         self._step_begins = self.accelerator.sync_gradients  # with the next one, if this is its last
@@ -489,6 +542,18 @@ def loss_terms(outputs: Any) -> dict[str, Tensor]:
     }
 
 
+class _WithPosition:
+    """A collator whose batches say which worker made them, and where in the stream it was then."""
+
+    def __init__(self, collator: Any, stream: EndlessStream) -> None:
+        self.collator, self.stream = collator, stream
+
+    def __call__(self, samples: Any) -> dict[str, Any]:
+        worker = torch.utils.data.get_worker_info()
+        stream = self.stream if worker is None else worker.dataset
+        return {**self.collator(samples), STREAM_POSITION: (stream.worker, stream.position)}
+
+
 class _State:
     """What a forward pass changes: buffers, and torch's random states."""
 
@@ -541,6 +606,8 @@ class _Events(TrainerCallback):
             self.trainer._keep_state()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
+        if isinstance(self.trainer.train_dataset, EndlessStream):  # the Trainer counts from where it was resumed
+            state.epoch = state.global_step / state.max_steps
         if self.trainer._health:
             control.should_log = True
         return control
@@ -590,20 +657,22 @@ def _prepared(model: nn.Module, args: TrainingArguments) -> nn.Module:
 
 
 def _reproducible(dataset: Any, args: TrainingArguments) -> Any:
-    if isinstance(dataset, datasets.IterableDataset):
-        return EndlessStream(dataset, args.seed, args.stream_buffer_size, args.process_index, args.world_size)
+    if isinstance(dataset, (datasets.IterableDataset, TarShards)):
+        ranks = (args.process_index, args.world_size)
+        return EndlessStream(dataset, args.seed, args.stream_buffer_size, *ranks, args.max_skipped_shards)
     return _numbered(dataset)
 
 
 def _numbered(dataset: Any) -> Any:
     if isinstance(dataset, dict):
         return {name: _numbered(one) for name, one in dataset.items()}
-    as_it_is = (type(None), str, NumberedDataset, datasets.IterableDataset, torch.utils.data.IterableDataset)
+    streams = (datasets.IterableDataset, torch.utils.data.IterableDataset, TarShards)
+    as_it_is = (type(None), str, NumberedDataset, *streams)
     return dataset if isinstance(dataset, as_it_is) else NumberedDataset(dataset)
 
 
 def _default_collator(processor: Any, dataset: Any, seed: int) -> LeVLJEPADataCollator:
-    known = isinstance(dataset, (datasets.Dataset, datasets.IterableDataset))
+    known = isinstance(dataset, (datasets.Dataset, datasets.IterableDataset, TarShards))
     return LeVLJEPADataCollator(processor, *(find_columns(dataset) if known else ()), seed=seed)
 
 
