@@ -634,3 +634,44 @@ def test_compiled_evaluation_without_training(tmp_path: Path, processor) -> None
         metrics.append(trainer(tmp_path, processor, model=new_model(**small), **options).evaluate(samples(8)))
     for name in ("loss", *TERMS, "cosine_matched"):
         assert metrics[1][f"eval_{name}"] == pytest.approx(metrics[0][f"eval_{name}"], rel=1e-4), name
+
+
+# Numbers that can't be meant
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"per_device_train_batch_size": 0}, "per_device_train_batch_size=0 must be at least 1"),
+        ({"gradient_accumulation_steps": 0}, "gradient_accumulation_steps=0 must be at least 1"),
+        ({"max_steps": 0}, "max_steps=0 must be at least 1, or -1"),
+        ({"max_steps": -5}, "max_steps=-5 must be at least 1, or -1"),
+        ({"num_train_epochs": 0}, "num_train_epochs=0 must be larger than 0"),
+        ({"learning_rate": 0.0}, "learning_rate=0.0 must be larger than 0"),
+        ({"learning_rate": float("nan")}, "learning_rate=nan must be larger than 0"),
+        ({"learning_rate": float("inf")}, "learning_rate=inf must be larger than 0"),
+        ({"save_steps": 0}, "save_steps=0 must be larger than 0"),
+        ({"eval_steps": -1}, "eval_steps=-1 must be larger than 0"),
+        ({"logging_steps": 0}, "logging_steps=0 must be larger than 0"),
+        ({"save_total_limit": 0}, "save_total_limit=0 must be at least 1"),
+        ({"stream_buffer_size": 0}, "stream_buffer_size=0 must be at least 1"),
+        ({"dataloader_num_workers": -1}, "dataloader_num_workers=-1 must be at least 0"),
+        ({"encoder_micro_batch_size": 0}, "encoder_micro_batch_size=0 must be at least 1"),
+        ({"adam_beta2": 1.0}, "adam_beta2=1.0 must be below 1"),
+        ({"max_skipped_shards": 1.5}, "max_skipped_shards=1.5 is a share"),
+    ],
+)
+def test_numbers_are_refused_before_any_work(options, message, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=re.escape(message)):
+        LeVLJEPATrainingArguments(str(tmp_path), use_cpu=True, **options)
+
+
+def test_sharding_without_effect_is_refused(tmp_path: Path, processor) -> None:
+    with pytest.raises(ValueError, match="fsdp has no effect on the CPU"):
+        trainer(tmp_path, processor, fsdp=True)
+
+
+def test_the_first_line_says_how_the_run_runs(tmp_path: Path, processor, capsys) -> None:
+    trainer(tmp_path, processor, max_steps=1, gradient_accumulation_steps=2, bf16=True).train()
+    expected = "Training: 1 process on cpu, bf16, no sharding, global batch 8 = 1 x 4 x 2 (processes x batch x accum"
+    assert capsys.readouterr().out.startswith(expected)

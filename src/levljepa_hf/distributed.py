@@ -4,6 +4,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from transformers import TrainingArguments
 
 from .sigreg_levljepa import AllReduce
 
@@ -91,4 +92,29 @@ def _converted(norm: _BatchNorm, process_group: dist.ProcessGroup | None) -> _Ba
     return new.train(norm.training)
 
 
-__all__ = ["GlobalBatchNorm", "convert_sync_batchnorm"]
+def check_sharding(args: TrainingArguments) -> None:
+    """Refuses FSDP on the CPU, where accelerate leaves it out in silence.
+
+    Raises:
+        ValueError: on the CPU with `args.fsdp`.
+    """
+    if args.fsdp and args.device.type == "cpu":
+        raise ValueError(
+            "fsdp has no effect on the CPU: accelerate shards on accelerators only. Leave it out, or run on a GPU."
+        )
+
+
+def describe_launch(args: TrainingArguments) -> str:
+    """How a run runs: processes, devices, precision, sharding and the global batch, in a line."""
+    processes, accumulation = args.world_size, args.gradient_accumulation_steps
+    precision = "bf16" if args.bf16 else "fp16" if args.fp16 else "float32"
+    sharding = "FSDP" if args.fsdp else "DeepSpeed" if args.deepspeed else "no sharding"
+    samples = args.per_device_train_batch_size * processes * accumulation
+    factors = f"{processes} x {args.per_device_train_batch_size}" + (f" x {accumulation}" if accumulation > 1 else "")
+    return (
+        f"{processes} process{'es' if processes > 1 else ''} on {args.device.type}, {precision}, {sharding}, global "
+        f"batch {samples} = {factors}{' (processes x batch x accumulation)' if accumulation > 1 else ''}"
+    )
+
+
+__all__ = ["GlobalBatchNorm", "check_sharding", "convert_sync_batchnorm", "describe_launch"]

@@ -31,7 +31,7 @@ from transformers.trainer_utils import EvalLoopOutput, SchedulerType
 
 from .checkpoints import ResumableTrainer
 from .data import LeVLJEPADataCollator, NumberedDataset, find_columns
-from .distributed import convert_sync_batchnorm
+from .distributed import check_sharding, convert_sync_batchnorm, describe_launch
 from .evaluation.health import embedding_health, sigreg_floor
 from .evaluation.retrieval import retrieval_recall
 from .large_batch import average_gradients, large_batch_backward
@@ -119,10 +119,8 @@ class LeVLJEPATrainingArguments(TrainingArguments):
     )
 
     def __post_init__(self) -> None:
+        _check_numbers(self)
         super().__post_init__()
-        for name in ("warmup_start_factor", "wsd_decay_frac", "max_skipped_shards"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name}={getattr(self, name)} is a share: it must be between 0 and 1.")
         if self.device.type == "cpu":
             self.dataloader_pin_memory = False  # torch would warn that it has no use
 
@@ -176,6 +174,7 @@ class LeVLJEPATrainer(ResumableTrainer):
             raise TypeError(f"args must be LeVLJEPATrainingArguments, not {type(args).__name__}.")
         _check_batch_size(args, train_dataset)
         _check_large_batch(args)
+        check_sharding(args)
         if data_collator is None and processing_class is not None:
             data_collator = _default_collator(processing_class, train_dataset, args.seed)
         kwargs.setdefault("compute_metrics", retrieval_metrics)
@@ -592,10 +591,15 @@ class _Averages:
 
 
 class _Events(TrainerCallback):
-    """Tells the data which epoch it is, makes a health step a logging step, judges the skipped samples of an epoch."""
+    """Says how the run runs, tells the data which epoch it is, makes a health step a logging step, judges the skipped
+    samples of an epoch."""
 
     def __init__(self, trainer: LeVLJEPATrainer) -> None:
         self.trainer = trainer
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.is_world_process_zero:
+            print(f"Training: {describe_launch(args)}.", flush=True)
 
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         epoch = state.epoch or 0
@@ -634,12 +638,58 @@ def _with_warmup_from(start: float, scheduler: LRScheduler, warmup_steps: int) -
     return LambdaLR(scheduler.optimizer, [warmed_up(factor) for factor in scheduler.lr_lambdas])
 
 
+# Smallest values of arguments, those that must be larger than it, and what is allowed beside.
+_SMALLEST: dict[str, tuple[float, bool, Any]] = {
+    "per_device_train_batch_size": (1, False, None),
+    "per_device_eval_batch_size": (1, False, None),
+    "gradient_accumulation_steps": (1, False, None),
+    "max_steps": (1, False, -1),
+    "num_train_epochs": (0, True, None),
+    "learning_rate": (0, True, None),
+    "weight_decay": (0, False, None),
+    "max_grad_norm": (0, False, None),
+    "warmup_steps": (0, False, None),
+    "adam_beta1": (0, False, None),
+    "adam_beta2": (0, False, None),
+    "adam_epsilon": (0, True, None),
+    "logging_steps": (0, True, None),
+    "save_steps": (0, True, None),
+    "eval_steps": (0, True, None),
+    "save_total_limit": (1, False, None),
+    "health_steps": (0, False, None),
+    "stream_buffer_size": (1, False, None),
+    "dataloader_num_workers": (0, False, None),
+    "dataloader_prefetch_factor": (1, False, None),
+    "encoder_micro_batch_size": (1, False, None),
+}
+_SHARES = ("warmup_start_factor", "wsd_decay_frac", "max_skipped_shards")
+
+
+def _check_numbers(args: LeVLJEPATrainingArguments) -> None:
+    """Refuses numbers that would end in an error, or in nonsense, only when they are used.
+
+    Raises:
+        ValueError: with the argument, its value, and what it may be.
+    """
+    for name, (smallest, exclusive, beside) in _SMALLEST.items():
+        value = getattr(args, name)
+        if value is None or value == beside:
+            continue
+        if not (value > smallest if exclusive else value >= smallest) or not math.isfinite(value):
+            allowed = f"larger than {smallest}" if exclusive else f"at least {smallest}"
+            raise ValueError(f"{name}={value} must be {allowed}{'' if beside is None else f', or {beside}'}.")
+    for name in _SHARES:
+        if not 0 <= getattr(args, name) <= 1:
+            raise ValueError(f"{name}={getattr(args, name)} is a share: it must be between 0 and 1.")
+    for name in ("adam_beta1", "adam_beta2"):
+        if getattr(args, name) >= 1:
+            raise ValueError(f"{name}={getattr(args, name)} must be below 1.")
+
+
 def _check_large_batch(args: LeVLJEPATrainingArguments) -> None:
     size = args.encoder_micro_batch_size
     if size is None:
         return
-    if size < 1:
-        raise ValueError(f"encoder_micro_batch_size={size} must be at least 1.")
     if args.fsdp or args.deepspeed or args.fp16:
         raise ValueError(
             "encoder_micro_batch_size runs the model's parts outside of its forward pass and averages the gradients "
