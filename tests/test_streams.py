@@ -234,6 +234,33 @@ def test_a_damaged_tar_gives_what_it_still_holds_and_says_so(kind, shards):
     assert all(one["txt"].split()[1] == str(int(one["__key__"][-4:])) for one in whole), "no parts of two samples"
 
 
+def test_training_counts_and_lists_what_it_skips(shards, tmp_path, processor):
+    from test_trainer import trainer
+
+    dataset = opened(shards)
+    DAMAGES["garbage"][0](shards / "part-2.tar")
+    (shards / "part-3.tar").unlink()
+    write_tar(shards / "part-3.tar", 33, EACH, **{"35_png": b"no image", "36_txt": b"\xff\xfe"})
+    run = trainer(tmp_path / "run", processor, train_dataset=dataset, max_steps=14, stream_buffer_size=3)
+    run.data_collator.max_skipped_rate = 0.5
+    run.train()
+    log = [entry for entry in run.state.log_history if "loss" in entry][-1]
+    assert log["skipped_shards"] == 1 and log["skipped_images"] >= 1 and log["skipped_captions"] >= 1
+    lines = [json.loads(line) for line in (tmp_path / "run" / "skipped_0.jsonl").read_text().splitlines()]
+    assert [one["shard"] for one in lines if "shard" in one] == [2]
+    reasons = {one["sample"]: one["reason"] for one in lines if "sample" in one}
+    assert "does not decode" in reasons["some/folder/0035"] and "no Unicode" in reasons["some/folder/0036"]
+    assert sum("sample" in one for one in lines) == log["skipped_images"] + log["skipped_captions"]
+
+
+def test_the_choice_of_a_caption_column_is_named(shards, caplog):
+    load_pretraining_dataset(f"{shards}/part-*.tar", streaming=True)
+    assert "taken from the column 'txt'" in caplog.text and "'json.captions'" in caplog.text
+    caplog.clear()
+    load_pretraining_dataset(f"{shards}/part-*.tar", streaming=True, caption_column="json.captions")
+    assert caplog.text == ""
+
+
 @pytest.mark.parametrize("kind", DAMAGES)
 def test_a_stream_uses_the_rest_and_counts_the_shard(kind, shards, caplog):
     dataset = opened(shards)  # it was whole when the run began

@@ -44,7 +44,7 @@ from transformers import ProcessorMixin
 
 from .image_files import open_image
 from .processing_levljepa import to_rgb
-from .streams import SAMPLE_EPOCH, SAMPLE_INDEX
+from .streams import SAMPLE_EPOCH, SAMPLE_INDEX, list_skipped
 from .tar_shards import TarShards
 from .workers import prepare_worker
 
@@ -97,14 +97,19 @@ def load_pretraining_dataset(
         ValueError: if the split or a column does not exist (it lists those there are).
         FileNotFoundError: if a path does not exist.
     """
+    report = caption_column is None
     if streaming and (files := tar_files(name_or_path, split, config_name, data_files, cache_dir)):
         shards = TarShards(files)
         columns = find_columns(shards, image_column, caption_column)
+        if report:
+            _name_other_captions(shards.features, columns[1])
         return TarShards(files, [root_column(shards.columns, name) for name in columns], max_samples)
     dataset = load_source(name_or_path, split, streaming, config_name, data_files, cache_dir)
     image_column, caption_column = find_columns(dataset, image_column, caption_column)
     if dataset.features is None:  # a stream that does not say what it holds before it is read
         dataset = dataset._resolve_features()
+    if report:
+        _name_other_captions(dataset.features, caption_column)
     wanted = {root_column(dataset.column_names, name) for name in (image_column, caption_column)} | {"__key__"}
     dataset = dataset.select_columns([name for name in dataset.column_names if name in wanted])
     if isinstance(dataset.features.get(image_column), Image):
@@ -112,6 +117,14 @@ def load_pretraining_dataset(
     if max_samples is not None:
         dataset = dataset.take(max_samples) if streaming else dataset.select(range(min(max_samples, len(dataset))))
     return dataset
+
+
+def _name_other_captions(features: Mapping[str, Any], chosen: str) -> None:
+    """Says which column was taken, where others would have done."""
+    usual = [name for name in column_addresses(features) if name in CAPTION_COLUMNS and name != chosen]
+    if usual:
+        others = ", ".join(map(repr, usual))
+        logger.warning("Captions are taken from the column %r. Choose with caption_column: %s.", chosen, others)
 
 
 def load_source(
@@ -416,6 +429,7 @@ class LeVLJEPADataCollator:
         max_skipped_rate: the share of the samples that may be skipped.
         max_image_pixels: larger images are skipped (as decoded: large JPEGs may be decoded at a reduced scale).
         max_caption_characters: longer captions are not drawn.
+        skipped_file: where the skipped samples are listed, a line of JSON each.
 
     Returns (when called with a list of samples):
         `pixel_values` (N, 3, H, W) float32, `input_ids` and `attention_mask` (N, L), and in evaluation, where the
@@ -433,6 +447,7 @@ class LeVLJEPADataCollator:
     max_skipped_rate: float = MAX_SKIPPED_RATE
     max_image_pixels: int = MAX_IMAGE_PIXELS
     max_caption_characters: int = MAX_CAPTION_CHARACTERS
+    skipped_file: Path | None = None
     counter: SampleCounter = field(default_factory=SampleCounter)
 
     def __post_init__(self) -> None:
@@ -528,6 +543,7 @@ class LeVLJEPADataCollator:
         path = image.get("path") if isinstance(image, Mapping) else None
         name = sample.get("__key__") or path or f"number {sample.get(SAMPLE_INDEX, 'unknown')}"
         logger.warning("Skipped sample %s: %s.", name, reason)
+        list_skipped(self.skipped_file, sample=str(name), reason=reason)
 
     def _caption(self, value: Any) -> str | None:
         values = list(value) if isinstance(value, (list, tuple, np.ndarray)) else [value]

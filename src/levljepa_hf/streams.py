@@ -17,6 +17,7 @@ import random
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 from . import _train_extra  # noqa: F401  isort: skip  (says what to install)
@@ -83,15 +84,21 @@ class StreamState:
 
 
 class BrokenShards:
-    """Which shards could not be read to their end, shared by the workers of a rank."""
+    """Which shards could not be read to their end, shared by the workers of a rank.
+
+    Args:
+        num_shards: of the stream.
+        max_rate: the share of them that may be broken.
+    """
 
     def __init__(self, num_shards: int, max_rate: float = MAX_SKIPPED_SHARDS) -> None:
-        self._broken = torch.zeros(num_shards, dtype=torch.uint8).share_memory_()
+        self.flags = torch.zeros(num_shards, dtype=torch.uint8).share_memory_()
         self.max_rate = max_rate
+        self.file: Path | None = None  # where they are listed
 
     @property
     def count(self) -> int:
-        return int(self._broken.sum())
+        return int(self.flags.sum())
 
     def add(self, shard: int, reason: str) -> None:
         """Notes a shard and why.
@@ -99,12 +106,13 @@ class BrokenShards:
         Raises:
             RuntimeError: if more than `max_rate` of the shards, and more than one, are broken.
         """
-        if not self._broken[shard]:
-            logger.warning("Shard %d of %d is used as far as it can be read. %s", shard, len(self._broken), reason)
-        self._broken[shard] = 1
-        if self.count > max(1, self.max_rate * len(self._broken)) or self.count == len(self._broken):
+        if not self.flags[shard]:
+            logger.warning("Shard %d of %d is used as far as it can be read. %s", shard, len(self.flags), reason)
+            list_skipped(self.file, shard=shard, reason=reason)
+        self.flags[shard] = 1
+        if self.count > max(1, self.max_rate * len(self.flags)) or self.count == len(self.flags):
             raise RuntimeError(
-                f"{self.count} of {len(self._broken)} shards can't be read to their end, more than "
+                f"{self.count} of {len(self.flags)} shards can't be read to their end, more than "
                 f"max_skipped_shards={self.max_rate:.0%}. The last one: {reason} The warnings above name the others."
             )
 
@@ -290,6 +298,13 @@ class _Past:
         return self._owners[epoch]
 
 
+def list_skipped(file: Path | None, **entry: Any) -> None:
+    """Adds a line of JSON to the list of what was skipped; workers may do so at the same time."""
+    if file is not None:
+        with file.open("a") as lines:
+            lines.write(json.dumps(entry) + "\n")
+
+
 def deal(num_shards: int, seed: int, epoch: int, consumer: int, consumers: int) -> tuple[list[int], int, int]:
     """A worker's shards in an epoch, in its order, and which samples of them are its: every `turns`-th from `turn`.
 
@@ -309,4 +324,13 @@ def draw(size: int, seed: int, epoch: int, consumer: int, count: int) -> int:
     return int.from_bytes(digest, "little") * size >> 64
 
 
-__all__ = ["MAX_SKIPPED_SHARDS", "BrokenShards", "EndlessStream", "Position", "StreamState", "deal", "draw"]
+__all__ = [
+    "MAX_SKIPPED_SHARDS",
+    "BrokenShards",
+    "EndlessStream",
+    "Position",
+    "StreamState",
+    "deal",
+    "draw",
+    "list_skipped",
+]

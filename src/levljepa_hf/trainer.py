@@ -201,7 +201,16 @@ class LeVLJEPATrainer(ResumableTrainer):
         self._step_begins = True
         self._answers: tuple[list[str], Tensor, torch.cuda.Event | None] | None = None
         self._requested: int | None = None
+        self._list_skipped()
         self.add_callback(_Events(self))
+
+    def _list_skipped(self) -> None:
+        """Says where samples and shards that are skipped are listed."""
+        file = Path(self.args.output_dir, f"skipped_{self.args.process_index}.jsonl")
+        if hasattr(self.data_collator, "skipped_file"):
+            self.data_collator.skipped_file = file
+        if isinstance(self.train_dataset, EndlessStream):
+            self.train_dataset.broken.file = file
 
     def call_model_init(self, trial: Any = None) -> nn.Module:
         return _prepared(super().call_model_init(trial), self.args)
@@ -444,12 +453,17 @@ class LeVLJEPATrainer(ResumableTrainer):
         super().log(logs, start_time)
 
     def _skipped(self) -> dict[str, int]:
+        """How many samples and shards were skipped, on all ranks."""
         counter = getattr(self.data_collator, "counter", None)
         if counter is None:
             return {}
         counts = torch.tensor([counter.skipped_images, counter.skipped_captions], device=self.args.device)
         images, captions = self.accelerator.reduce(counts).tolist()
-        return {name: n for name, n in (("skipped_images", images), ("skipped_captions", captions)) if n}
+        skipped = {"skipped_images": images, "skipped_captions": captions}
+        if isinstance(self.train_dataset, EndlessStream):
+            broken = self.accelerator.reduce(self.train_dataset.broken.flags.to(self.args.device, torch.int32))
+            skipped["skipped_shards"] = int((broken > 0).sum())  # several ranks may have met the same one
+        return {name: count for name, count in skipped.items() if count}
 
     def _health_is_due(self) -> bool:
         due = self.args.health_steps > 0 and (self.state.global_step + 1) % self.args.health_steps == 0
@@ -645,7 +659,7 @@ _SMALLEST: dict[str, tuple[float, bool, Any]] = {
     "gradient_accumulation_steps": (1, False, None),
     "max_steps": (1, False, -1),
     "num_train_epochs": (0, True, None),
-    "learning_rate": (0, True, None),
+    "learning_rate": (0, False, None),
     "weight_decay": (0, False, None),
     "max_grad_norm": (0, False, None),
     "warmup_steps": (0, False, None),
