@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help check format test slow gpu peer-tests check-lowest
+.PHONY: help check format test slow faults gpu peer-tests check-lowest
 PYTHON ?= python
 LOWEST := .venv-lowest
 
@@ -19,6 +19,9 @@ test:  ## Run the project's tests but the slow ones
 
 slow:  ## Run the slow tests
 	$(PYTHON) -m pytest -m slow
+
+faults:  ## Kill, stop and starve training runs, and compare what they leave with runs that nothing happened to
+	$(PYTHON) -m pytest tests/faults -m "slow or not slow"
 
 gpu:  ## Run the tests that need an accelerator
 	$(PYTHON) -m pytest -m gpu

@@ -80,7 +80,8 @@ def build(folder: Path, data: Path, streaming: bool = False, **options: Any) -> 
         train_dataset=load_pretraining_dataset(str(data), streaming=streaming),
         processing_class=LeVLJEPAProcessor.from_image_size(32),
     )
-    trainer.record, trainer.bad_gradient_at = folder.with_suffix(".steps.jsonl"), bad_gradient_at
+    rank = trainer.args.process_index if trainer.args.world_size > 1 else ""
+    trainer.record, trainer.bad_gradient_at = folder.with_suffix(f".steps{rank}.jsonl"), bad_gradient_at
     return trainer
 
 
