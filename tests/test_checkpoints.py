@@ -109,8 +109,8 @@ def test_what_a_killed_run_left_is_removed(run, processor):
     leftover = run / STAGING / "checkpoint-6"
     leftover.mkdir(parents=True)
     (leftover / "model.safetensors").write_bytes(b"half")
-    trainer(run, processor, **{**SAVING, "max_steps": 5}).train(resume_from_checkpoint="auto")
-    assert not (run / STAGING).exists()
+    trainer(run, processor, max_steps=5).train(resume_from_checkpoint="auto")  # which saves no checkpoint itself
+    assert not (run / STAGING).exists() and names(run) == ["checkpoint-2", "checkpoint-4"]
 
 
 @pytest.mark.parametrize("length", [{"max_steps": 4}, {"max_steps": -1, "num_train_epochs": 1}])
@@ -165,14 +165,15 @@ def test_a_checkpoint_of_before_says_that_it_can_not_be_compared(run, processor,
     assert "they are not compared" in caplog.text
 
 
-def test_rotation_keeps_the_newest_and_the_best(tmp_path, processor):
+@pytest.mark.parametrize("limit", [1, 2])
+def test_rotation_keeps_the_newest_and_the_best(limit, tmp_path, processor):
     options = {
         "max_steps": 8,
         "save_strategy": "steps",
         "save_steps": 2,
         "eval_strategy": "steps",
         "eval_steps": 2,
-        "save_total_limit": 2,
+        "save_total_limit": limit,
         "load_best_model_at_end": True,
         "metric_for_best_model": "score",
         "greater_is_better": True,
@@ -180,10 +181,18 @@ def test_rotation_keeps_the_newest_and_the_best(tmp_path, processor):
     scores = iter([0.1, 0.9, 0.2, 0.3])
     one = trainer(tmp_path, processor, eval_dataset=samples(4), **options)
     one.compute_metrics = lambda prediction: {"score": next(scores)}
+    seen = []
+
+    class Saved(TrainerCallback):
+        def on_save(self, args, state, control, **kwargs):
+            seen.append(names(tmp_path))
+
+    one.add_callback(Saved())
     one.train()
-    assert names(tmp_path) == ["checkpoint-4", "checkpoint-8"]
-    for name in ("checkpoint-4", "checkpoint-8"):  # where it was at that time, not where it was written
-        state = json.loads((tmp_path / name / "trainer_state.json").read_text())
+    expected = [[4], [4, 6], [4, 8]] if limit == 1 else [[2, 4], [4, 6], [4, 8]]
+    assert seen == [["checkpoint-2"], *([f"checkpoint-{step}" for step in steps] for steps in expected)]
+    for path in find_checkpoints(tmp_path):  # where it was at that time, not where it was written
+        state = json.loads((path / "trainer_state.json").read_text())
         assert state["best_model_checkpoint"] == str(tmp_path / "checkpoint-4")
     assert one.state.best_model_checkpoint == str(tmp_path / "checkpoint-4")
 
