@@ -1,6 +1,7 @@
 """Checkpoints: which are complete, where a run goes on, what it refuses, and what it says."""
 
 import json
+import signal
 from pathlib import Path
 
 import pytest
@@ -214,3 +215,26 @@ def test_saving_the_model_replaces_each_file_whole(tmp_path, processor, monkeypa
     one.save_model()
     assert (tmp_path / "model.safetensors").read_bytes() != before
     assert not (tmp_path / STAGING).exists()
+
+
+def test_the_weights_come_last(tmp_path, processor, monkeypatch):
+    placed, replace = [], Path.replace
+    monkeypatch.setattr(Path, "replace", lambda self, target: placed.append(self.name) or replace(self, target))
+    trainer(tmp_path, processor).save_model()
+    assert placed[-1] == "model.safetensors" and {"config.json", "tokenizer.json"} < set(placed)
+
+
+def test_signals_mean_after_the_training_what_they_meant_before(tmp_path, processor):
+    numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+    before = [signal.getsignal(number) for number in numbers]
+    during = []
+
+    class Look(TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs):
+            during.append([signal.getsignal(number) for number in numbers])
+
+    one = trainer(tmp_path, processor, max_steps=1)
+    one.add_callback(Look())
+    one.train()
+    assert [signal.getsignal(number) for number in numbers] == before
+    assert not set(during[0]) & set(before)

@@ -161,6 +161,17 @@ def test_a_signal_ends_with_a_checkpoint_and_its_status(name, references, data, 
     assert_same(outcome(folder)["batches"], references[kind]["batches"])
 
 
+def test_a_second_interrupt_ends_at_once(data, tmp_path):
+    folder, record = tmp_path / "run", tmp_path / "run.steps.jsonl"
+    pid = in_child(lambda: train(folder, data, seconds_a_step=5.0), tmp_path / "run.err")
+    while not record.exists():
+        time.sleep(0.01)
+    os.kill(pid, signal.SIGINT)
+    time.sleep(0.2)
+    os.kill(pid, signal.SIGINT)
+    assert wait(pid, timeout=2) == -signal.SIGINT
+
+
 def test_a_full_disk_leaves_the_older_checkpoint(references, data, tmp_path):
     folder, errors = tmp_path / "run", tmp_path / "run.err"
     kind = "map"

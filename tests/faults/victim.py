@@ -49,6 +49,7 @@ class RecordingTrainer(LeVLJEPATrainer):
         digest = hashlib.sha256(inputs["pixel_values"].numpy().tobytes() + inputs["input_ids"].numpy().tobytes())
         with open(self.record, "a") as file:
             file.write(json.dumps({"step": self.state.global_step + 1, "batch": digest.hexdigest()}) + "\n")
+        time.sleep(self.seconds_a_step)
         loss = super().training_step(model, inputs, *args)
         if self.bad_gradient_at == self.state.global_step + 1:
             next(model.parameters()).grad[0] = float("nan")
@@ -58,7 +59,7 @@ class RecordingTrainer(LeVLJEPATrainer):
 def build(folder: Path, data: Path, streaming: bool = False, **options: Any) -> LeVLJEPATrainer:
     torch.manual_seed(0)
     model = LeVLJEPAModel(LeVLJEPAConfig.from_preset("debug", text_config={"embd_pdrop": 0.1}))
-    bad_gradient_at = options.pop("bad_gradient_at", None)
+    bad_gradient_at, seconds = options.pop("bad_gradient_at", None), options.pop("seconds_a_step", 0.0)
     options = {
         "per_device_train_batch_size": 4,
         "max_steps": STEPS,
@@ -82,6 +83,7 @@ def build(folder: Path, data: Path, streaming: bool = False, **options: Any) -> 
     )
     rank = trainer.args.process_index if trainer.args.world_size > 1 else ""
     trainer.record, trainer.bad_gradient_at = folder.with_suffix(f".steps{rank}.jsonl"), bad_gradient_at
+    trainer.seconds_a_step = seconds
     return trainer
 
 
