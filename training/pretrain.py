@@ -13,7 +13,6 @@ A recipe is a YAML file of the options below, by its path or by its name in trai
 """
 
 import argparse
-import importlib.util
 import logging
 import os
 import sys
@@ -34,6 +33,7 @@ from levljepa_hf.data import (
     load_pretraining_dataset,
     training_transform,
 )
+from levljepa_hf.hub import prepare_push
 from levljepa_hf.recipes import (
     add_overrides,
     as_config,
@@ -106,6 +106,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float]:
     """Trains, evaluates and saves; returns the metrics."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # the DataLoader's workers are parallel enough
     model_args, data_args, args = parse_args(argv)
+    prepare_push(args)
     set_seed(args.seed)
     model, processor = build_model(model_args)
     collator = build_collator(data_args, processor, args.seed)
@@ -125,6 +126,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float]:
     )
     resume = args.resume_from_checkpoint
     metrics = trainer.train(resume_from_checkpoint={"true": True, "True": True}.get(resume, resume)).metrics
+    push, args.push_to_hub = args.push_to_hub, False  # once, when everything is in the folder
     trainer.save_model()
     trainer.save_state()
     trainer.save_metrics("train", metrics)
@@ -132,10 +134,11 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float]:
         eval_metrics = trainer.evaluate()
         trainer.save_metrics("eval", eval_metrics)
         metrics |= eval_metrics
+    trainer.create_model_card(language="en")
     if trainer.is_world_process_zero():
         report(trainer, metrics)
-    if args.push_to_hub:
-        trainer.push_to_hub()
+    if push:
+        trainer.push_to_hub(language="en")
     return metrics
 
 
@@ -263,15 +266,10 @@ def build_collator(data_args: DataArguments, processor: LeVLJEPAProcessor, seed:
 
 
 def report(trainer: LeVLJEPATrainer, metrics: dict[str, float]) -> None:
-    """Draws the loss curves where matplotlib is at hand, and prints the metrics and how to load the model."""
-    folder = trainer.args.output_dir
-    if importlib.util.find_spec("matplotlib") is not None:
-        from levljepa_hf.evaluation.pictures import plot_losses
-
-        plot_losses(trainer.state.log_history, Path(folder) / "losses.png")
+    """Prints the metrics and how to load the model."""
     for name in sorted(metrics):
         print(f"{name:40s} {metrics[name]:.4f}")
-    print(f'Saved. Load it with: LeVLJEPAModel.from_pretrained("{folder}")')
+    print(f'Saved. Load it with: LeVLJEPAModel.from_pretrained("{trainer.args.output_dir}")')
 
 
 if __name__ == "__main__":
