@@ -120,11 +120,8 @@ class Run:
         last = {}
         for entry in evaluations:  # several at the last step: of several data sets, or of the best checkpoint again
             last |= entry if entry.get("step") == evaluations[-1].get("step") else {}
-        figures = {
-            name.removeprefix("eval_"): value
-            for name, value in {**last, **results}.items()
-            if name.startswith("eval_")
-        }
+        figures = {name: value for name, value in {**last, **results}.items() if name.startswith("eval_")}
+        figures = {name.removeprefix("eval_"): figures[name] for name in sorted(figures, key=_by_number)}
         return cls(recipe, log, summary, figures, [name for name in PICTURES if (folder / name).is_file()])
 
     def last(self, name: str) -> float | None:
@@ -137,6 +134,11 @@ class Run:
         """Samples of the last evaluation."""
         seconds, rate = self.figures.get("runtime"), self.figures.get("samples_per_second")
         return round(seconds * rate) if seconds and rate else None
+
+
+def _by_number(name: str) -> list[Any]:
+    """A key for sorting by which R@5 is before R@10."""
+    return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name)]
 
 
 def _text(path: Path) -> str | None:
@@ -222,6 +224,18 @@ def license_of(repo_id: str, token: str | bool | None = None) -> str | None:
     return None
 
 
+def take_figures_over(folder: str | os.PathLike, repo_id: str, token: str | bool | None = None) -> None:
+    """Brings the figures of a repository's card into the folder's, which is going to be pushed over it."""
+    path, theirs = Path(folder, CARD_NAME), card_on_hub(repo_id, token)
+    if theirs is None:
+        return
+    card = ModelCard.load(path) if path.is_file() else theirs
+    have = {_identity(one) for one in card.data.eval_results or ()}
+    add_figures(card.data, [one for one in theirs.data.eval_results or () if _identity(one) not in have], repo_id)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(path, card.save)
+
+
 def card_on_hub(repo_id: str, token: str | bool | None = None) -> ModelCard | None:
     """The card of a repository, or `None` if it has none or is not there."""
     try:
@@ -247,7 +261,7 @@ def model_card(
     Args:
         config: The model's configuration.
         name: What `from_pretrained` takes to load it, as the card shows it.
-        source: Where the weights come from, if not from `base_model`.
+        source: Where the weights come from, if not from `base_model`, and if that is to be said.
         base_model: The Hub id of the source. For one of `RELEASES` that was not trained on, the card has the paper's
             figures.
         license: A licence id of the Hub; by default that of `RELEASES` for what is made of them, and else none.
@@ -332,7 +346,6 @@ def checkpoint_card(
     language: str | list[str] | None = None,
     tags: Sequence[str] = (),
     pipeline_tag: str | None = None,
-    other_card: ModelCard | None = None,
     trained_here: bool = False,
     token: str | bool | None = None,
 ) -> ModelCard:
@@ -355,7 +368,6 @@ def checkpoint_card(
         language: Of the captions.
         tags: Further ones.
         pipeline_tag: By default that of the model's class.
-        other_card: Another present card, such as the repository's: its figures stay too.
         trained_here: Whether paths in the recipe are paths of this machine, even where a card is there already.
         token: To read the card of `base_model`, if it is on the Hub.
 
@@ -369,7 +381,7 @@ def checkpoint_card(
     architecture = first(stated.get("architectures")) or "LeVLJEPAModel"
     run = Run.from_folder(folder)
     present = ModelCard.load(folder / CARD_NAME) if (folder / CARD_NAME).is_file() else None
-    old = (present or other_card or ModelCard("---\nlanguage: en\n---\n")).data
+    old = present.data if present else ModelCardData()
     is_ours = "levljepa" in (old.tags or ()) and not trained_here
     names = _Names(frozenset({*as_list(old.base_model), *as_list(old.datasets)}) if is_ours else None)
 
@@ -383,8 +395,7 @@ def checkpoint_card(
     training = _training_sections(run, config, architecture, base, is_new, trained, evaluated, names)
     if architecture == "LeVLJEPAModel":
         native = "vision_encoder" not in stated
-        source = None if base_id or run.summary else folder.resolve().name
-        card = model_card(config, name, source, base_id, license, native, training)
+        card = model_card(config, name, None, base_id, license, native, training)
     else:
         card = _part_card(config, architecture, name, base, license, training)
 
@@ -399,8 +410,7 @@ def checkpoint_card(
     data.pipeline_tag = pipeline_tag or data.pipeline_tag
     own = _figures(run, architecture, data.pipeline_tag, evaluated or trained, dataset_config)
     data.metrics = list(dict.fromkeys([*(one.metric_type for one in own), *(old.metrics or ())])) or None
-    for one in (other_card, present):
-        add_figures(data, [figure for figure in as_list(one and one.data.eval_results) if not _is_own(figure)], name)
+    add_figures(data, [figure for figure in old.eval_results or () if not _is_own(figure)], name)
     add_figures(data, own, name)
     return card
 
@@ -516,7 +526,6 @@ def _recalls(run: Run) -> dict[str, dict[str, str]]:
         direction, at, k = name.rpartition("_R@")
         if at and direction in ("text_to_image", "image_to_text"):
             rows.setdefault(direction.replace("_", " "), {})[k] = f"{100 * value:.1f}"
-    rows = {direction: dict(sorted(row.items(), key=lambda item: int(item[0]))) for direction, row in rows.items()}
     if rows and run.num_evaluated:
         ks = next(iter(rows.values()))
         rows["chance"] = {k: f"{100 * min(1, int(k) / run.num_evaluated):.1f}" for k in ks}
@@ -618,5 +627,6 @@ __all__ = [
     "license_of",
     "model_card",
     "read_config",
+    "take_figures_over",
     "write_card",
 ]

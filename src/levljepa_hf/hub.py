@@ -35,10 +35,10 @@ from .cards import (
     STATE_NAME,
     Run,
     as_list,
-    card_on_hub,
     checkpoint_card,
     first,
     read_config,
+    take_figures_over,
     write_card,
 )
 
@@ -149,7 +149,7 @@ def explained_push(folder: str | os.PathLike, repo_id: str) -> Iterator[None]:
         command = ["hf", "upload", repo_id, str(folder), ".", "--exclude", "checkpoint-*"]
         reason = " ".join(str(error.__cause__ or error).split())
         raise OSError(
-            f"The push to {repo_id} failed: {reason} What is there is left as it was; what was saved is in {folder}. "
+            f"The push to {repo_id} failed ({reason}). What is there is as it was, and what was saved is in {folder}. "
             f"To push it: {shlex.join(command)}"
         ) from error
 
@@ -231,6 +231,7 @@ class ModelCardMixin:
             given = {name: value for name, value in locals().items() if name in _CARD_ARGUMENTS}
             super().create_model_card(**given)
             return
+        self._take_figures_over()
         self.save_state()
         if not (folder / RECIPE_NAME).is_file():
             from .recipes import save_recipe
@@ -251,10 +252,18 @@ class ModelCardMixin:
             language=language,
             tags=as_list(tags),
             pipeline_tag=first(tasks),
-            other_card=card_on_hub(self.hub_model_id, self.args.hub_token) if self.hub_model_id else None,
             trained_here=True,
             token=self.args.hub_token,
         )
+
+    def init_hf_repo(self, *args: Any, **kwargs: Any) -> None:
+        """As the base class's; the figures on the repository's card come into the folder's, which is pushed over it."""
+        super().init_hf_repo(*args, **kwargs)
+        self._take_figures_over()
+
+    def _take_figures_over(self) -> None:
+        if self.hub_model_id is not None and self.is_world_process_zero():
+            take_figures_over(self.args.output_dir, self.hub_model_id, self.args.hub_token)
 
     def push_to_hub(self, *args: Any, **kwargs: Any) -> Any:
         """As the base class's, once more after the pushes of single checkpoints, of which the failed are counted.
