@@ -1,5 +1,6 @@
 """Publishing over HTTP: the real client of the Hub against a local one, and loading from it without the package."""
 
+import importlib.util
 import json
 import os
 import re
@@ -7,6 +8,7 @@ import shlex
 import socket
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,15 +16,23 @@ from typing import Any
 
 import numpy as np
 import pytest
-from huggingface_hub import ModelCard
+import yaml
+from huggingface_hub import ModelCard, constants
 from PIL import Image
 from safetensors.torch import load_file
 from torch.testing import assert_close
 
-from local_hub import LocalHub
+from levljepa_hf.convert import main as convert
+from levljepa_hf.evaluation.results import check_card
+from levljepa_hf.hub import check_push
+from local_hub import LocalHub, Repo
 from test_hub import run_without_package
 
 TESTS = Path(__file__).parent
+_spec = importlib.util.spec_from_file_location("pretrain", TESTS.parent / "training" / "pretrain.py")
+pretrain = importlib.util.module_from_spec(_spec)
+sys.modules["pretrain"] = pretrain
+_spec.loader.exec_module(pretrain)
 
 # Loads what was published where the package is not installed.
 LOADER = """
@@ -117,17 +127,17 @@ def figures(card: ModelCard) -> Counter[tuple[Any, ...]]:
 def test_the_card_of_a_run_pushed_twice_and_evaluated_between(published: Published) -> None:
     card = published.card("lab/pretrained")
     found = figures(card)
-    in_training = {
-        ("image-text-retrieval", "photos", "validation", f"{direction} R@{k} (in training)")
+    after_training = {
+        ("image-text-retrieval", "photos", "validation", f"{direction} R@{k} (after training)")
         for direction in ("image to text", "text to image")
         for k in (1, 5, 10)
     }
     assert set(found.values()) == {1}, found
-    assert in_training < set(found)
-    assert {name.split()[0] for *_, name in set(found) - in_training} == {"knn"}, "evaluated between the pushes"
+    assert after_training < set(found)
+    assert {name.split()[0] for *_, name in set(found) - after_training} == {"knn"}, "evaluated between the pushes"
     results = json.loads((published.folder / "runs" / "pretrained" / "all_results.json").read_text())
     measured = {one.metric_name: one.metric_value for one in card.data.eval_results}
-    assert measured["text to image R@5 (in training)"] == pytest.approx(results["eval_text_to_image_R@5"], abs=1e-6)
+    assert measured["text to image R@5 (after training)"] == pytest.approx(results["eval_text_to_image_R@5"], abs=1e-6)
     assert card.data.pipeline_tag == "zero-shot-image-classification" and card.data.library_name == "transformers"
     assert card.data.language == "en" and "levljepa" in card.data.tags and card.data.metrics == ["recall"]
     assert card.data.license is None and card.data.base_model is None and card.data.datasets is None
@@ -173,7 +183,7 @@ def test_the_card_of_a_classifier(published: Published) -> None:
     card = published.card("ann/classifier")
     assert (card.data.pipeline_tag, card.data.base_model) == ("image-classification", "lab/pretrained")
     assert card.data.metrics == ["accuracy"] and card.data.language is None
-    assert figures(card) == {("image-classification", "some photos", None, "accuracy (in training)"): 1}
+    assert figures(card) == {("image-classification", "some photos", None, "accuracy (after training)"): 1}
     assert "| Classes | cat, dog, tree |" in card.text
     assert "Trained from [lab/pretrained](https://huggingface.co/lab/pretrained) on `some photos`" in card.text
     assert 'pipeline("image-classification", model="ann/classifier", trust_remote_code=True)' in card.text
@@ -255,7 +265,7 @@ def test_what_may_be_written(hub: LocalHub, repo_id: str, whole: str) -> None:
 @pytest.mark.parametrize(
     ("repo_id", "token", "error", "message"),
     [
-        ("ann/mine", None, PermissionError, "takes a token, and there is none.*hf auth login.*HF_TOKEN"),
+        ("ann/mine", None, PermissionError, "takes a token of the Hub, and there is none.*hf auth login.*HF_TOKEN"),
         ("ann/mine", "unknown", PermissionError, "does not accept the token.*Make one that can write at https"),
         ("ann/mine", "ann-read", PermissionError, "token .ann's. of ann can only read.*Make one that can write"),
         ("new", "ann-read", PermissionError, "can only read, so ann/new can't be pushed to"),

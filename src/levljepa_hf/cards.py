@@ -56,9 +56,9 @@ HUB_ID = re.compile(r"([\w-][\w.-]*/)?[\w-][\w.-]*")
 _PLACES = ("output_dir", "logging_dir", "cache_dir", "push_to_hub", "hub_model_id", "hub_private_repo", "hub_strategy")
 _PLACES += ("hub_always_push", "hub_revision", "report_to", "run_name", "disable_tqdm")
 _SAY_ALL = {"dataset", "from_scratch"}  # options of the scripts, whose recipes name a checkpoint if there was one
-_IN_TRAINING = " (in training)"  # marks the figures of a trainer's own evaluation, which a new card replaces
+_BY_TRAINER = " (after training)"  # marks the figures of a trainer's own evaluation, which a new card replaces
 _NO_FIGURES = ("runtime", "samples_per_second", "steps_per_second", "model_preparation_time")
-_METRIC_TYPES = {"top1": "accuracy", "top5": "accuracy"}  # the Hub's names, where they are others
+_ACCURACIES = ("top5_accuracy", "mean_per_class_accuracy", "mean_accuracy", "pixel_accuracy")  # one type to the Hub
 NETWORK_ERRORS = (httpx.HTTPError, ConnectionError, TimeoutError)
 
 
@@ -96,7 +96,7 @@ class Run:
         recipe: Its options that differ from their defaults.
         log: What was logged, in order.
         summary: Steps, epochs, seconds.
-        figures: The last evaluation, by the metric's name.
+        figures: The last evaluation, by the metric's name; where there are test figures, those.
         pictures: The names of the pictures in the folder.
     """
 
@@ -116,18 +116,24 @@ class Run:
         log = state.get("log_history", [])
         summary = {name: state[name] for name in ("global_step", "epoch", "train_batch_size") if state.get(name)}
         summary |= {name: entry[name] for entry in log for name in ("train_runtime",) if name in entry}
-        evaluations = [entry for entry in log if any(name.startswith("eval_") for name in entry)]
+        evaluations = [entry for entry in log if any(name.startswith(("eval_", "test_")) for name in entry)]
         last = {}
         for entry in evaluations:  # several at the last step: of several data sets, or of the best checkpoint again
             last |= entry if entry.get("step") == evaluations[-1].get("step") else {}
-        figures = {name: value for name, value in {**last, **results}.items() if name.startswith("eval_")}
-        figures = {name.removeprefix("eval_"): figures[name] for name in sorted(figures, key=_by_number)}
+        found = {**last, **results}
+        prefix = "test_" if any(name.startswith("test_") for name in found) else "eval_"
+        figures = {name.removeprefix(prefix): found[name] for name in sorted(found, key=_by_number) if prefix in name}
         return cls(recipe, log, summary, figures, [name for name in PICTURES if (folder / name).is_file()])
 
     def last(self, name: str) -> float | None:
         """A figure of the last evaluation, or else the last one that was logged in training."""
         logged = [entry[name] for entry in self.log if name in entry]
         return self.figures.get(name, logged[-1] if logged else None)
+
+    @property
+    def split(self) -> str | None:
+        """The split of the last evaluation, if the recipe names it."""
+        return self.recipe.get("eval_split") or self.recipe.get("test_split")
 
     @property
     def num_evaluated(self) -> int | None:
@@ -390,7 +396,7 @@ def checkpoint_card(
     stays = old.license if first(old.base_model) == base_id else None
     license = license or stays or (base.license if base else None)
     name = name or _present_name(run, present) or folder.resolve().name
-    trained, evaluated = _datasets(run, names, dataset)
+    trained, evaluated = _datasets(run, names, dataset, old)
     is_new = base is None and (base_model == "" or bool(_SAY_ALL & run.recipe.keys()))
     training = _training_sections(run, config, architecture, base, is_new, trained, evaluated, names)
     if architecture == "LeVLJEPAModel":
@@ -450,9 +456,10 @@ def _base(run: Run, given: str | None, names: _Names, old: ModelCardData, token:
     return Source(old_id, old_id, old.license or _release_license(old_id)) if old_id else None
 
 
-def _datasets(run: Run, names: _Names, given: str | None) -> tuple[Source | None, Source | None]:
+def _datasets(run: Run, names: _Names, given: str | None, old: ModelCardData) -> tuple[Source | None, Source | None]:
     """What was trained on, and what was evaluated on."""
-    trained = given or run.recipe.get("dataset")
+    said_before = next((one.dataset_name for one in old.eval_results or () if _is_own(one)), None)
+    trained = given or run.recipe.get("dataset") or said_before
     evaluated = run.recipe.get("eval_dataset") or trained
     return tuple(None if one is None else names.dataset(one) for one in (trained, evaluated))
 
@@ -510,7 +517,7 @@ def _training_sections(
         is_new=is_new,
         trained=trained,
         evaluated=evaluated,
-        split=run.recipe.get("eval_split"),
+        split=run.split,
         recalls=_recalls(run),
         figures=_health(run, config) if architecture == "LeVLJEPAModel" else _plain_figures(run),
         pictures={name: PICTURES[name] for name in run.pictures},
@@ -583,9 +590,9 @@ def _figures(
             dataset_type=dataset.hub_id or dataset.name,
             dataset_name=dataset.name,
             dataset_config=dataset_config or run.recipe.get("dataset_config"),
-            dataset_split=run.recipe.get("eval_split"),
-            metric_type="recall" if "_R@" in name else _METRIC_TYPES.get(name, name),
-            metric_name=name.replace("_", " ") + _IN_TRAINING,
+            dataset_split=run.split,
+            metric_type="recall" if "_R@" in name else "accuracy" if name in _ACCURACIES else name,
+            metric_name=name.replace("_", " ") + _BY_TRAINER,
             metric_value=round(value, 6),
         )
         for name, value in found.items()
@@ -593,7 +600,7 @@ def _figures(
 
 
 def _is_own(figure: EvalResult) -> bool:
-    return (figure.metric_name or "").endswith(_IN_TRAINING)
+    return (figure.metric_name or "").endswith(_BY_TRAINER)
 
 
 def add_figures(data: ModelCardData, figures: Sequence[EvalResult], name: str) -> None:

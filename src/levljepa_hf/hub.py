@@ -11,15 +11,15 @@ import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import HfApi, ModelCard, constants, snapshot_download
+from huggingface_hub import HfApi, ModelCard, constants, is_offline_mode, snapshot_download
 from huggingface_hub.errors import (
     HfHubHTTPError,
     HFValidationError,
     LocalTokenNotFoundError,
-    OfflineModeIsEnabled,
     RepositoryNotFoundError,
 )
 from huggingface_hub.utils import validate_repo_id
@@ -95,15 +95,15 @@ def check_push(repo_id: str, token: str | bool | None = None) -> str:
 
 def _whoami(api: HfApi, repo_id: str) -> dict[str, Any]:
     """Whose token it is and what it allows, as the Hub says it."""
+    if is_offline_mode():
+        raise ConnectionError(
+            f"HF_HUB_OFFLINE is set, so nothing can be pushed to {repo_id}: unset it, or push later with `hf upload`."
+        )
     try:
         return api.whoami()
     except LocalTokenNotFoundError:
         raise PermissionError(
             f"Pushing to {repo_id} takes a token of the Hub, and there is none. {_NEW_TOKEN}"
-        ) from None
-    except OfflineModeIsEnabled:
-        raise ConnectionError(
-            f"HF_HUB_OFFLINE is set, so nothing can be pushed to {repo_id}: unset it, or push later with `hf upload`."
         ) from None
     except HfHubHTTPError as error:
         if error.response.status_code != 401:
@@ -185,6 +185,13 @@ def push_folder(
     return str(url)
 
 
+@dataclass
+class _Start:
+    """The option of the scripts that says what a training starts from."""
+
+    model_name_or_path: str | None = None
+
+
 class ModelCardMixin:
     """Gives a transformers `Trainer` cards worth reading, and pushes that explain themselves when they fail.
 
@@ -233,13 +240,12 @@ class ModelCardMixin:
             return
         self._take_figures_over()
         self.save_state()
-        if not (folder / RECIPE_NAME).is_file():
+        if "dataset" not in Run.from_folder(folder).recipe:  # the recipe of no script
             from .recipes import save_recipe
 
-            save_recipe(folder, [self.args])
-        recipe = Run.from_folder(folder).recipe
-        if finetuned_from is None and "dataset" not in recipe:  # the recipe of no script, which would say it
-            finetuned_from = getattr(self.accelerator.unwrap_model(self.model), "name_or_path", None)
+            model = self.accelerator.unwrap_model(self.model)
+            finetuned_from = finetuned_from or getattr(model, "name_or_path", None) or ""
+            save_recipe(folder, [_Start(finetuned_from or None), self.args])
         names = [*as_list(dataset), *as_list(dataset_tags)]
         write_card(
             folder,
@@ -257,13 +263,13 @@ class ModelCardMixin:
         )
 
     def init_hf_repo(self, *args: Any, **kwargs: Any) -> None:
-        """As the base class's; the figures on the repository's card come into the folder's, which is pushed over it."""
+        """As the base class's; the figures of the repository's card come into the folder's, which will replace it."""
         super().init_hf_repo(*args, **kwargs)
-        self._take_figures_over()
+        self._take_figures_over(kwargs.get("token"))
 
-    def _take_figures_over(self) -> None:
+    def _take_figures_over(self, token: str | None = None) -> None:
         if self.hub_model_id is not None and self.is_world_process_zero():
-            take_figures_over(self.args.output_dir, self.hub_model_id, self.args.hub_token)
+            take_figures_over(self.args.output_dir, self.hub_model_id, token or self.args.hub_token)
 
     def push_to_hub(self, *args: Any, **kwargs: Any) -> Any:
         """As the base class's, once more after the pushes of single checkpoints, of which the failed are counted.
