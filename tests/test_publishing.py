@@ -139,7 +139,7 @@ def test_the_card_of_a_run_pushed_twice_and_evaluated_between(published: Publish
     measured = {one.metric_name: one.metric_value for one in card.data.eval_results}
     assert measured["text to image R@5 (after training)"] == pytest.approx(results["eval_text_to_image_R@5"], abs=1e-6)
     assert card.data.pipeline_tag == "zero-shot-image-classification" and card.data.library_name == "transformers"
-    assert card.data.language == "en" and "levljepa" in card.data.tags and card.data.metrics == ["recall"]
+    assert card.data.language is None and "levljepa" in card.data.tags and card.data.metrics == ["recall"]
     assert card.data.license is None and card.data.base_model is None and card.data.datasets is None
 
     assert "Trained from new weights on `photos` for 3 steps (1.5 epochs), with a batch of 4 on each" in card.text

@@ -134,11 +134,11 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float]:
         eval_metrics = trainer.evaluate()
         trainer.save_metrics("eval", eval_metrics)
         metrics |= eval_metrics
-    trainer.create_model_card(language="en")
+    trainer.create_model_card()
     if trainer.is_world_process_zero():
         report(trainer, metrics)
     if push:
-        trainer.push_to_hub(language="en")
+        trainer.push_to_hub()
     return metrics
 
 

@@ -411,7 +411,7 @@ def checkpoint_card(
             data[key] = value
     ids = list(datasets) or list(dict.fromkeys(one.hub_id for one in (trained, evaluated) if one and one.hub_id))
     data.datasets = ids or old.datasets
-    data.language = language or data.language or old.language
+    data.language = language or old.language or (None if training else data.language)  # a run's captions may be any
     data.tags = list(dict.fromkeys([*(data.tags or ()), *tags, *(old.tags or ())]))
     data.pipeline_tag = pipeline_tag or data.pipeline_tag
     own = _figures(run, architecture, data.pipeline_tag, evaluated or trained, dataset_config)

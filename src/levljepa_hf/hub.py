@@ -213,9 +213,11 @@ class ModelCardMixin:
         dataset: str | list[str] | None = None,
         dataset_args: str | list[str] | None = None,
     ) -> None:
-        """Writes the card (`README.md`), the picture of the losses and the trainer's state into `args.output_dir`.
+        """Writes the card (`README.md`) and the picture of the losses into `args.output_dir`, where the checkpoint is.
 
-        The checkpoint is there already. A model that is none of LeVLJEPA's gets the card of transformers.
+        Where no script has left them, it writes `recipe.yaml` and the trainer's state, too.
+
+        A model that is none of LeVLJEPA's gets the card of transformers.
 
         Args:
             language: Of the captions, such as "en".
@@ -239,13 +241,13 @@ class ModelCardMixin:
             super().create_model_card(**given)
             return
         self._take_figures_over()
-        self.save_state()
-        if "dataset" not in Run.from_folder(folder).recipe:  # the recipe of no script
+        if "dataset" not in Run.from_folder(folder).recipe:  # no script has left recipe, state and results
             from .recipes import save_recipe
 
             model = self.accelerator.unwrap_model(self.model)
             finetuned_from = finetuned_from or getattr(model, "name_or_path", None) or ""
             save_recipe(folder, [_Start(finetuned_from or None), self.args])
+            self.save_state()
         names = [*as_list(dataset), *as_list(dataset_tags)]
         write_card(
             folder,
