@@ -95,11 +95,11 @@ processor.push_to_hub("ann/bare")
 expect("ann/bare", model, processor)
 results["card"] = card(["ann/bare", "--write", "--license", "mit"])
 
-# A conversion.
+# A conversion, over a repository of the other layout.
 save_released(new_model(1), None, FOLDER / "released")
-results["convert"] = convert(
-    [str(FOLDER / "released"), str(FOLDER / "converted"), "--push_to_hub", "ann/converted", "--private"]
-)
+for to in ("released", "native"):
+    argv = [str(FOLDER / "released"), str(FOLDER / "converted"), "--to", to, "--overwrite"]
+    results["convert"] = convert([*argv, "--push_to_hub", "ann/converted", "--private"])
 expect("ann/converted", LeVLJEPAModel.from_pretrained(FOLDER / "converted"), processor)
 
 # Pretraining, with pushes of its checkpoints on the way; an evaluation of what is on the Hub; pretraining again.
