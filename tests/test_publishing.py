@@ -21,10 +21,12 @@ from huggingface_hub import ModelCard, constants
 from PIL import Image
 from safetensors.torch import load_file
 from torch.testing import assert_close
+from transformers import TrainingArguments
+from transformers.trainer_utils import HubStrategy
 
 from levljepa_hf.convert import main as convert
 from levljepa_hf.evaluation.results import check_card
-from levljepa_hf.hub import check_push
+from levljepa_hf.hub import check_push, main, prepare_push
 from local_hub import LocalHub, Repo
 from test_hub import run_without_package
 
@@ -311,6 +313,18 @@ def test_pretraining_sees_it_before_anything_is_loaded(
     assert not (tmp_path / "run").exists()
 
 
+def test_what_a_script_prepares(hub: LocalHub, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("HF_TOKEN", "")
+    args = TrainingArguments(str(tmp_path / "run"), push_to_hub=True, hub_token="ann-write", use_cpu=True)
+    prepare_push(args)
+    assert (args.hub_model_id, args.hub_token, args.hub_strategy) == ("ann/run", None, HubStrategy.EVERY_SAVE)
+    prepare_push(args, at_end_only=True)
+    assert args.hub_strategy == HubStrategy.END
+    hub.requests.clear()
+    prepare_push(TrainingArguments(str(tmp_path), use_cpu=True))
+    assert not hub.requests, "nothing is asked where nothing is to be pushed"
+
+
 def test_converting_sees_it_before_anything_is_loaded(hub: LocalHub, tmp_path: Path, capsys) -> None:
     argv = [str(tmp_path), str(tmp_path / "target"), "--token", "ann-write"]
     assert convert([*argv, "--push_to_hub", "bob/his"]) == 1
@@ -318,6 +332,13 @@ def test_converting_sees_it_before_anything_is_loaded(hub: LocalHub, tmp_path: P
     with pytest.raises(SystemExit):
         convert([*argv, "--private"])
     assert "--private is for the repository that --push_to_hub names" in capsys.readouterr().err
+
+
+def test_a_card_of_a_repository_that_is_not_there(hub: LocalHub, capsys) -> None:
+    assert main(["ann/nowhere", "--token", "ann-write"]) == 2
+    assert capsys.readouterr().err == (
+        "levljepa card: ann/nowhere is no folder, and no repository of the Hub that the token may read.\n"
+    )
 
 
 def test_evaluating_sees_it_before_anything_is_measured(hub: LocalHub, monkeypatch: pytest.MonkeyPatch) -> None:

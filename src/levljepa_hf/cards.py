@@ -478,7 +478,7 @@ def write_card(folder: str | os.PathLike, **options: Any) -> ModelCard:
         options: Those of `checkpoint_card`.
     """
     folder = Path(folder)
-    terms = [*LOSS_TERMS, "eval_loss", *(f"eval_{name}" for name in ("accuracy", "mean_iou"))]
+    terms = [*LOSS_TERMS, "eval_loss"]
     log = Run.from_folder(folder).log
     found = [term for term in terms if any(term in entry and "step" in entry for entry in log)]
     if found and importlib.util.find_spec("matplotlib") is not None:

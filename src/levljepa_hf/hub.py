@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from huggingface_hub import HfApi, ModelCard, constants, is_offline_mode, snapshot_download
 from huggingface_hub.errors import (
@@ -41,6 +41,9 @@ from .cards import (
     take_figures_over,
     write_card,
 )
+
+if TYPE_CHECKING:
+    from transformers import TrainingArguments  # which wants the extra `train`
 
 logger = logging.get_logger(__name__)
 
@@ -118,20 +121,24 @@ def _whoami(api: HfApi, repo_id: str) -> dict[str, Any]:
         ) from None
 
 
-def prepare_push(args: Any) -> None:
+def prepare_push(args: "TrainingArguments", at_end_only: bool = False) -> None:
     """For a script that was told `--push_to_hub`: the check before anything is loaded.
 
     Fills in `hub_model_id`. A token goes from the arguments to this process's environment: the arguments are saved,
     and pushed.
 
     Args:
-        args: The `TrainingArguments`.
+        args: The training's.
+        at_end_only: Whether no checkpoint is pushed on the way, whatever `hub_strategy` says: of a model with adapters
+            that are merged in the end, they hold adapters, which loading would add to the merged model.
 
     Raises:
         ValueError, PermissionError, ConnectionError: as `check_push`.
     """
     if args.hub_token is not None:
         os.environ["HF_TOKEN"], args.hub_token = args.hub_token, None
+    if at_end_only:
+        args.hub_strategy = "end"
     if args.push_to_hub and args.process_index == 0:
         args.hub_model_id = check_push(args.hub_model_id or Path(args.output_dir).resolve().name)
 
@@ -338,6 +345,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         else:
             card = _card_of_repository(args.checkpoint, args.write, **options)
             place = f"{constants.ENDPOINT}/{args.checkpoint}"
+    except RepositoryNotFoundError:
+        print(
+            f"levljepa card: {args.checkpoint} is no folder, and no repository of the Hub that the token may read.",
+            file=sys.stderr,
+        )
+        return 2
     except (OSError, ValueError, *NETWORK_ERRORS) as error:
         print(f"levljepa card: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
