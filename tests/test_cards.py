@@ -360,6 +360,13 @@ def test_a_push_that_fails_says_how_to_push(error) -> None:
         PushingTrainer(error).push_to_hub()
 
 
+def test_the_command_keeps_what_is_private_private() -> None:
+    trainer = PushingTrainer(ConnectionError("no answer"))
+    trainer.args.hub_private_repo = True
+    with pytest.raises(OSError, match="--private$"):
+        trainer.push_to_hub()
+
+
 def test_pushes_that_failed_on_the_way_are_counted(caplog) -> None:
     good, bad = Future(), Future()
     good.set_result(None), bad.set_exception(ConnectionError("the line was cut"))

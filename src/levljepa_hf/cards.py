@@ -122,7 +122,8 @@ class Run:
             last |= entry if entry.get("step") == evaluations[-1].get("step") else {}
         found = {**last, **results}
         prefix = "test_" if any(name.startswith("test_") for name in found) else "eval_"
-        figures = {name.removeprefix(prefix): found[name] for name in sorted(found, key=_by_number) if prefix in name}
+        names = sorted((name for name in found if name.startswith(prefix)), key=_by_number)
+        figures = {name.removeprefix(prefix): found[name] for name in names}
         return cls(recipe, log, summary, figures, [name for name in PICTURES if (folder / name).is_file()])
 
     def last(self, name: str) -> float | None:

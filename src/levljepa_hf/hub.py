@@ -22,7 +22,7 @@ from huggingface_hub.errors import (
     LocalTokenNotFoundError,
     RepositoryNotFoundError,
 )
-from huggingface_hub.utils import validate_repo_id
+from huggingface_hub.utils import httpx, validate_repo_id
 from transformers.utils import logging
 
 from .cards import (
@@ -71,7 +71,23 @@ def check_push(repo_id: str, token: str | bool | None = None) -> str:
         validate_repo_id(repo_id)
     except HFValidationError as error:
         raise ValueError(f"{repo_id!r} is no Hub id, NAME or OWNER/NAME. {error}") from None
-    api = HfApi(token=token)
+    if is_offline_mode():
+        raise ConnectionError(
+            f"HF_HUB_OFFLINE is set, so nothing can be pushed to {repo_id}: unset it, or push later with `hf upload`."
+        )
+    try:
+        return _check_push(HfApi(token=token), repo_id)
+    except HfHubHTTPError:
+        raise
+    except httpx.HTTPError as error:
+        raise ConnectionError(
+            f"{constants.ENDPOINT} is not within reach ({error}), so {repo_id} can't be pushed to: look after the "
+            "network, or push later with `hf upload`."
+        ) from None
+
+
+def _check_push(api: HfApi, repo_id: str) -> str:
+    """`check_push`, once the id is one and the Hub may be asked."""
     account = _whoami(api, repo_id)
     user, access = account["name"], account.get("auth", {}).get("accessToken") or {}
     owner, name = repo_id.split("/") if "/" in repo_id else (user, repo_id)
@@ -98,10 +114,6 @@ def check_push(repo_id: str, token: str | bool | None = None) -> str:
 
 def _whoami(api: HfApi, repo_id: str) -> dict[str, Any]:
     """Whose token it is and what it allows, as the Hub says it."""
-    if is_offline_mode():
-        raise ConnectionError(
-            f"HF_HUB_OFFLINE is set, so nothing can be pushed to {repo_id}: unset it, or push later with `hf upload`."
-        )
     try:
         return api.whoami()
     except LocalTokenNotFoundError:
@@ -113,11 +125,6 @@ def _whoami(api: HfApi, repo_id: str) -> dict[str, Any]:
             raise
         raise PermissionError(
             f"The Hub does not accept the token, so {repo_id} can't be pushed to. {_NEW_TOKEN}"
-        ) from None
-    except NETWORK_ERRORS as error:
-        raise ConnectionError(
-            f"{constants.ENDPOINT} is not within reach ({error}), so {repo_id} can't be pushed to: look after the "
-            "network, or push later with `hf upload`."
         ) from None
 
 
@@ -144,8 +151,13 @@ def prepare_push(args: "TrainingArguments", at_end_only: bool = False) -> None:
 
 
 @contextmanager
-def explained_push(folder: str | os.PathLike, repo_id: str) -> Iterator[None]:
+def explained_push(folder: str | os.PathLike, repo_id: str, private: bool | None = None) -> Iterator[None]:
     """Gives an upload that fails an error with the command that does it again.
+
+    Args:
+        folder: What is uploaded.
+        repo_id: Where to.
+        private: Whether a new repository is to be private.
 
     Raises:
         OSError: if it fails.
@@ -154,6 +166,7 @@ def explained_push(folder: str | os.PathLike, repo_id: str) -> Iterator[None]:
         yield
     except (OSError, RuntimeError, ValueError, *NETWORK_ERRORS) as error:
         command = ["hf", "upload", repo_id, str(folder), ".", "--exclude", "checkpoint-*"]
+        command += ["--private"] if private else []
         reason = " ".join(str(error.__cause__ or error).split())
         raise OSError(
             f"The push to {repo_id} failed ({reason}). What is there is as it was, and what was saved is in {folder}. "
@@ -184,7 +197,7 @@ def push_folder(
         OSError: if it fails; the message has the command that does it again.
     """
     api = HfApi(token=token)
-    with explained_push(folder, repo_id):
+    with explained_push(folder, repo_id, private):
         url = api.create_repo(repo_id, private=private, exist_ok=True)
         api.upload_folder(
             repo_id=repo_id, folder_path=folder, commit_message=message, delete_patterns=list(delete_patterns) or None
@@ -280,14 +293,16 @@ class ModelCardMixin:
         if self.hub_model_id is not None and self.is_world_process_zero():
             take_figures_over(self.args.output_dir, self.hub_model_id, token or self.args.hub_token)
 
-    def push_to_hub(self, *args: Any, **kwargs: Any) -> Any:
-        """As the base class's, once more after the pushes of single checkpoints, of which the failed are counted.
+    def push_to_hub(self, *given: Any, **kwargs: Any) -> Any:
+        """As the base class's. Pushes of checkpoints on the way that failed are counted: this one makes up for them.
 
         Raises:
             OSError: if it fails; what was saved stays, and the message has the command that pushes it.
         """
-        with explained_push(self.args.output_dir, self.hub_model_id or self.args.hub_model_id or "OWNER/NAME"):
-            result = super().push_to_hub(*args, **kwargs)
+        args = self.args
+        repo_id = self.hub_model_id or args.hub_model_id or Path(args.output_dir).resolve().name
+        with explained_push(args.output_dir, repo_id, kwargs.get("private") or args.hub_private_repo):
+            result = super().push_to_hub(*given, **kwargs)
         jobs = getattr(getattr(self, "push_in_progress", None), "jobs", ())
         failed = [job.exception() for job in jobs if job.done() and job.exception()]
         if failed:
