@@ -34,6 +34,7 @@ from .data import LeVLJEPADataCollator, NumberedDataset, find_columns
 from .distributed import check_sharding, convert_sync_batchnorm, describe_launch
 from .evaluation.health import embedding_health, sigreg_floor
 from .evaluation.retrieval import retrieval_recall
+from .hub import ModelCardMixin
 from .large_batch import average_gradients, large_batch_backward
 from .streams import MAX_SKIPPED_SHARDS, SAMPLE_INDEX, EndlessStream, Position, StreamState
 from .tar_shards import TarShards
@@ -125,7 +126,7 @@ class LeVLJEPATrainingArguments(TrainingArguments):
             self.dataloader_pin_memory = False  # torch would warn that it has no use
 
 
-class LeVLJEPATrainer(ResumableTrainer):
+class LeVLJEPATrainer(ModelCardMixin, ResumableTrainer):
     """Trains a `LeVLJEPAModel`, or any model whose output names `loss` and the terms it consists of.
 
     - Each scalar of the model's output is logged: the mean over the steps since the last log, and over all ranks.
@@ -137,6 +138,7 @@ class LeVLJEPATrainer(ResumableTrainer):
       collator draws follows from the seed, and a resumed run continues as if it had not stopped.
     - With several processes BatchNorm takes its statistics over all ranks, and so does SIGReg unless the model's
       `config.sigreg_distributed` is `False`.
+    - `create_model_card`, which `push_to_hub` calls, says what was trained on what, and how it went (`hub.py`).
     - A loss that is not finite stops the run: a checkpoint of the state before that step is written, and an error
       names the terms.
 
