@@ -97,6 +97,29 @@ def test_resuming_gives_the_uninterrupted_run(run, imagefolder: Path, tmp_path: 
         assert [entry["loss"] for entry in resumed if "loss" in entry] == [e["loss"] for e in whole if "loss" in e]
 
 
+def test_one_command_starts_goes_on_and_ends(run, imagefolder: Path, tmp_path: Path, capsys) -> None:  # noqa: F811
+    command = ["--dataset", str(imagefolder), "--save_strategy", "steps", "--save_steps", "2", "--max_steps", "4"]
+    command += ["--resume_from_checkpoint", "auto"]
+    metrics, whole = run(*command)
+    assert "train_loss" in metrics
+
+    written = {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*")}
+    capsys.readouterr()
+    again, _ = run(*command)
+    assert "checkpoint-4 is the end of this run" in capsys.readouterr().out and again == pytest.approx(metrics)
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*")} == written
+
+    (tmp_path / "run" / "checkpoint-4" / "optimizer.pt").unlink()  # killed while saving, by an earlier version
+    (tmp_path / "run" / "all_results.json").unlink()
+    _, resumed = run(*command)
+    assert [entry["loss"] for entry in resumed if "loss" in entry] == [e["loss"] for e in whole if "loss" in e]
+
+    recipe = (tmp_path / "run" / "recipe.yaml").read_bytes()
+    with pytest.raises(ValueError, match="holds checkpoint-4 of another run"):
+        run("--dataset", "nowhere", "--max_steps", "2")  # seen before the data are
+    assert (tmp_path / "run" / "recipe.yaml").read_bytes() == recipe
+
+
 @pytest.mark.parametrize("where", ["recipe", "command line"])
 @pytest.mark.parametrize(
     "override, message",
@@ -413,7 +436,18 @@ def fields_of(*groups: Any) -> list[dict[str, Any]]:
         ["--recipe", "datacomp-vit-base", "--bf16", "False", "--lr_scheduler_kwargs", '{"min_lr": 1e-6}'],
         ["--recipe", "demo", "--lr_scheduler_type", "warmup_stable_decay", "--report_to", "tensorboard"],
         ["--model_name_or_path", "runs/a", "--crop_scale", "0.3", "1", "--eval_split", "train[:5%]", "--streaming"],
-        ["--run_name", "1e5", "--image_column", "3", "--save_strategy", "no", "--optim", "sgd", "--debug", "underflow_overflow"],
+        [
+            "--run_name",
+            "1e5",
+            "--image_column",
+            "3",
+            "--save_strategy",
+            "no",
+            "--optim",
+            "sgd",
+            "--debug",
+            "underflow_overflow",
+        ],
         ["--eval_split", "x", "--eval_strategy", "steps", "--load_best_model_at_end", "--save_steps", "500"],
         ["--accelerator_config", '{"split_batches": true}', "--dataloader_drop_last", "False", "--max_grad_norm", "0"],
         ["--num_train_epochs", "2.5", "--warmup_steps", "0.1", "--logging_steps", "0.25", "--gradient_checkpointing"],

@@ -13,6 +13,7 @@ A recipe is a YAML file of the options below, by its path or by its name in trai
 """
 
 import argparse
+import json
 import logging
 import os
 import sys
@@ -26,6 +27,7 @@ from huggingface_hub.errors import StrictDataclassError
 from transformers import HfArgumentParser, IntervalStrategy, set_seed
 
 from levljepa_hf import LeVLJEPAConfig, LeVLJEPAModel, LeVLJEPAProcessor
+from levljepa_hf.checkpoints import refuse_used_folder
 from levljepa_hf.data import (
     LeVLJEPADataCollator,
     find_columns,
@@ -106,6 +108,8 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float]:
     """Trains, evaluates and saves; returns the metrics."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # the DataLoader's workers are parallel enough
     model_args, data_args, args = parse_args(argv)
+    if not args.resume_from_checkpoint and not args.overwrite_output_dir:
+        refuse_used_folder(args.output_dir)
     prepare_push(args)
     set_seed(args.seed)
     model, processor = build_model(model_args)
@@ -113,8 +117,6 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float]:
     with args.main_process_first(desc="preparing the dataset"):
         train_dataset, columns = load_train_data(data_args)
         eval_dataset, eval_columns = load_eval_data(data_args)
-    if args.should_save:
-        save_recipe(args.output_dir, (model_args, data_args, args))
     trainer = LeVLJEPATrainer(
         model=model,
         args=args,
@@ -124,8 +126,13 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float]:
         eval_dataset=eval_dataset,
         processing_class=processor,
     )
-    resume = args.resume_from_checkpoint
-    metrics = trainer.train(resume_from_checkpoint={"true": True, "True": True}.get(resume, resume)).metrics
+    start = trainer.find_start(args.resume_from_checkpoint)
+    if start is not None and trainer.is_finished(start) and (results := read_results(args.output_dir, data_args)):
+        print(f"{start} is the end of this run, and its results are in {args.output_dir}: nothing is left to do.")
+        return results
+    if args.should_save:
+        save_recipe(args.output_dir, (model_args, data_args, args))
+    metrics = trainer.train(resume_from_checkpoint=args.resume_from_checkpoint).metrics
     push, args.push_to_hub = args.push_to_hub, False  # once, when everything is in the folder
     trainer.save_model()
     trainer.save_state()
@@ -263,6 +270,14 @@ def build_collator(data_args: DataArguments, processor: LeVLJEPAProcessor, seed:
     return LeVLJEPADataCollator(
         processor, transform=transform, seed=seed, pad_to_multiple_of=data_args.pad_to_multiple_of
     )
+
+
+def read_results(output_dir: str, data_args: DataArguments) -> dict[str, float]:
+    """What a run has left at its very end; nothing of one that was killed before."""
+    path = Path(output_dir, "all_results.json")
+    results = json.loads(path.read_text()) if path.is_file() else {}
+    evaluated = data_args.eval_split is None or any(name.startswith("eval_") for name in results)
+    return results if evaluated else {}
 
 
 def report(trainer: LeVLJEPATrainer, metrics: dict[str, float]) -> None:

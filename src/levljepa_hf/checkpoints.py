@@ -106,6 +106,21 @@ def why_incomplete(checkpoint: str | os.PathLike) -> str | None:
     return None
 
 
+def refuse_used_folder(output_dir: str | os.PathLike) -> None:
+    """Keeps a new run out of the folder of another, whose checkpoints it would rotate away and mix with its own.
+
+    Raises:
+        ValueError: if there are any.
+    """
+    checkpoints = find_checkpoints(output_dir)
+    if checkpoints:
+        raise ValueError(
+            f"{output_dir} holds {checkpoints[-1].name} of another run. To go on from it: resume_from_checkpoint="
+            f"'{AUTO}'. To begin anew: another output_dir, or overwrite_output_dir=True, which removes the old "
+            "checkpoints."
+        )
+
+
 def sync(*paths: Path) -> None:
     """Has the system write files, and the names in folders, to the disk."""
     for path in paths:
@@ -171,16 +186,14 @@ class ResumableTrainer(Trainer):
                 checkpoints of another; if the settings have changed in a way that a resumed run can't follow.
             TrainingStopped: after a signal.
         """
-        checkpoint = None if trial is not None else self._checkpoint_to_resume(resume_from_checkpoint)
+        checkpoint = None if trial is not None else self.find_start(resume_from_checkpoint)
+        if checkpoint is not None and self.is_finished(checkpoint):
+            return self._finished(checkpoint)
         self.accelerator.wait_for_everyone()  # every rank has looked before one changes the folder
         if trial is None:
             self._clean(begins=checkpoint is None)
         if checkpoint is not None:
-            state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
-            self._compare_settings(checkpoint)
             self.resume_position(checkpoint)
-            if self._is_finished(state):
-                return self._finished(checkpoint, state)
         with self._signals_caught():
             resume = None if checkpoint is None else str(checkpoint)
             output = super().train(resume, trial=trial, ignore_keys_for_eval=ignore_keys_for_eval)
@@ -192,6 +205,19 @@ class ResumableTrainer(Trainer):
         return output
 
     # Beginning and going on
+
+    def find_start(self, resume_from_checkpoint: str | bool | None = None) -> Path | None:
+        """The checkpoint that `train` would go on from, or None for a new run. Nothing is changed.
+
+        Raises:
+            ValueError: as `train`.
+        """
+        checkpoint = self._checkpoint_to_resume(resume_from_checkpoint)
+        if checkpoint is not None:
+            self._compare_settings(checkpoint)
+        elif not getattr(self.args, "overwrite_output_dir", False):
+            refuse_used_folder(self.args.output_dir)
+        return checkpoint
 
     def _checkpoint_to_resume(self, wanted: str | bool | None) -> Path | None:
         folder = Path(self.args.output_dir)
@@ -215,36 +241,30 @@ class ResumableTrainer(Trainer):
         return Path(wanted)
 
     def _clean(self, begins: bool) -> None:
-        """Removes what killed runs left, and keeps a new run out of the folder of another."""
+        """Removes what killed runs left and, where a run begins anew, the checkpoints of the one before."""
         folder = Path(self.args.output_dir)
-        if begins and (others := find_checkpoints(folder)):
-            if not getattr(self.args, "overwrite_output_dir", False):
-                raise ValueError(
-                    f"{folder} holds {others[-1].name} of another run. To go on from it: resume_from_checkpoint="
-                    f"'{AUTO}'. To begin anew: another output_dir, or overwrite_output_dir=True, which removes the "
-                    "old checkpoints."
-                )
-            self.accelerator.wait_for_everyone()
-            if self.args.should_save:
-                for other in others:
-                    remove_folder(other, folder / STAGING)
         if self.args.should_save:
+            for other in find_checkpoints(folder) if begins else ():
+                remove_folder(other, folder / STAGING)
             shutil.rmtree(folder / STAGING, ignore_errors=True)
         self.accelerator.wait_for_everyone()
 
-    def _is_finished(self, state: TrainerState) -> bool:
-        args = self.args
+    def is_finished(self, checkpoint: Path) -> bool:
+        """Whether a checkpoint is the end of the run that the arguments describe."""
+        args, state = self.args, TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
         if args.max_steps > 0:
             return state.global_step >= args.max_steps
         return state.epoch is not None and state.epoch >= args.num_train_epochs
 
-    def _finished(self, checkpoint: Path, state: TrainerState) -> TrainOutput:
+    def _finished(self, checkpoint: Path) -> TrainOutput:
         """The state and the weights of a run that had reached its end; nothing is trained."""
-        logger.warning("%s is the end of the run (step %d): nothing is left to train.", checkpoint, state.global_step)
+        self.state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
+        step = self.state.global_step
+        logger.warning("%s is the end of the run (step %d): nothing is left to train.", checkpoint, step)
         self._load_from_checkpoint(str(checkpoint))
-        self.state, self.was_finished = state, True
-        losses = [entry["train_loss"] for entry in state.log_history if "train_loss" in entry]
-        return TrainOutput(state.global_step, losses[-1] if losses else float("nan"), {})
+        self.was_finished = True
+        losses = [entry["train_loss"] for entry in self.state.log_history if "train_loss" in entry]
+        return TrainOutput(step, losses[-1] if losses else float("nan"), {})
 
     # Settings, compared on resuming
 
@@ -445,5 +465,6 @@ __all__ = [
     "TrainingStopped",
     "find_checkpoints",
     "last_checkpoint",
+    "refuse_used_folder",
     "why_incomplete",
 ]
