@@ -26,6 +26,7 @@ from transformers import (
     EvalPrediction,
     PreTrainedConfig,
     Trainer,
+    TrainerCallback,
     TrainingArguments,
 )
 from transformers.hf_argparser import HfArg
@@ -255,16 +256,17 @@ def _label_maps(class_names: Sequence[str]) -> dict[str, dict[Any, Any]]:
 
 
 def _renew_classifier(model: TaskModel, checkpoint: str | Path, id2label: dict[int, str]) -> None:
-    """A new classifier where the checkpoint's tells other classes apart, be they as many."""
+    """A new classifier where the checkpoint's is of another task or tells other classes apart, be they as many."""
     try:
         saved, _ = PreTrainedConfig.get_config_dict(checkpoint)
     except OSError:  # the released layout may have none
         return
-    if saved.get("architectures") != [type(model).__name__]:
-        return
+    task_model, *_ = saved.get("architectures") or [None]
+    if task_model not in [one.__name__ for one in TASKS.values()]:
+        return  # there is no classifier
     saved_labels = {int(label): name for label, name in (saved.get("id2label") or {}).items()}
-    if saved_labels != id2label:
-        logger.warning(f"The classifier is new: {checkpoint} tells other classes apart.")
+    if task_model != type(model).__name__ or saved_labels != id2label:
+        logger.warning(f"The classifier is new: that of {checkpoint} is for another task or other classes.")
         model.classifier.reset_parameters()
 
 
@@ -418,6 +420,7 @@ class FineTuningTrainer(Trainer):
     def __init__(self, *args: Any, train_sampler: ClassBalancedSampler | None = None, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.train_sampler = train_sampler
+        self.add_callback(_Epochs())
 
     def get_train_dataloader(self) -> DataLoader:
         if self.train_sampler is None:
@@ -444,6 +447,13 @@ class FineTuningTrainer(Trainer):
                 model.save_pretrained(Path(self.args.output_dir, "adapter"))
             self.model = self.model_wrapped = model.merge_and_unload()
         return self
+
+
+class _Epochs(TrainerCallback):
+    """Tells the dataset the epoch, which accelerate does not when a run is resumed within one."""
+
+    def on_epoch_begin(self, args: Any, state: Any, control: Any, train_dataloader: Any = None, **kwargs: Any) -> None:
+        train_dataloader.dataset.set_epoch(int(state.epoch or 0))
 
 
 def build_trainer(
