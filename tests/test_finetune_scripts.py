@@ -289,7 +289,7 @@ def test_a_new_model_of_a_preset(photos, tmp_path, monkeypatch):
 @pytest.mark.slow
 def test_two_processes_give_the_run_of_one(run, checkpoint, photos, maps, tmp_path):
     """torchrun with 2 processes of 2 samples, with class weights: the loss and the weights of one process of 4."""
-    argv = ["--optim", "sgd", "--learning_rate", "0.1", "--class_balance", "weights", "--ddp_backend", "gloo"]
+    argv = ["--optim", "sgd", "--learning_rate", "0.1", "--class_balance", "weights"]
     metrics, one = run("classification", *argv)
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone"]
     command += [
@@ -297,7 +297,7 @@ def test_two_processes_give_the_run_of_one(run, checkpoint, photos, maps, tmp_pa
         *common("classification", checkpoint, photos, maps),
         *argv,
     ]
-    command += ["--output_dir", str(tmp_path / "two"), "--per_device_train_batch_size", "2"]
+    command += ["--output_dir", str(tmp_path / "two"), "--per_device_train_batch_size", "2", "--ddp_backend", "gloo"]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
