@@ -466,7 +466,14 @@ def labelled_rows(tmp_path: Path, labels: list[Any], test_labels: list[Any] | No
 def test_labels_that_are_names_or_numbers_without_names(run, tmp_path):
     _, folder = run("classification", *labelled_rows(tmp_path / "a", ["wolf", "ant", "wolf", "bee"]))
     assert AutoModelForImageClassification.from_pretrained(folder).config.id2label == {0: "ant", 1: "bee", 2: "wolf"}
-    _, folder = run("classification", *labelled_rows(tmp_path / "b", [2, 0, 1, 1]), folder="numbers")
+    argv = [
+        *labelled_rows(tmp_path / "b", [2, 0, 1, 1]),
+        "--train_split",
+        "train[:3]",
+        "--validation_split",
+        "train[3:]",
+    ]
+    _, folder = run("classification", *argv, folder="numbers")
     assert AutoModelForImageClassification.from_pretrained(folder).config.id2label == {0: "0", 1: "1", 2: "2"}
 
 

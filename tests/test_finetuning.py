@@ -661,8 +661,9 @@ def test_wrong_models_are_refused(options, message):
 
 
 def test_labels_without_names_are_to_be_contiguous():
-    train, test = (labelled((0, 1, 2), name, class_names=None) for name in ("a/train", "a/test"))
-    assert check_classes(train, test) == train.class_names == test.class_names == ("0", "1", "2")
+    splits = [labelled(labels, name, class_names=None) for labels, name in (((0, 1), "a"), ((2,), "b"), ((1,), "c"))]
+    assert check_classes(*splits) == ("0", "1", "2")
+    assert all(split.class_names == ("0", "1", "2") for split in splits)
     train, test = (labelled((0, 1, 5), name, class_names=None) for name in ("a/train", "a/test"))
     with pytest.raises(ValueError, match="have no names and are not 0 to 2: they go from 0 to 5.*--class_names"):
         check_classes(train, test)
@@ -743,6 +744,11 @@ def test_a_model_of_other_classes_is_refused(tmp_path):
         ("classification", {"mode": "adapter"}, "mode='adapter' is unknown: use one of full, linear, lora"),
         ("classification", {"mode": "linear", "layer_decay": 0.5}, "layer_decay=0.5 has no effect with mode='linear'"),
         ("classification", {"layer_decay": 1.5}, "layer_decay=1.5 must be above 0 and at most 1"),
+        (
+            "classification",
+            {"metric_for_best_model": "mean_iou"},
+            "'mean_iou' is no figure of the evaluation: use one",
+        ),
         ("classification", {"class_balance": "both"}, "class_balance='both' is unknown"),
         (
             "classification",
