@@ -45,6 +45,7 @@ from levljepa_hf.finetuning import (
 )
 from levljepa_hf.finetuning_data import ClassBalancedSampler
 from levljepa_hf.finetuning_modes import WeightedLoss, class_weights
+from levljepa_hf.released import save_released
 
 SIDE = 32
 NAMES = ("red", "green", "blue")
@@ -595,7 +596,8 @@ def test_a_model_from_any_checkpoint(model, processor, tmp_path, task):
     model.save_pretrained(tmp_path / "full")
     processor.save_pretrained(tmp_path / "full")
     model.vision_model.save_pretrained(tmp_path / "tower")
-    for name in ("full", "tower"):
+    save_released(model, tmp_path / "released")
+    for name in ("full", "tower", "released"):
         tuned, image_processor = load_model(task, tmp_path / name, NAMES)
         assert tuned.config.id2label == dict(enumerate(NAMES)) and tuned.config.label2id["blue"] == 2
         assert tuned.classifier.out_features == 3
