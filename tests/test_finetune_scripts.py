@@ -342,6 +342,8 @@ def test_every_recipe_is_read_by_its_script(name, tmp_path):
     groups = parse_options(task_of(name), argv, "", RECIPES)
     text = (RECIPES / f"{name}.yaml").read_text()
     assert f"training/finetune_{task_of(name)}.py --recipe {name}" in text.partition("\n\n")[0]
+    for mode in ("linear", "lora"):  # as the comments of the recipes say
+        parse_options(task_of(name), [*argv, "--mode", mode, "--layer_decay", "1"], "", RECIPES)
     again = parse_options(task_of(name), ["--recipe", str(save_recipe(tmp_path, groups))], "", RECIPES)
     for one, other in zip(fields_of(*groups), fields_of(*again), strict=True):
         assert one == other

@@ -6,7 +6,7 @@ Example, a minute on two CPU cores with the checkpoint of `levljepa demo`:
 
 A folder of images with a folder for each class, and any other source that `datasets` loads:
 
-    python training/finetune_classification.py --recipe finetune-classification --dataset path/to/photos --mode lora
+    python training/finetune_classification.py --recipe finetune-classification --dataset path/to/photos
 
 The same size from random weights, to compare:
 

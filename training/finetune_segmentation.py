@@ -7,7 +7,7 @@ Example, a minute or two on two CPU cores with the checkpoint of `levljepa demo`
 Images and masks of your own (a class a pixel, 255 is void), from any source that `datasets` loads:
 
     python training/finetune_segmentation.py --recipe finetune-segmentation --dataset path/to/photos \\
-        --mask_column mask --class_names path/to/classes.json --mode lora
+        --mask_column mask --class_names path/to/classes.json
 
 The output folder has the best checkpoint (AutoModelForSemanticSegmentation loads it, and the pipeline), the figures,
 segmentation.png, and recipe.yaml, which repeats the run. The command line wins over the recipe.
