@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from accelerate import Accelerator
 from transformers import AutoModel, AutoProcessor
 
 from levljepa_hf import LeVLJEPAConfig, LeVLJEPAModel
@@ -413,7 +414,18 @@ def fields_of(*groups: Any) -> list[dict[str, Any]]:
         ["--recipe", "datacomp-vit-base", "--bf16", "False", "--lr_scheduler_kwargs", '{"min_lr": 1e-6}'],
         ["--recipe", "demo", "--lr_scheduler_type", "warmup_stable_decay", "--report_to", "tensorboard"],
         ["--model_name_or_path", "runs/a", "--crop_scale", "0.3", "1", "--eval_split", "train[:5%]", "--streaming"],
-        ["--run_name", "1e5", "--image_column", "3", "--save_strategy", "no", "--optim", "sgd", "--debug", "underflow_overflow"],
+        [
+            "--run_name",
+            "1e5",
+            "--image_column",
+            "3",
+            "--save_strategy",
+            "no",
+            "--optim",
+            "sgd",
+            "--debug",
+            "underflow_overflow",
+        ],
         ["--eval_split", "x", "--eval_strategy", "steps", "--load_best_model_at_end", "--save_steps", "500"],
         ["--accelerator_config", '{"split_batches": true}', "--dataloader_drop_last", "False", "--max_grad_norm", "0"],
         ["--num_train_epochs", "2.5", "--warmup_steps", "0.1", "--logging_steps", "0.25", "--gradient_checkpointing"],
@@ -443,6 +455,14 @@ def test_a_saved_recipe_holds_no_secret_and_no_resuming(tmp_path: Path) -> None:
         "output_dir": str(tmp_path),
         "use_cpu": True,
     }
+
+
+def test_saving_a_recipe_leaves_the_device_as_it_is(tmp_path: Path) -> None:
+    """Training arguments reset accelerate's state when they are made, also those of the defaults."""
+    groups = pretrain.parse_args(["--dataset", "photos", "--output_dir", str(tmp_path), "--use_cpu"])
+    accelerator = Accelerator(cpu=True)
+    save_recipe(tmp_path, groups)
+    assert accelerator.state.mixed_precision == "no" and accelerator.device.type == "cpu"
 
 
 def test_a_run_writes_its_recipe(run, imagefolder: Path, tmp_path: Path) -> None:  # noqa: F811
