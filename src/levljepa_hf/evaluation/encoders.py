@@ -9,6 +9,7 @@ import contextlib
 import functools
 import hashlib
 import json
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
@@ -264,7 +265,7 @@ class TransformersEncoder(Encoder):
 
 
 def load_encoder(
-    name: str,
+    name: str | os.PathLike,
     device: str | torch.device | None = None,
     dtype: torch.dtype = torch.float32,
     seed: int = 0,
@@ -288,6 +289,7 @@ def load_encoder(
         ValueError: if the name's kind is unknown, the weights do not belong to LeVLJEPA or are incomplete.
         OSError: if there is no such folder, Hub id or pretrained model.
     """
+    name = os.fspath(name)
     kind, _, rest = name.partition(":")
     if kind == "random":
         encoder = _random_encoder(name, rest, seed, like)
