@@ -420,7 +420,11 @@ def test_the_patch_is_outlined_above_what_is_similar_to_it(tmp_path, generator):
 
 def test_nearest_images_are_in_order():
     images = [Image.new("RGB", (2, 2), (i, 0, 0)) for i in range(3)]
-    drawn = plot_nearest(["a", "b"], images, torch.tensor([[0.1, 0.9], [0.5, 0.2], [0.3, 0.4]])).axes
+    caption = "a caption that is longer than its image is wide"
+    drawn = plot_nearest([caption, "b"], images, torch.tensor([[0.1, 0.9], [0.5, 0.2], [0.3, 0.4]])).axes
     shown = [int(axis.images[0].get_array()[0, 0, 0]) for axis in drawn]
     assert shown == [1, 2, 0, 0, 2, 1]
-    assert [axis.texts[0].get_text() for axis in (drawn[0], drawn[3])] == ["a", "b"]
+    assert [axis.texts[0].get_text() for axis in (drawn[0], drawn[3])] == [caption, "b"]
+    # the caption makes its column no wider, and belongs to what notebooks show
+    assert drawn[0].get_position().width == pytest.approx(drawn[1].get_position().width)
+    assert drawn[0].texts[0].get_in_layout()

@@ -151,14 +151,22 @@ def plot_nearest(
     num_images = min(num_images, len(images))
     best = scores.topk(num_images, dim=0).indices.T.tolist()  # [M, num_images]
     figure, axes = _figure(len(captions) * num_images, columns=num_images, side=1.3)
+    texts = []
     for row, (caption, indices) in enumerate(zip(captions, best, strict=True)):
         for column, index in enumerate(indices):
             axes[row * num_images + column].imshow(images[index])
         first = axes[row * num_images]
         text = first.text(0, 1.05, caption, transform=first.transAxes, fontsize=9)
         text.set_in_layout(False)  # it spans the row: the first column need not be as wide
+        texts.append(text)
     figure.get_layout_engine().set(hspace=0.15, h_pad=0.15)
-    return _save(figure, path, axes_off=True)
+    for axis in axes:
+        axis.set_axis_off()
+    figure.draw_without_rendering()  # places the images
+    figure.set_layout_engine("none")
+    for text in texts:
+        text.set_in_layout(True)  # notebooks cut off what is not in the layout
+    return _save(figure, path)
 
 
 def plot_confusion(
@@ -296,7 +304,7 @@ def plot_bars(
         chance: what guessing scores, drawn as a line.
         label: what the values are.
     """
-    figure, (axis,) = _figure(1, columns=1, side=max(3.5, 1.3 * len(names)))
+    figure, (axis,) = _figure(1, columns=1, side=3, aspect=max(1.2, 0.35 * len(names)))
     bars = axis.bar(names, values, yerr=errors, capsize=4, width=0.6, color="#1f5fa8", ecolor="#7f7f7f")
     axis.bar_label(bars, [f"{100 * value:.1f}" for value in values], padding=2)
     if chance is not None:
