@@ -4,7 +4,9 @@ Each runs in a kernel of the running interpreter, in a copy of the folder. How w
 """
 
 import ast
+import base64
 import importlib
+import io
 import re
 import runpy
 import shutil
@@ -13,6 +15,7 @@ from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
 import nbformat
+import PIL.Image
 import pytest
 from IPython.core.inputtransformer2 import TransformerManager
 from nbformat import NotebookNode
@@ -169,3 +172,41 @@ def test_a_failing_notebook_is_left_as_it_was(tmp_path: Path, capsys: pytest.Cap
     with pytest.raises(SystemExit) as stop:
         tools.main([str(tmp_path / "none.ipynb")])
     assert stop.value.code == 2 and "there is no notebook" in capsys.readouterr().err
+
+
+# ---------------------------------------------------------------------------------------------- the README's pictures
+
+
+@each_notebook
+def test_the_readme_has_a_small_picture_of_the_notebook(path: Path) -> None:
+    picture = ROOT / "assets" / f"{path.stem}.png"
+    assert picture.is_file(), "run: python assets/draw.py"
+    assert picture.stat().st_size < 40_000
+
+
+def test_the_tagged_picture_or_the_last_is_drawn(tmp_path: Path) -> None:
+    draw = runpy.run_path(str(ROOT / "assets" / "draw.py"))
+    notebook = notebook_of("1", "2", "3")
+    for cell, color, number in zip(notebook.cells, ("red", "green", "blue"), (1, 2, 3), strict=True):
+        buffer = io.BytesIO()
+        PIL.Image.new("RGB", (1000, 500), color).save(buffer, "PNG")
+        data = {"image/png": base64.b64encode(buffer.getvalue()).decode(), "text/plain": str(number)}
+        cell.outputs = [nbformat.v4.new_output("display_data", data)]
+    path = tmp_path / "x.ipynb"
+    nbformat.write(notebook, path)
+    picture = draw["picture_of"](path)
+    assert picture.size == (400, 200) and picture.getpixel((5, 5)) == (0, 0, 255)
+    notebook.cells[0].metadata.tags = ["readme"]
+    tools.clean(notebook)  # the tag stays
+    nbformat.write(notebook, path)
+    assert draw["picture_of"](path).getpixel((5, 5)) == (255, 0, 0)
+    nbformat.write(notebook_of("1"), path)
+    with pytest.raises(ValueError, match="execute it first"):
+        draw["picture_of"](path)
+
+
+def test_features_are_drawn_of_a_checkpoint(copy: Path) -> None:
+    draw = runpy.run_path(str(ROOT / "assets" / "draw.py"))
+    figure = draw["draw_features"](copy / "runs" / "quick", image_size=48, num_images=3)
+    assert [axis.get_images()[0].get_array().shape[:2] for axis in figure.axes] == [(192, 192)] * 3 + [(4, 4)] * 6
+    assert (ROOT / "assets" / "features.png").stat().st_size < 150_000
