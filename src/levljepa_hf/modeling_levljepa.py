@@ -1174,6 +1174,7 @@ __all__ = [
     "LeVLJEPAPreTrainedModel",
     "LeVLJEPATextModel",
     "LeVLJEPAVisionModel",
+    "READOUTS",
     "retrieval_embeds",
     "similarity",
 ]
