@@ -172,7 +172,7 @@ def evaluate_attentive_probe(
             "final_training_loss": losses,
         },
         chance=classification_chance(num_classes),
-        pictures={"confusion": lambda path: plot_confusion(y_test, predicted, test.class_names, path)},
+        pictures={"confusion": lambda path=None: plot_confusion(y_test, predicted, test.class_names, path)},
     )
 
 

@@ -70,7 +70,7 @@ def evaluate_background(
         details={**count_images(train, tests), "runs": [run.details for run in runs]},
         chance={f"{name}_top1": chance for name in tests},
     )
-    result.pictures["accuracies"] = lambda path: _plot(result, chance, path)
+    result.pictures["accuracies"] = lambda path=None: _plot(result, chance, path)
     return result
 
 
@@ -83,9 +83,9 @@ def _drops(top1: Mapping[str, float]) -> dict[str, float]:
     }
 
 
-def _plot(result: TaskResult, chance: float, path: Any) -> None:
+def _plot(result: TaskResult, chance: float, path: Any) -> Any:
     names = [f"{name}_top1" for name in VARIANTS]
-    plot_bars(
+    return plot_bars(
         [name.replace("_", " ") for name in VARIANTS],
         [result.metrics[name] for name in names],
         path,

@@ -367,7 +367,7 @@ def probe_features(encoder: Encoder, split: EvaluationSplit, features: str = "cl
 
 
 def _confusion(labels: Tensor, predicted: Tensor, split: EvaluationSplit) -> Any:
-    return lambda path: plot_confusion(labels, predicted, split.class_names, path)
+    return lambda path=None: plot_confusion(labels, predicted, split.class_names, path)
 
 
 # Nearest neighbours

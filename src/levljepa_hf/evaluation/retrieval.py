@@ -156,11 +156,11 @@ def evaluate_retrieval(
         recalls = retrieval_recall(*pairs, readout, protocol.ks, image_of_text)
         metrics |= {f"{readout}_{name}": value for name, value in recalls.items()}
 
-    def draw(path: Any) -> None:
+    def draw(path: Any = None) -> Any:
         rows = torch.linspace(0, len(texts) - 1, min(6, len(texts))).long().tolist()
         some = (pairs[0], pairs[1][rows], pairs[2], None if pairs[3] is None else pairs[3][rows])
         scores = similarity(*some, "avg" if "avg" in readouts else readouts[0])
-        plot_nearest([texts[row] for row in rows], _Decoded(test.images), scores, path)
+        return plot_nearest([texts[row] for row in rows], _Decoded(test.images), scores, path)
 
     return TaskResult(
         runs=[metrics],

@@ -40,7 +40,7 @@ logger = logging.get_logger(__name__)
 
 LOSS_PLACES = ("patches", "pixels")
 _ORDER_SEED = 0  # of the order of the images, which all runs share
-_CHUNK_BYTES = 2**28  # of the logits that are held at a time
+_CHUNK_BYTES = 2**24  # of the logits that are held at a time; on a CPU larger tensors come with fresh pages
 _TOKEN_BYTES = 2  # float16, as `patch_features` keeps them
 _NUM_SHOWN = 6
 
@@ -149,11 +149,11 @@ def evaluate_segmentation(
     constant[:, train_maps.counts[:-1].argmax()] = test_maps.counts[:-1]
     per_class = torch.stack([iou_per_class(confusion) for confusion in confusions]).mean(dim=0)
 
-    def draw(path: Any) -> None:
+    def draw(path: Any = None) -> Any:
         processor = encoder.image_processor(options["transform"])
         images = [open_image(test.images[i]).convert("RGB") for i in shown.tolist()]
         pixels = processor(images, do_normalize=False, return_tensors="pt")["pixel_values"]
-        plot_segmentation(pixels, test_maps[shown], predictions, names, path)
+        return plot_segmentation(pixels, test_maps[shown], predictions, names, path)
 
     return TaskResult(
         runs=[_metrics(confusion, in_train) for confusion in confusions],

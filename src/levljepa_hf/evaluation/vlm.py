@@ -520,7 +520,7 @@ def evaluate_vlm(
         runs=runs,
         details=details,
         chance={name: value for name, value in chance.items() if name.startswith("accuracy")},
-        pictures={"answers": lambda path: _draw(test, asked, answers[0], path)},
+        pictures={"answers": lambda path=None: _draw(test, asked, answers[0], path)},
     )
 
 
@@ -556,9 +556,9 @@ def _candidates(
     return candidate_answers(learned, protocol.max_candidates)
 
 
-def _draw(test: EvaluationSplit, asked: Sequence[Question], answers: Sequence[str], path: Any) -> None:
+def _draw(test: EvaluationSplit, asked: Sequence[Question], answers: Sequence[str], path: Any) -> Any:
     shown = torch.linspace(0, len(asked) - 1, min(_PICTURES, len(asked))).long().tolist()
-    plot_answers(
+    return plot_answers(
         [open_image(test.images[asked[i].image]) for i in shown],
         [asked[i].text for i in shown],
         [answers[i] for i in shown],

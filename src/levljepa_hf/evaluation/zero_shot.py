@@ -232,7 +232,7 @@ def evaluate_zero_shot(
         runs=[metrics],
         details={"num_images": len(labels), "num_classes": len(names), "prompts": templates},
         chance={name: int(name.rpartition("_top")[2]) / len(names) for name in metrics},
-        pictures={"confusion": lambda path: plot_confusion(torch.as_tensor(labels), predicted, names, path)},
+        pictures={"confusion": lambda path=None: plot_confusion(torch.as_tensor(labels), predicted, names, path)},
     )
 
 
