@@ -86,11 +86,15 @@ for source, target in zip(sys.argv[1::2], sys.argv[2::2]):
 """
 
 
-def run_without_package(script: str, arguments: list[Path], modules: Path) -> None:
+def run_without_package(
+    script: str, arguments: list[Path | str], modules: Path, environment: dict[str, str] | None = None
+) -> None:
+    """Runs a script that finds no `levljepa_hf`, by default without a Hub, with remote code kept in `modules`."""
     import levljepa_hf._torchvision as torchvision_fix
 
     script = script.format(prelude=PRELUDE.format(needed=torchvision_fix._library is not None))
-    environment = {**os.environ, "HF_MODULES_CACHE": str(modules), "HF_HUB_OFFLINE": "1", "PYTHONPATH": ""}
+    environment = environment or {**os.environ, "HF_HUB_OFFLINE": "1"}
+    environment = {**environment, "HF_MODULES_CACHE": str(modules), "PYTHONPATH": ""}
     command = [sys.executable, "-c", script, *map(str, arguments)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=modules.parent)
     assert done.returncode == 0, done.stderr[-3000:]

@@ -7,7 +7,6 @@ import pytest
 from huggingface_hub import ModelCard
 
 from levljepa_hf import __version__
-from levljepa_hf.evaluation import results as results_module
 from levljepa_hf.evaluation.results import (
     EvaluationRecord,
     TaskResult,
@@ -108,7 +107,7 @@ def test_figures_of_another_split_stay(tmp_path):
 
 
 def test_a_checkpoint_without_a_card_is_refused_before_the_work(tmp_path):
-    with pytest.raises(FileNotFoundError, match="no model card.*README.md.*levljepa convert"):
+    with pytest.raises(FileNotFoundError, match="no model card.*README.md with `levljepa card .* --write`"):
         check_card([tmp_path])
     with pytest.raises(FileNotFoundError, match="no model card"):
         write_to_card(tmp_path, [make_record()])
@@ -116,12 +115,3 @@ def test_a_checkpoint_without_a_card_is_refused_before_the_work(tmp_path):
         check_card([])
     with pytest.raises(OSError):
         check_card(["someone/without-a-card"])  # no Hub is within reach here
-
-
-def test_the_card_of_a_hub_id_is_pushed_back(monkeypatch):
-    pushed = []
-    monkeypatch.setattr(results_module.ModelCard, "load", lambda name: ModelCard(CARD))
-    monkeypatch.setattr(results_module.ModelCard, "push_to_hub", lambda card, to, **kwargs: pushed.append((card, to)))
-    write_to_card("someone/model", [make_record()])
-    ((card, to),) = pushed
-    assert to == "someone/model" and card.data.model_name == "model" and len(card.data.eval_results) == 2

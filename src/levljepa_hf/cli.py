@@ -10,6 +10,7 @@ COMMANDS = {
     "evaluate": ("evaluation.command", "measure frozen features: zero-shot, retrieval, probes, segmentation, VLM"),
     "embed": ("embed", "write the features of a large collection of images to sharded files"),
     "convert": ("convert", "turn a released checkpoint (two files, or a .pt pair) into the native layout, or back"),
+    "card": ("hub", "print or write a checkpoint's model card: training, recipe, figures, pictures"),
 }
 
 EPILOG = """commands:

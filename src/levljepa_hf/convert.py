@@ -13,17 +13,20 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import ModelCard, ModelCardData
+from huggingface_hub import ModelCard
 from safetensors import SafetensorError
 from transformers import PreTrainedConfig
 from transformers.utils import logging
 
+from .cards import CARD_NAME, LICENSE, RELEASES, add_figures, card_on_hub, license_of, model_card
 from .configuration_levljepa import TEXT_READOUTS, LeVLJEPAConfig
+from .hub import check_push, push_folder
 from .modeling_levljepa import LeVLJEPAModel, sentence_transformers_files
 from .processing_levljepa import LeVLJEPAProcessor, build_tokenizer
 from .released import (
     AGAIN,
     NATIVE_PREFIXES,
+    NATIVE_WEIGHTS,
     TOWER_FILES,
     _some,
     find_pt_pair,
@@ -36,13 +39,8 @@ from .released import (
 
 logger = logging.get_logger(__name__)
 
-RELEASES = ("lukaskuhndkfz/LeVLJEPA-ViT-B-DataComp-200k", "lukaskuhndkfz/InfoNCE-ViT-B-DataComp-200k")
-LICENSE = "cc-by-nc-4.0"
-TAGS = ["levljepa", "vision-language", "self-supervised-learning", "jepa", "vit", "gpt2", "arxiv:2607.00784"]
-TEMPLATE = Path(__file__).with_name("model_card_template.md")
-
 # What `convert` writes, in either layout, beside the code files. A folder with anything else is not replaced.
-WRITTEN = ("README.md", "config.json", "model.safetensors", *TOWER_FILES.values())
+WRITTEN = (CARD_NAME, "config.json", "model.safetensors", *TOWER_FILES.values())
 WRITTEN += ("processor_config.json", "tokenizer.json", "tokenizer_config.json", *sentence_transformers_files(0))
 
 
@@ -53,8 +51,10 @@ def convert(
     *,
     overwrite: bool = False,
     base_model: str | None = None,
-    license: str = LICENSE,
+    license: str | None = None,
     text_readout: str | None = None,
+    push_to_hub: str | None = None,
+    private: bool | None = None,
     **hub_kwargs: Any,
 ) -> Path:
     """Writes the checkpoint `source` to the folder `target` in the other layout.
@@ -70,16 +70,19 @@ def convert(
         overwrite: Whether to replace a checkpoint that is there already. A folder with files that `convert` does not
             write (a training run with its `checkpoint-*`, notes) is never replaced.
         base_model: The Hub id that the card names as source; by default `source`, if it is one.
-        license: The licence that the card states. The released checkpoints have CC BY-NC 4.0, which their
-            conversions keep.
+        license: The licence that the card states; by default the source's, if its card states one. The released
+            checkpoints have CC BY-NC 4.0, which their conversions keep.
         text_readout: Where the text feature is read (see `LeVLJEPAConfig`), whatever the source says: `"pad77"` for
             `.pt` pairs of older official code, which say nothing. The default is the source's, or `"eot"`.
-        hub_kwargs: How to fetch from the Hub: `revision`, `token`, `cache_dir`, ...
+        push_to_hub: The Hub id to push the folder to. Whether that may be written is seen first.
+        private: Whether a new repository is private.
+        hub_kwargs: How to fetch from the Hub: `revision`, `token` (with which it also pushes), `cache_dir`, ...
 
     Returns:
         The folder.
 
     Raises:
+        ConnectionError, PermissionError: if the repository to push to can't be written.
         FileExistsError: if `target` is there and `overwrite` is false, or holds no checkpoint, or other files too.
         OSError: if a file is missing or can't be read.
         ValueError: if `source` and `target` overlap, `target` is the current folder, tensors of the whole model are
@@ -93,24 +96,51 @@ def convert(
         raise ValueError("The source is empty: name a folder, a Hub id or a pair of .pt files.")
     target = Path(target).resolve()
     _check_target(source, target, overwrite)
+    token = hub_kwargs.get("token")
+    if push_to_hub is not None:
+        push_to_hub = check_push(push_to_hub, token)
     model, processor = _load(source, with_processor=to == "native", **hub_kwargs)
     if text_readout is not None:
         model.config.text_readout = text_readout
         if processor is not None:
             tokenizer = build_tokenizer(text_readout=text_readout)
             processor = LeVLJEPAProcessor(processor.image_processor, tokenizer, text_readout)
-    if base_model is None and not _is_local(source):
-        base_model = str(source)
-    name, source_name = target.name, Path(source).resolve().name  # no paths of this machine on the card
-    card = model_card(model.config, name, source_name, base_model, license, native=to == "native")
+    card = _card(model.config, source, push_to_hub or target.name, base_model, license, to, token)
+    if push_to_hub is not None and (present := card_on_hub(push_to_hub, token)) is not None:
+        add_figures(card.data, present.data.eval_results or [], push_to_hub)
     with _staged(target, overwrite) as folder:
         if to == "native":
             model.save_pretrained(folder)
             processor.save_pretrained(folder)
         else:
             save_released(model, None, folder)
-        card.save(folder / "README.md")
+        card.save(folder / CARD_NAME)
+    if push_to_hub is not None:
+        other_layout = [*NATIVE_WEIGHTS, "model-*.safetensors", *TOWER_FILES.values()]
+        push_folder(target, push_to_hub, private=private, token=token, message="Convert", delete_patterns=other_layout)
     return target
+
+
+def _card(
+    config: LeVLJEPAConfig,
+    source: str | os.PathLike,
+    name: str,
+    base_model: str | None,
+    license: str | None,
+    to: str,
+    token: str | bool | None,
+) -> ModelCard:
+    """The card, with what the source's own states: its source, if that is on the Hub, and its licence."""
+    present = Path(source, CARD_NAME)
+    if not _is_local(source):
+        base_model = base_model or str(source)
+        license = license or license_of(str(source), token)
+    elif present.is_file():
+        stated = ModelCard.load(present).data
+        base_model = base_model or (stated.base_model if isinstance(stated.base_model, str) else None)
+        license = license or stated.license
+    source_name = Path(source).resolve().name  # no paths of this machine on the card
+    return model_card(config, name, source_name, base_model, license, native=to == "native")
 
 
 def _load(
@@ -251,63 +281,12 @@ def _staged(target: Path, overwrite: bool) -> Iterator[Path]:
             raise
 
 
-def model_card(
-    config: LeVLJEPAConfig,
-    name: str,
-    source: str,
-    base_model: str | None = None,
-    license: str = LICENSE,
-    native: bool = True,
-) -> ModelCard:
-    """The model card of a checkpoint, rendered from `model_card_template.md`.
-
-    Args:
-        config: The model's configuration.
-        name: What `from_pretrained` takes to load it, as the card shows it.
-        source: Where the weights come from.
-        base_model: The Hub id of the source. For one of `RELEASES` the card has the paper's figures.
-        license: A licence id of the Hub.
-        native: Whether the checkpoint is in the native layout.
-    """
-    data = ModelCardData(
-        language="en",
-        license=license,
-        library_name="transformers",
-        pipeline_tag="zero-shot-image-classification",
-        tags=TAGS,
-        base_model=base_model,
-    )
-    source = f"[{base_model}](https://huggingface.co/{base_model})" if base_model else f"`{source}`"
-    return ModelCard.from_template(
-        data,
-        template_path=str(TEMPLATE),
-        title=name.rsplit("/", 1)[-1],
-        name=name,
-        source=source,
-        license=license,
-        config=config,
-        heads=_widths(config.head_hidden_sizes),
-        predictors=_widths(config.predictor_hidden_sizes),
-        native=native,
-        release=base_model in RELEASES,
-    )
-
-
-def _widths(hidden_sizes: list[int] | None) -> str | None:
-    """Hidden layers in words; `None` for no layers at all."""
-    if not hidden_sizes:
-        return None if hidden_sizes is None else "linear"
-    *others, last = hidden_sizes
-    if set(others) - {last}:
-        return f"hidden layers of widths {', '.join(map(str, others))} and {last}"
-    return f"{len(hidden_sizes)} hidden layer{'s' if others else ''} of width {last}"
-
-
-EPILOG = """examples:
-  levljepa convert lukaskuhndkfz/LeVLJEPA-ViT-B-DataComp-200k levljepa-vit-b
+EPILOG = f"""examples:
+  levljepa convert {RELEASES[0]} levljepa-vit-b
   levljepa convert runs/cc12m_step200000 levljepa-cc12m
   levljepa convert runs/older_step200000 levljepa-older --text_readout pad77
   levljepa convert levljepa-vit-b levljepa-vit-b-released --to released
+  levljepa convert runs/cc12m_step200000 levljepa-cc12m --push_to_hub someone/levljepa-cc12m --private
 """
 
 
@@ -332,7 +311,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         help="replace a checkpoint that is there already; a folder that holds anything else too, such as checkpoint-* "
         "or notes, is left alone with an error that names it",
     )
-    parser.add_argument("--license", default=LICENSE, help=f"licence that the model card states (default: {LICENSE})")
+    parser.add_argument(
+        "--license",
+        help=f"licence that the model card states (default: that of the source's card; {LICENSE} for the releases)",
+    )
     parser.add_argument("--base_model", metavar="ID", help="Hub id that the model card names as source")
     parser.add_argument(
         "--text_readout",
@@ -340,15 +322,20 @@ def main(argv: Sequence[str] | None = None) -> int:
         help="where the text feature is read, whatever the source says: pad77 for pairs of older official code",
     )
     parser.add_argument("--revision", help="branch, tag or commit of a Hub source")
+    parser.add_argument("--push_to_hub", metavar="ID", help="push what was written to this repository of the Hub")
+    parser.add_argument("--private", action="store_true", help="make a new repository a private one")
+    parser.add_argument("--token", help="of the Hub, to fetch and to push (default: that of `hf auth login`)")
     args = vars(parser.parse_args(argv))
-    if args["revision"] is None:
-        del args["revision"]
+    if args["private"] and args["push_to_hub"] is None:
+        parser.error("--private is for the repository that --push_to_hub names.")
+    args = {name: value for name, value in args.items() if value is not None and value is not False}
     try:
         target = convert(**args)
     except (OSError, ValueError) as error:
         print(f"levljepa convert: {error}", file=sys.stderr)
         return 1
-    print(f"Wrote {target}. Load it with:\n")
+    pushed = args.get("push_to_hub")
+    print(f"Wrote {target}{f' and pushed it to {pushed}' if pushed else ''}. Load it with:\n")
     print("from levljepa_hf import LeVLJEPAModel, LeVLJEPAProcessor")
     print(f"model = LeVLJEPAModel.from_pretrained({str(target)!r})")
     print(f"processor = LeVLJEPAProcessor.from_pretrained({str(target)!r})")

@@ -32,6 +32,7 @@ from .data import SAMPLE_INDEX, EndlessStream, LeVLJEPADataCollator, NumberedDat
 from .distributed import convert_sync_batchnorm
 from .evaluation.health import embedding_health, sigreg_floor
 from .evaluation.retrieval import retrieval_recall
+from .hub import ModelCardMixin
 from .large_batch import average_gradients, large_batch_backward
 
 EMBEDDINGS = ("image_embeds", "text_embeds", "predicted_text_embeds", "predicted_image_embeds")
@@ -108,7 +109,7 @@ class LeVLJEPATrainingArguments(TrainingArguments):
             self.dataloader_pin_memory = False  # torch would warn that it has no use
 
 
-class LeVLJEPATrainer(Trainer):
+class LeVLJEPATrainer(ModelCardMixin, Trainer):
     """Trains a `LeVLJEPAModel`, or any model whose output names `loss` and the terms it consists of.
 
     - Each scalar of the model's output is logged: the mean over the steps since the last log, and over all ranks.
@@ -120,6 +121,7 @@ class LeVLJEPATrainer(Trainer):
       collator draws follows from the seed, and a resumed run continues as if it had not stopped.
     - With several processes BatchNorm takes its statistics over all ranks, and so does SIGReg unless the model's
       `config.sigreg_distributed` is `False`.
+    - `create_model_card`, which `push_to_hub` calls, says what was trained on what, and how it went (`hub.py`).
     - A loss that is not finite stops the run: a checkpoint of the state before that step is written, and an error
       names the terms.
 

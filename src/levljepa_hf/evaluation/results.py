@@ -12,6 +12,8 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCard
 from huggingface_hub.constants import REPOCARD_NAME
 
+from ..cards import add_figures
+from ..hub import check_push
 from ..version import __version__
 from .features import write_whole
 
@@ -168,12 +170,7 @@ def write_to_card(checkpoint: str | Path, records: Sequence[EvaluationRecord]) -
     check_card([checkpoint])
     path, is_local = Path(checkpoint) / REPOCARD_NAME, Path(checkpoint).is_dir()
     card = ModelCard.load(path if is_local else checkpoint)
-    new = [one for record in records for one in _eval_results(record)]
-    replaced = {_identity(one) for one in new}
-    kept = [one for one in card.data.eval_results or () if _identity(one) not in replaced]
-    card.data.eval_results = kept + new
-    if card.data.model_name is None:
-        card.data.model_name = Path(checkpoint).resolve().name if is_local else str(checkpoint).rsplit("/", 1)[-1]
+    add_figures(card.data, [one for record in records for one in _eval_results(record)], _name(checkpoint))
     if is_local:
         write_whole(path, card.save)
     else:
@@ -185,16 +182,19 @@ def check_card(checkpoints: Sequence[str | Path]) -> None:
 
     Raises:
         ValueError: if there is no checkpoint.
-        OSError: if a folder or a repository of the Hub has no card (`README.md`), or it is not within reach.
+        OSError: if a folder or a repository of the Hub has no card (`README.md`), or it is not within reach, or may
+            not be written.
     """
     if not checkpoints:
         raise ValueError("A model card belongs to a checkpoint, and none is measured: give its folder or Hub id.")
     for checkpoint in checkpoints:
         if not Path(checkpoint).is_dir():
-            ModelCard.load(checkpoint)
+            check_push(str(checkpoint))
+            ModelCard.load(str(checkpoint))
         elif not (Path(checkpoint) / REPOCARD_NAME).is_file():
             raise FileNotFoundError(
-                f"{checkpoint} has no model card to write to: add a {REPOCARD_NAME}, as `levljepa convert` does."
+                f"{checkpoint} has no model card to write to: add a {REPOCARD_NAME} with "
+                f"`levljepa card {checkpoint} --write`."
             )
 
 
@@ -214,8 +214,8 @@ def _eval_results(record: EvaluationRecord) -> list[EvalResult]:
     ]
 
 
-def _identity(one: EvalResult) -> tuple[Any, ...]:
-    return one.task_type, one.dataset_type, one.dataset_split, one.metric_name
+def _name(checkpoint: str | Path) -> str:
+    return Path(checkpoint).resolve().name if Path(checkpoint).is_dir() else str(checkpoint)
 
 
 __all__ = ["EvaluationRecord", "TaskResult", "check_card", "format_table", "save_records", "versions", "write_to_card"]
