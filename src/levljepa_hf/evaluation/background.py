@@ -11,6 +11,7 @@ from typing import Any
 
 from transformers.hf_argparser import HfArg
 
+from .._field_help import with_field_help
 from .datasets import EvaluationSplit
 from .encoders import Encoder
 from .pictures import plot_bars
@@ -21,6 +22,7 @@ from .zero_shot import top_k_accuracy
 VARIANTS = ("original", "mixed_same", "mixed_rand")
 
 
+@with_field_help
 @dataclass(frozen=True)
 class BackgroundProtocol(LinearProbeProtocol):
     """The paper's: its linear probe, without the bias.

@@ -51,13 +51,19 @@ class VisionTokens(NamedTuple):
 
 
 class Encoder(ABC):
-    """A frozen encoder in evaluation mode.
+    """A frozen encoder in evaluation mode, which `load_encoder` makes. Another kind defines `_image_processor` and
+    `_encode`, and `readouts` and `embed_texts` where it has a text tower.
 
-    Attributes:
-        name: As it was asked for.
-        model: The module, in evaluation mode and without gradients.
+        pixel_values = encoder.image_processor()(images, return_tensors="pt")["pixel_values"]
+        cls, patches, grid = encoder.tokens(pixel_values)  # [N, C], [N, P, C], (rows, columns)
+
+    Args:
+        name: What it is called in results.
+        model: The module; it is set to evaluation mode, and gradients are turned off.
         image_size: Side of its input in pixels.
         hidden_size: C, the width of its tokens.
+
+    Attributes:
         readouts: Those of `levljepa_hf.modeling_levljepa.READOUTS` that it offers; none without a text tower.
         fingerprint: Hex digest of the weights that images meet, their dtype and the configuration.
     """

@@ -14,6 +14,7 @@ from PIL import Image
 from torch import Tensor
 from transformers.hf_argparser import HfArg
 
+from .._field_help import with_field_help
 from ..image_files import open_image
 from ..modeling_levljepa import READOUTS, similarity
 from .encoders import Encoder
@@ -108,6 +109,7 @@ def retrieval_chance(num_candidates: int, ks: Sequence[int] = (1, 5, 10)) -> dic
     return {f"R@{k}": min(1.0, k / num_candidates) for k in ks}
 
 
+@with_field_help
 @dataclass(frozen=True)
 class RetrievalProtocol:
     """Recall at k in both directions, every readout, all captions of an image.

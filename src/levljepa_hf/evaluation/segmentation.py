@@ -25,6 +25,7 @@ from tqdm.auto import tqdm
 from transformers.hf_argparser import HfArg
 from transformers.utils import logging
 
+from .._field_help import with_field_help
 from ..image_files import open_image
 from .encoders import Encoder
 from .features import PatchFeatures, patch_features
@@ -45,6 +46,7 @@ _TOKEN_BYTES = 2  # float16, as `patch_features` keeps them
 _NUM_SHOWN = 6
 
 
+@with_field_help
 @dataclass(frozen=True)
 class SegmentationProtocol:
     """One linear layer (with bias) on the patch tokens after the final norm, without the class token.

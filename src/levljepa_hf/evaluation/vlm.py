@@ -27,6 +27,7 @@ from transformers import (
 )
 from transformers.hf_argparser import HfArg
 
+from .._field_help import with_field_help
 from ..image_files import open_image
 from .datasets import EvaluationSplit, Question
 from .encoders import Encoder
@@ -44,6 +45,7 @@ _TREE_SIZE = 128  # candidates scored in one pass
 _PICTURES = 12  # test questions in the picture
 
 
+@with_field_help
 @dataclass(frozen=True)
 class VLMProtocol:
     """The constants of LLaVA-1.5's first stage: one epoch, batch 256, AdamW 1e-3 without decay, cosine to 0.
