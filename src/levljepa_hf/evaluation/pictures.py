@@ -283,6 +283,7 @@ def plot_answers(
         note = said if score >= 0.5 else f"{said}, not {truth}"
         color = "#1a7a3a" if score >= 0.5 else "#b3261e"
         axis.text(0, -0.03, textwrap.fill(note, 34), color=color, fontsize=8, va="top", transform=axis.transAxes)
+    figure.get_layout_engine().set(hspace=0.1)  # room for what is below the images
     return _save(figure, path, axes_off=True)
 
 
