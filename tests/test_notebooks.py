@@ -15,6 +15,7 @@ from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
 import nbformat
+import numpy as np
 import PIL.Image
 import pytest
 from IPython.core.inputtransformer2 import TransformerManager
@@ -159,6 +160,24 @@ def test_execute_uses_this_python_and_keeps_nothing_of_the_machine(tmp_path: Pat
     assert "look" in notebook.cells[4].outputs[0].text  # a warning is shown
     assert all(not cell.metadata for cell in notebook.cells)
     assert notebook.metadata.language_info == {"name": "python"}
+
+
+def test_clean_joins_texts_shrinks_pictures_and_drops_widgets(tmp_path: Path) -> None:
+    notebook = notebook_of(
+        "print(1, flush=True)\nprint(2, flush=True)",
+        "from IPython.display import display\ndisplay({'application/vnd.jupyter.widget-view+json': {}}, raw=True)",
+        "from PIL import Image\nramp = Image.linear_gradient('L')\n"
+        "Image.merge('RGB', [ramp, ramp.rotate(90), Image.effect_noise(ramp.size, 20)])",
+    )
+    tools.execute(notebook, tmp_path)
+    png = base64.b64decode(notebook.cells[2].outputs[0].data["image/png"])
+    tools.clean(notebook)
+    assert [output.text for output in notebook.cells[0].outputs] == ["1\n2\n"]
+    assert notebook.cells[1].outputs == []
+    small = base64.b64decode(notebook.cells[2].outputs[0].data["image/png"])
+    assert len(small) < len(png)
+    pictures = [np.asarray(PIL.Image.open(io.BytesIO(one)).convert("RGB"), dtype=float) for one in (png, small)]
+    assert np.abs(pictures[0] - pictures[1]).mean() < 10
 
 
 def test_a_failing_notebook_is_left_as_it_was(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
