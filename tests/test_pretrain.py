@@ -14,9 +14,11 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from transformers import AutoModel, AutoProcessor
 
 from levljepa_hf import LeVLJEPAConfig, LeVLJEPAModel
+from levljepa_hf.recipes import RecipeLoader, read_recipe, run_script, save_recipe
 from levljepa_hf.trainer import LeVLJEPATrainer
 from test_data import NUM_TRAIN, captions, imagefolder, webdataset  # noqa: F401  (fixtures)
 
@@ -226,7 +228,7 @@ def test_two_processes_give_the_run_of_one(run, imagefolder: Path, tmp_path: Pat
 # Recipes
 
 
-@pytest.mark.parametrize("name", sorted(path.stem for path in pretrain.RECIPES.glob("*.yaml")))
+@pytest.mark.parametrize("name", pretrain.pretraining_recipes())
 def test_every_recipe_parses_and_its_model_config_is_valid(name: str, tmp_path: Path) -> None:
     argv = ["--recipe", name, "--dataset", "some/dataset", "--use_cpu", "--bf16", "False"]
     model_args, _, args = pretrain.parse_args([*argv, "--output_dir", str(tmp_path)])
@@ -237,7 +239,7 @@ def test_every_recipe_parses_and_its_model_config_is_valid(name: str, tmp_path: 
 
 @pytest.mark.parametrize("name", ["datacomp-vit-base", "cc12m-vit-base"])
 def test_the_released_recipe(name: str) -> None:
-    recipe = pretrain.read_recipe(name, [*_options(), "config"])
+    recipe = read_recipe(name, _options(), pretrain.RECIPES)
     wanted = {
         "preset": "released" if name == "datacomp-vit-base" else "base",
         "learning_rate": 2e-4,
@@ -324,7 +326,7 @@ def test_there_is_no_evaluation_without_a_split() -> None:
 
 
 def test_exponents_without_a_point_are_numbers() -> None:
-    parsed = pretrain.yaml.load("{a: 2e-4, b: 1E5, c: 1.5e3, d: e5, e: 12}", pretrain._RecipeLoader)
+    parsed = yaml.load("{a: 2e-4, b: 1E5, c: 1.5e3, d: e5, e: 12}", RecipeLoader)
     assert parsed == {"a": 2e-4, "b": 1e5, "c": 1500.0, "d": "e5", "e": 12}
 
 
@@ -382,3 +384,109 @@ def test_a_recipes_values_are_read_as_the_command_lines(tmp_path: Path) -> None:
     _, data_args, args = pretrain.parse_args(argv)
     assert (data_args.image_column, data_args.crop_scale) == ("3", [1.0, 1.0])
     assert (args.max_steps, args.learning_rate, args.bf16) == (7, 1.0, False)
+
+
+def test_a_choice_that_a_recipe_does_not_have(tmp_path: Path) -> None:
+    """YAML reads a bare `no` as false, and argparse checks no defaults."""
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("save_strategy: no\n")
+    with pytest.raises(ValueError, match="save_strategy=False is none of no, steps, epoch"):
+        pretrain.parse_args(["--recipe", str(recipe), "--dataset", "x"])
+    for text, message in (("- a\n", "must hold options"), ("a: [", "is no YAML")):
+        recipe.write_text(text)
+        with pytest.raises(ValueError, match=message):
+            pretrain.parse_args(["--recipe", str(recipe), "--dataset", "x"])
+
+
+# The recipe of a run
+
+
+def fields_of(*groups: Any) -> list[dict[str, Any]]:
+    return [{name: getattr(group, name) for name in group.__dataclass_fields__} for group in groups]
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        [],
+        ["--recipe", "flickr8k", "--config", "projection_dim=12", "vision_config.image_size=112"],
+        ["--recipe", "datacomp-vit-base", "--bf16", "False", "--lr_scheduler_kwargs", '{"min_lr": 1e-6}'],
+        ["--recipe", "demo", "--lr_scheduler_type", "warmup_stable_decay", "--report_to", "tensorboard"],
+        ["--model_name_or_path", "runs/a", "--crop_scale", "0.3", "1", "--eval_split", "train[:5%]", "--streaming"],
+        [
+            "--run_name",
+            "1e5",
+            "--image_column",
+            "3",
+            "--save_strategy",
+            "no",
+            "--optim",
+            "sgd",
+            "--debug",
+            "underflow_overflow",
+        ],
+        ["--eval_split", "x", "--eval_strategy", "steps", "--load_best_model_at_end", "--save_steps", "500"],
+        ["--accelerator_config", '{"split_batches": true}', "--dataloader_drop_last", "False", "--max_grad_norm", "0"],
+        ["--num_train_epochs", "2.5", "--warmup_steps", "0.1", "--logging_steps", "0.25", "--gradient_checkpointing"],
+    ],
+)
+@pytest.mark.filterwarnings("ignore:`gradient_checkpointing` is deprecated:FutureWarning")
+def test_a_saved_recipe_gives_the_same_arguments(argv: list[str], tmp_path: Path) -> None:
+    argv = ["--dataset", "photos", "--output_dir", str(tmp_path), "--use_cpu", "--max_steps", "7", *argv]
+    groups = pretrain.parse_args(argv)
+    path = save_recipe(tmp_path, groups)
+    assert path == tmp_path / "recipe.yaml"
+    again = pretrain.parse_args(["--recipe", str(path)])
+    for one, other in zip(fields_of(*groups), fields_of(*again), strict=True):
+        assert one == other
+    saved = yaml.load(path.read_text(), RecipeLoader)
+    assert saved["dataset"] == "photos" and saved["max_steps"] == 7
+    assert "adam_beta1" not in saved and "train_split" not in saved, "only what differs from its default"
+
+
+def test_a_saved_recipe_holds_no_secret_and_no_resuming(tmp_path: Path) -> None:
+    argv = ["--dataset", "photos", "--output_dir", str(tmp_path), "--use_cpu", "--hub_token", "secret"]
+    groups = pretrain.parse_args([*argv, "--resume_from_checkpoint", "true", "--config", "projection_dim=8"])
+    text = save_recipe(tmp_path, groups).read_text()
+    assert yaml.safe_load(text) == {
+        "config": {"projection_dim": 8},
+        "dataset": "photos",
+        "output_dir": str(tmp_path),
+        "use_cpu": True,
+    }
+
+
+def test_a_run_writes_its_recipe(run, imagefolder: Path, tmp_path: Path) -> None:  # noqa: F811
+    run("--dataset", str(imagefolder), "--max_steps", "1")
+    recipe = tmp_path / "run" / "recipe.yaml"
+    groups = pretrain.parse_args(["--recipe", str(recipe)])
+    assert (groups[0].preset, groups[2].max_steps, groups[1].dataset) == ("debug", 1, str(imagefolder))
+    assert groups[0].config == ["projection_dim=8", "vision_config.num_hidden_layers=1"]
+
+
+def test_the_command_prints_what_its_user_can_mend_in_one_line(monkeypatch, capsys) -> None:
+    for error in (ValueError("first\n  second"), OSError("first second"), ImportError("first second")):
+
+        def main(error: Exception = error) -> None:
+            raise error
+
+        monkeypatch.setattr(sys, "argv", ["training/pretrain.py"])
+        with pytest.raises(SystemExit) as stop:
+            run_script(main)
+        assert stop.value.code == 2
+        assert capsys.readouterr().err == "pretrain.py: first second\n"
+
+    def bug() -> None:
+        raise KeyError("x")
+
+    with pytest.raises(KeyError):
+        run_script(bug)
+
+
+def test_a_user_error_is_one_line_of_the_script() -> None:
+    command = [sys.executable, str(SCRIPT), "--recipe", "flickr8k", "--dataset", "/nowhere", "--config", "a=1"]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
+    assert done.returncode == 2
+    assert done.stderr.strip().splitlines()[-1].startswith("pretrain.py: a is no field of LeVLJEPAConfig")
+    assert "Traceback" not in done.stderr

@@ -13,12 +13,9 @@ A recipe is a YAML file of the options below, by its path or by its name in trai
 """
 
 import argparse
-import difflib
 import importlib.util
-import json
 import logging
 import os
-import re
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -26,8 +23,6 @@ from pathlib import Path
 from typing import Any
 
 import levljepa_hf  # noqa: F401  isort: skip  (before what imports torchvision)
-import yaml
-from huggingface_hub.errors import StrictDataclassError
 from transformers import HfArgumentParser, IntervalStrategy, set_seed
 
 from levljepa_hf import LeVLJEPAConfig, LeVLJEPAModel, LeVLJEPAProcessor
@@ -37,6 +32,15 @@ from levljepa_hf.data import (
     image_size,
     load_pretraining_dataset,
     training_transform,
+)
+from levljepa_hf.recipes import (
+    add_overrides,
+    as_overrides,
+    config_from_preset,
+    parse_arguments,
+    recipe_names,
+    run_script,
+    save_recipe,
 )
 from levljepa_hf.trainer import LeVLJEPATrainer, LeVLJEPATrainingArguments
 
@@ -107,6 +111,8 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float]:
     with args.main_process_first(desc="preparing the dataset"):
         train_dataset, columns = load_train_data(data_args)
         eval_dataset, eval_columns = load_eval_data(data_args)
+    if args.should_save:
+        save_recipe(args.output_dir, (model_args, data_args, args))
     trainer = LeVLJEPATrainer(
         model=model,
         args=args,
@@ -142,18 +148,9 @@ def parse_args(argv: Sequence[str] | None) -> tuple[ModelArguments, DataArgument
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("--recipe", help=f"A YAML file, or one of: {', '.join(_recipe_names())}.")
-    selector = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    selector.add_argument("--recipe")
-    name = selector.parse_known_args(argv)[0].recipe
-    recipe = {} if name is None else read_recipe(name, [action.dest for action in parser._actions])
-    recipe_config = _as_overrides(recipe.pop("config", None) or {})
-    actions = {action.dest: action for action in parser._actions}
-    parser.set_defaults(**{option: _converted(actions[option], value) for option, value in recipe.items()})
-
-    model_args, data_args, args, _ = parser.parse_args_into_dataclasses(argv, look_for_args_file=False)
+    (model_args, data_args, args), recipe_config = parse_arguments(parser, argv, RECIPES, pretraining_recipes())
     if model_args.model_name_or_path is None:
-        model_args.config = recipe_config + model_args.config
+        model_args.config = add_overrides(recipe_config, model_args.config)
     elif any(argument.partition("=")[0] == "--preset" for argument in argv):
         parser.error(
             f"--preset {model_args.preset} has no effect on --model_name_or_path {model_args.model_name_or_path}, "
@@ -168,7 +165,7 @@ def parse_args(argv: Sequence[str] | None) -> tuple[ModelArguments, DataArgument
     elif recipe_config and args.should_log:
         logger.warning(
             "The recipe's `config` (%s) is left aside: the configuration of the checkpoint %s holds.",
-            ", ".join(recipe_config),
+            ", ".join(as_overrides(recipe_config)),
             model_args.model_name_or_path,
         )
     if data_args.dataset is None:
@@ -182,69 +179,9 @@ def parse_args(argv: Sequence[str] | None) -> tuple[ModelArguments, DataArgument
     return model_args, data_args, args
 
 
-def read_recipe(name: str, options: Sequence[str]) -> dict[str, Any]:
-    """The options of a recipe, a name in training/recipes or a path; unknown ones are an error."""
-    path = Path(name) if name.endswith((".yaml", ".yml")) else RECIPES / f"{name}.yaml"
-    if not path.is_file():
-        raise FileNotFoundError(f"No recipe {name!r}: give a YAML file, or one of {', '.join(_recipe_names())}.")
-    recipe = yaml.load(path.read_text(), _RecipeLoader) or {}
-    unknown = [key for key in recipe if key not in options]
-    if unknown:
-        close = {key: difflib.get_close_matches(key, options, n=1) for key in unknown}
-        named = ", ".join(key + (f" (did you mean {match[0]}?)" if match else "") for key, match in close.items())
-        raise ValueError(f"Recipe {path} has unknown options: {named}. `--help` lists the known ones.")
-    if not isinstance(recipe.get("config") or {}, dict):
-        raise ValueError(
-            f"Recipe {path}: config={recipe['config']!r} must hold fields, such as {{projection_dim: 128}}."
-        )
-    return recipe
-
-
-def _converted(action: argparse.Action, value: Any) -> Any:
-    """A recipe's value as the command line would read it."""
-    if value is None or isinstance(value, dict):
-        return value
-    if action.nargs in ("*", "+") and not isinstance(value, list):
-        raise ValueError(f"The recipe's {action.dest}={value!r} must be a list, such as [{value}].")
-    convert = action.type or str
-    try:
-        return [convert(str(one)) for one in value] if isinstance(value, list) else convert(str(value))
-    except (ValueError, TypeError, argparse.ArgumentTypeError) as error:
-        raise ValueError(f"The recipe's {action.dest}={value!r} is of the wrong type: {error}.") from error
-
-
-class _RecipeLoader(yaml.SafeLoader):
-    """YAML in which 2e-4 is a number, as it is everywhere else; PyYAML would read a string."""
-
-
-_RecipeLoader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
-)
-
-
-def _recipe_names() -> list[str]:
-    return sorted(path.stem for path in RECIPES.glob("*.yaml"))
-
-
-def _as_overrides(config: dict[str, Any]) -> list[str]:
-    """{"vision_config": {"image_size": 112}} to ["vision_config.image_size=112"], as on the command line."""
-    overrides = []
-    for name, value in config.items():
-        inner = _as_overrides(value) if isinstance(value, dict) else None
-        overrides += [f"{name}={json.dumps(value)}"] if inner is None else [f"{name}.{one}" for one in inner]
-    return overrides
-
-
-def _as_config(overrides: Sequence[str]) -> dict[str, Any]:
-    """The way back; where a name occurs twice, the last one counts."""
-    config: dict[str, Any] = {}
-    for override in overrides:
-        name, equals, value = override.partition("=")
-        if not equals:
-            raise ValueError(f"--config takes name=value, such as projection_dim=128, not {override!r}.")
-        group, _, field_name = name.rpartition(".")
-        (config.setdefault(group, {}) if group else config)[field_name] = yaml.load(value, _RecipeLoader)
-    return config
+def pretraining_recipes() -> list[str]:
+    """Names of the recipes in training/recipes that are for this script."""
+    return [name for name in recipe_names(RECIPES) if not name.startswith("finetune-")]
 
 
 def build_model(model_args: ModelArguments) -> tuple[LeVLJEPAModel, LeVLJEPAProcessor]:
@@ -257,17 +194,8 @@ def build_model(model_args: ModelArguments) -> tuple[LeVLJEPAModel, LeVLJEPAProc
 
 
 def build_config(model_args: ModelArguments) -> LeVLJEPAConfig:
-    """The preset with its overrides.
-
-    Raises:
-        ValueError: if a field is unknown or its value of the wrong type; the message names it.
-    """
-    try:
-        return LeVLJEPAConfig.from_preset(model_args.preset, **_as_config(model_args.config))
-    except (StrictDataclassError, AttributeError) as error:  # AttributeError: a dtype that torch does not have
-        raise ValueError(
-            f"A value in `config` ({' '.join(model_args.config)}) is of the wrong type. {error}"
-        ) from error
+    """The preset with its overrides; a wrong one is an error that names it."""
+    return config_from_preset(model_args.preset, model_args.config)
 
 
 def load_train_data(data_args: DataArguments) -> tuple[Any, dict[str, str]]:
@@ -337,4 +265,4 @@ def report(trainer: LeVLJEPATrainer, metrics: dict[str, float]) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)
