@@ -162,6 +162,18 @@ def test_execute_uses_this_python_and_keeps_nothing_of_the_machine(tmp_path: Pat
     assert notebook.metadata.language_info == {"name": "python"}
 
 
+def test_clean_keeps_the_trainers_table_without_its_bar() -> None:
+    bar = "\n  <div>\n  <progress value='3' max='3'></progress>\n  [3/3 00:15, Epoch 3/3]\n  </div>\n  "
+    notebook = notebook_of("trainer.train()")
+    notebook.cells[0].outputs = [
+        nbformat.v4.new_output("display_data", {"text/html": html, "text/plain": "<HTML object>"})
+        for html in (bar + "<table><td>0.5</td></table>", bar, "<div>all</div>")
+    ]
+    tools.clean(notebook)
+    kept = [output.data["text/html"] for output in notebook.cells[0].outputs]
+    assert kept == ["<table><td>0.5</td></table>", "<div>all</div>"]
+
+
 def test_clean_joins_texts_shrinks_pictures_and_drops_widgets(tmp_path: Path) -> None:
     notebook = notebook_of(
         "print(1, flush=True)\nprint(2, flush=True)",
