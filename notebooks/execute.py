@@ -28,7 +28,7 @@ from nbformat import NotebookNode
 from PIL import Image
 
 FOLDER = Path(__file__).resolve().parent
-PROGRESS_BAR = re.compile(r".*\d+%\|.*\| \d+/\d+ \[|.*\d+it \[\d+:\d+")  # tqdm's
+PROGRESS_BAR = re.compile(r".*(\d+%\|.*\| \S+|\d\w*) ?[\w ]*\[(\d+:)+\d+")  # tqdm's
 TRAINER_BAR = re.compile(r"\s*<div>\s*<progress.*?</div>\s*", re.DOTALL)  # transformers', above its table of figures
 
 

@@ -21,8 +21,6 @@ import pytest
 from IPython.core.inputtransformer2 import TransformerManager
 from nbformat import NotebookNode
 
-from levljepa_hf.demo import demo_checkpoint
-
 ROOT = Path(__file__).parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 SLOW: set[str] = set()  # those that take more than 40 seconds on one core
@@ -41,7 +39,12 @@ def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("project")
     for name in ("notebooks", "training"):
         shutil.copytree(ROOT / name, root / name, ignore=shutil.ignore_patterns("__pycache__"))
-    demo_checkpoint(root / "runs", steps=10, num_scenes=256)
+    notebook = notebook_of(
+        "from levljepa_hf.demo import demo_checkpoint\nassert demo_checkpoint('../runs', 10, 256).name == 'quick'"
+    )
+    tools.execute(notebook, root / "notebooks")
+    tools.clean(notebook)
+    assert notebook.cells[0].outputs == [], "the first notebook trains with a progress bar and prints nothing else"
     return root
 
 
