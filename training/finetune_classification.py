@@ -10,7 +10,8 @@ A folder of images with a folder for each class, and any other source that `data
 
 The same size from random weights, to compare:
 
-    python training/finetune_classification.py --recipe finetune-scenes-classification --model_name_or_path runs/demo --from_scratch
+    python training/finetune_classification.py --recipe finetune-scenes-classification \\
+        --model_name_or_path runs/demo --from_scratch
 
 The output folder has the best checkpoint (AutoModelForImageClassification loads it, and the pipeline), the figures,
 confusion.png, and recipe.yaml, which repeats the run. The command line wins over the recipe.

@@ -14,7 +14,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from .evaluation import _extra  # noqa: F401  isort: skip  (says what to install)
 import torch
@@ -26,6 +26,7 @@ from transformers import (
     EvalPrediction,
     PreTrainedConfig,
     Trainer,
+    TrainerCallback,
     TrainingArguments,
 )
 from transformers.hf_argparser import HfArg
@@ -53,6 +54,7 @@ from .finetuning_modes import (
     TaskModel,
     WeightedLoss,
     add_lora,
+    check_layer_decay,
     class_weights,
     freeze_tower,
     layer_decay_groups,
@@ -84,6 +86,8 @@ class FineTuningArguments(TrainingArguments):
 
     `ClassificationArguments` and `SegmentationArguments` name the figure by which it is the best.
     """
+
+    figures: ClassVar[tuple[str, ...]] = ()  # of an evaluation
 
     mode: str = HfArg(
         default="full",
@@ -136,8 +140,14 @@ class FineTuningArguments(TrainingArguments):
                 f"layer_decay={self.layer_decay} has no effect with mode={self.mode!r}, which trains no layer of the "
                 "tower itself: leave it out, or take mode=full."
             )
-        if not 0 < self.layer_decay <= 1:
-            raise ValueError(f"layer_decay={self.layer_decay} must be above 0 and at most 1, such as 0.75.")
+        check_layer_decay(self.layer_decay)
+        if self.metric_for_best_model is not None and self.figures:
+            name = self.metric_for_best_model.removeprefix("eval_")
+            if name not in (*self.figures, "loss"):
+                raise ValueError(
+                    f"metric_for_best_model={name!r} is no figure of the evaluation: use one of "
+                    f"{', '.join(self.figures)} or loss."
+                )
         super().__post_init__()
         if self.early_stopping_patience is not None and not self.load_best_model_at_end:
             raise ValueError(
@@ -152,8 +162,11 @@ class FineTuningArguments(TrainingArguments):
 class ClassificationArguments(FineTuningArguments):
     """`FineTuningArguments` for classification: the best checkpoint is the one of the highest accuracy."""
 
+    figures = ("accuracy", "top5_accuracy", "mean_per_class_accuracy")
+
     metric_for_best_model: str | None = HfArg(
-        default="accuracy", help="Figure of the best checkpoint: accuracy, mean_per_class_accuracy, loss, ..."
+        default="accuracy",
+        help="Figure of the best checkpoint: accuracy, top5_accuracy, mean_per_class_accuracy or loss.",
     )
 
 
@@ -161,8 +174,10 @@ class ClassificationArguments(FineTuningArguments):
 class SegmentationArguments(FineTuningArguments):
     """`FineTuningArguments` for segmentation: the best checkpoint is the one of the highest mean IoU."""
 
+    figures = ("mean_iou", "mean_accuracy", "pixel_accuracy")
+
     metric_for_best_model: str | None = HfArg(
-        default="mean_iou", help="Figure of the best checkpoint: mean_iou, mean_accuracy, pixel_accuracy, loss."
+        default="mean_iou", help="Figure of the best checkpoint: mean_iou, mean_accuracy, pixel_accuracy or loss."
     )
 
     def __post_init__(self) -> None:
@@ -255,16 +270,17 @@ def _label_maps(class_names: Sequence[str]) -> dict[str, dict[Any, Any]]:
 
 
 def _renew_classifier(model: TaskModel, checkpoint: str | Path, id2label: dict[int, str]) -> None:
-    """A new classifier where the checkpoint's tells other classes apart, be they as many."""
+    """A new classifier where the checkpoint's is of another task or tells other classes apart, be they as many."""
     try:
         saved, _ = PreTrainedConfig.get_config_dict(checkpoint)
     except OSError:  # the released layout may have none
         return
-    if saved.get("architectures") != [type(model).__name__]:
-        return
+    task_model, *_ = saved.get("architectures") or [None]
+    if task_model not in [one.__name__ for one in TASKS.values()]:
+        return  # there is no classifier
     saved_labels = {int(label): name for label, name in (saved.get("id2label") or {}).items()}
-    if saved_labels != id2label:
-        logger.warning(f"The classifier is new: {checkpoint} tells other classes apart.")
+    if task_model != type(model).__name__ or saved_labels != id2label:
+        logger.warning(f"The classifier is new: that of {checkpoint} is for another task or other classes.")
         model.classifier.reset_parameters()
 
 
@@ -294,25 +310,30 @@ def _processor_of(task: str, processor: BaseImageProcessor, side: int) -> BaseIm
 # -------------------------------------------------------------------------------------------------------------- splits
 
 
-def check_classes(train: EvaluationSplit, test: EvaluationSplit) -> tuple[str, ...]:
-    """The names of the classes that both splits have; integer labels without names, 0 to K - 1, become their names.
+def check_classes(train: EvaluationSplit, *others: EvaluationSplit) -> tuple[str, ...]:
+    """The names of the classes that all splits have; integer labels without names, 0 to K - 1, become their names.
 
     Raises:
-        ValueError: if the two do not have the same classes, or integers without names leave gaps.
+        ValueError: if they do not have the same classes, or integers without names leave gaps.
     """
-    if train.masks is None and train.class_names is None and test.class_names is None:
-        found = sorted({*train.require("labels"), *test.require("labels")})
+    splits = (train, *others)
+    if train.masks is None and all(split.class_names is None for split in splits):
+        found = sorted({label for split in splits for label in split.require("labels")})
         if found != list(range(len(found))):
             raise ValueError(
-                f"The labels of {train.name} and {test.name} have no names and are not 0 to {len(found) - 1}: they go "
-                f"from {found[0]} to {found[-1]}, and {len(found)} occur. Name all classes with --class_names, or "
-                "save the labels as names."
+                f"The labels of {train.name} have no names and are not 0 to {len(found) - 1}: they go from {found[0]} "
+                f"to {found[-1]}, and {len(found)} occur. Name all classes with --class_names, or save the labels as "
+                "names."
             )
-        train.class_names = test.class_names = tuple(map(str, found))
-    try:
-        return check_same_classes(train, test)
-    except ValueError as error:
-        raise ValueError(f"{error} A file of them goes to --class_names.") from error
+        for split in splits:
+            split.class_names = tuple(map(str, found))
+    for split in others:
+        try:
+            check_same_classes(train, split)
+        except ValueError as error:
+            fix = "" if "--class_names" in str(error) else " A file of them goes to --class_names."
+            raise ValueError(f"{error}{fix}") from error
+    return tuple(train.require("class_names"))
 
 
 def check_train_classes(train: EvaluationSplit, num_workers: int = 0, show_progress: bool = True) -> Tensor:
@@ -418,6 +439,7 @@ class FineTuningTrainer(Trainer):
     def __init__(self, *args: Any, train_sampler: ClassBalancedSampler | None = None, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.train_sampler = train_sampler
+        self.add_callback(_Epochs())
 
     def get_train_dataloader(self) -> DataLoader:
         if self.train_sampler is None:
@@ -444,6 +466,13 @@ class FineTuningTrainer(Trainer):
                 model.save_pretrained(Path(self.args.output_dir, "adapter"))
             self.model = self.model_wrapped = model.merge_and_unload()
         return self
+
+
+class _Epochs(TrainerCallback):
+    """Tells the dataset the epoch, which accelerate does not when a run is resumed within one."""
+
+    def on_epoch_begin(self, args: Any, state: Any, control: Any, train_dataloader: Any = None, **kwargs: Any) -> None:
+        train_dataloader.dataset.set_epoch(int(state.epoch or 0))
 
 
 def build_trainer(

@@ -187,7 +187,7 @@ def fine_tune(task: str, model_args: ModelArguments, data_args: Any, args: FineT
     config = config_from_preset(model_args.preset, model_args.config) if model_args.preset else None
     with args.main_process_first(desc="preparing the dataset"):
         train, validation, test = load_splits(task, data_args)
-    check_classes(train, test)
+    check_classes(train, *[split for split in (validation, test) if split is not None])
     model, processor = load_model(
         task,
         model_args.model_name_or_path,
@@ -206,9 +206,8 @@ def fine_tune(task: str, model_args: ModelArguments, data_args: Any, args: FineT
         transform=data_args.transform(processor, void),
         **data_args.mixing(),
     )
-    if validation is not None:
-        check_classes(train, test)
-        count_classes(test, args.dataloader_num_workers)
+    if validation is not None:  # what `build_trainer` does for the split that it takes
+        count_classes(test, args.dataloader_num_workers, show_progress=not args.disable_tqdm and args.should_log)
     if args.should_save:
         save_recipe(args.output_dir, (model_args, data_args, args))
     resume = args.resume_from_checkpoint
@@ -219,18 +218,29 @@ def fine_tune(task: str, model_args: ModelArguments, data_args: Any, args: FineT
     if validation is not None:
         metrics |= evaluated(trainer, "test", dataset_of(test, processor, void=void))
     trainer.save_state()
-    picture = None
+    push, args.push_to_hub = args.push_to_hub, False  # once, when everything is in the folder
+    trainer.save_model()
     if trainer.is_world_process_zero():
-        picture = draw(task, trainer, test)
-        for name in sorted(name for name in metrics if name.startswith(("eval_", "test_")) or name == "train_loss"):
-            if not name.endswith(("_runtime", "_per_second")):
-                print(f"{name:40s} {metrics[name]:.4f}")
-    trainer.save_model()  # pushes it too, with --push_to_hub
-    if trainer.is_world_process_zero():
-        auto_class = {"classification": "ImageClassification", "segmentation": "SemanticSegmentation"}[task]
-        print(f"Picture: {picture}")
-        print(f'Saved. Load it with: AutoModelFor{auto_class}.from_pretrained("{args.output_dir}")')
+        report(task, trainer, test, metrics)
+    if push:
+        trainer.push_to_hub()
     return metrics
+
+
+def report(task: str, trainer: FineTuningTrainer, test: EvaluationSplit, metrics: dict[str, float]) -> None:
+    """Draws the last evaluation, and prints the figures and how to load the model."""
+    folder = trainer.args.output_dir
+    if task == "classification":
+        auto_class, picture = "AutoModelForImageClassification", Path(folder, "confusion.png")
+        draw_confusion(trainer, picture)
+    else:
+        auto_class, picture = "AutoModelForSemanticSegmentation", Path(folder, "segmentation.png")
+        draw_segmentation(trainer.model, trainer.processing_class, test, picture)
+    for name in sorted(name for name in metrics if name.startswith(("eval_", "test_")) or name == "train_loss"):
+        if not name.endswith(("_runtime", "_per_second")):
+            print(f"{name:40s} {metrics[name]:.4f}")
+    print(f"Picture: {picture}")
+    print(f'Saved. Load it with: {auto_class}.from_pretrained("{folder}")')
 
 
 def load_splits(task: str, data_args: Any) -> tuple[EvaluationSplit, EvaluationSplit | None, EvaluationSplit]:
@@ -273,16 +283,6 @@ def evaluated(trainer: FineTuningTrainer, prefix: str, dataset: Any = None) -> d
     metrics = trainer.evaluate(dataset, metric_key_prefix=prefix)
     trainer.save_metrics(prefix, metrics)
     return metrics
-
-
-def draw(task: str, trainer: FineTuningTrainer, test: EvaluationSplit) -> Path:
-    """The picture of the last evaluation."""
-    folder = Path(trainer.args.output_dir)
-    if task == "classification":
-        draw_confusion(trainer, folder / "confusion.png")
-        return folder / "confusion.png"
-    draw_segmentation(trainer.model, trainer.processing_class, test, folder / "segmentation.png")
-    return folder / "segmentation.png"
 
 
 __all__ = [

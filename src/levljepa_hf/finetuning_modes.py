@@ -78,8 +78,7 @@ def layer_decay_groups(
     Raises:
         ValueError: if `layer_decay` is out of its range.
     """
-    if not 0 < layer_decay <= 1:
-        raise ValueError(f"layer_decay={layer_decay} must be above 0 and at most 1, such as 0.75.")
+    check_layer_decay(layer_decay)
     groups = param_groups_layer_decay(
         _TimmView(model),
         weight_decay=weight_decay,
@@ -94,6 +93,11 @@ def layer_decay_groups(
         }
         for group in reversed(groups)  # the classifier's first: `Trainer` logs the first group's rate
     ]
+
+
+def check_layer_decay(layer_decay: float) -> None:
+    if not 0 < layer_decay <= 1:
+        raise ValueError(f"layer_decay={layer_decay} must be above 0 and at most 1, such as 0.75.")
 
 
 class _TimmView(nn.Module):
@@ -174,6 +178,7 @@ __all__ = [
     "TaskModel",
     "WeightedLoss",
     "add_lora",
+    "check_layer_decay",
     "class_weights",
     "freeze_tower",
     "layer_decay_groups",

@@ -34,6 +34,11 @@ class _Metric(evaluate.Metric):
         super().__init__(*args, cache_dir=cache_dir, **kwargs)
 
 
+def _tensor(values: Any) -> torch.Tensor:
+    """Arrays, tensors, numbers, and lists of any of these, as one tensor."""
+    return values if isinstance(values, torch.Tensor) else torch.as_tensor(np.asarray(values))
+
+
 class MeanIoU(_Metric):
     """Mean intersection over union of label maps, as `evaluate`'s `mean_iou`; memory does not grow with their number.
 
@@ -172,7 +177,7 @@ class TopKAccuracy(_Metric):
         Raises:
             ValueError: as `add_batch`.
         """
-        self.add_batch(predictions=[prediction], references=[reference])
+        self.add_batch(predictions=_tensor(prediction)[None], references=_tensor(reference)[None])
 
     def add_batch(self, *, predictions: Any, references: Any) -> None:
         """Adds scores [N, C] and classes [N]; arrays, tensors and lists will do.
@@ -180,7 +185,7 @@ class TopKAccuracy(_Metric):
         Raises:
             ValueError: if they are not as many, the number of classes changes, or a reference is no class.
         """
-        scores, classes = torch.as_tensor(predictions).float(), torch.as_tensor(references)
+        scores, classes = _tensor(predictions).float(), _tensor(references)
         if scores.ndim != 2 or classes.shape != scores.shape[:1]:
             raise ValueError(
                 f"Predictions of shape {tuple(scores.shape)} and references of {tuple(classes.shape)}: give scores "
