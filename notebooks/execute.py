@@ -28,7 +28,8 @@ from nbformat import NotebookNode
 from PIL import Image
 
 FOLDER = Path(__file__).resolve().parent
-PROGRESS_BAR = re.compile(r".*\d+%\|.*\| \d+/\d+ \[|.*\d+it \[\d+:\d+")  # tqdm's
+PROGRESS_BAR = re.compile(r".*(\d+%\|.*\| \S+|\d\w*) ?[\w ]*\[(\d+:)+\d+")  # tqdm's
+TRAINER_BAR = re.compile(r"\s*<div>\s*<progress.*?</div>\s*", re.DOTALL)  # transformers', above its table of figures
 
 
 def execute(notebook: NotebookNode, folder: str | Path, timeout: int = 600) -> NotebookNode:
@@ -86,6 +87,11 @@ def _clean_output(output: NotebookNode, root: Path) -> NotebookNode | None:
     if "data" in output:
         if "application/vnd.jupyter.widget-view+json" in output.data:
             return None
+        html = output.data.get("text/html", "")
+        if TRAINER_BAR.fullmatch(html):
+            return None
+        if html:
+            output.data["text/html"] = TRAINER_BAR.sub("", html)
         for kind, content in output.data.items():
             if kind.startswith("text/"):
                 output.data[kind] = content.replace(str(root), "..")

@@ -15,12 +15,11 @@ from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
 import nbformat
+import numpy as np
 import PIL.Image
 import pytest
 from IPython.core.inputtransformer2 import TransformerManager
 from nbformat import NotebookNode
-
-from levljepa_hf.demo import demo_checkpoint
 
 ROOT = Path(__file__).parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
@@ -40,7 +39,12 @@ def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("project")
     for name in ("notebooks", "training"):
         shutil.copytree(ROOT / name, root / name, ignore=shutil.ignore_patterns("__pycache__"))
-    demo_checkpoint(root / "runs", steps=10, num_scenes=256)
+    notebook = notebook_of(
+        "from levljepa_hf.demo import demo_checkpoint\nassert demo_checkpoint('../runs', 10, 256).name == 'quick'"
+    )
+    tools.execute(notebook, root / "notebooks")
+    tools.clean(notebook)
+    assert notebook.cells[0].outputs == [], "the first notebook trains with a progress bar and prints nothing else"
     return root
 
 
@@ -159,6 +163,36 @@ def test_execute_uses_this_python_and_keeps_nothing_of_the_machine(tmp_path: Pat
     assert "look" in notebook.cells[4].outputs[0].text  # a warning is shown
     assert all(not cell.metadata for cell in notebook.cells)
     assert notebook.metadata.language_info == {"name": "python"}
+
+
+def test_clean_keeps_the_trainers_table_without_its_bar() -> None:
+    bar = "\n  <div>\n  <progress value='3' max='3'></progress>\n  [3/3 00:15, Epoch 3/3]\n  </div>\n  "
+    notebook = notebook_of("trainer.train()")
+    notebook.cells[0].outputs = [
+        nbformat.v4.new_output("display_data", {"text/html": html, "text/plain": "<HTML object>"})
+        for html in (bar + "<table><td>0.5</td></table>", bar, "<div>all</div>")
+    ]
+    tools.clean(notebook)
+    kept = [output.data["text/html"] for output in notebook.cells[0].outputs]
+    assert kept == ["<table><td>0.5</td></table>", "<div>all</div>"]
+
+
+def test_clean_joins_texts_shrinks_pictures_and_drops_widgets(tmp_path: Path) -> None:
+    notebook = notebook_of(
+        "print(1, flush=True)\nprint(2, flush=True)",
+        "from IPython.display import display\ndisplay({'application/vnd.jupyter.widget-view+json': {}}, raw=True)",
+        "from PIL import Image\nramp = Image.linear_gradient('L')\n"
+        "Image.merge('RGB', [ramp, ramp.rotate(90), Image.effect_noise(ramp.size, 20)])",
+    )
+    tools.execute(notebook, tmp_path)
+    png = base64.b64decode(notebook.cells[2].outputs[0].data["image/png"])
+    tools.clean(notebook)
+    assert [output.text for output in notebook.cells[0].outputs] == ["1\n2\n"]
+    assert notebook.cells[1].outputs == []
+    small = base64.b64decode(notebook.cells[2].outputs[0].data["image/png"])
+    assert len(small) < len(png)
+    pictures = [np.asarray(PIL.Image.open(io.BytesIO(one)).convert("RGB"), dtype=float) for one in (png, small)]
+    assert np.abs(pictures[0] - pictures[1]).mean() < 10
 
 
 def test_a_failing_notebook_is_left_as_it_was(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
