@@ -40,7 +40,7 @@ def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in ("notebooks", "training"):
         shutil.copytree(ROOT / name, root / name, ignore=shutil.ignore_patterns("__pycache__"))
     notebook = notebook_of(
-        "from levljepa_hf.demo import demo_checkpoint\nassert demo_checkpoint('../runs', 10, 256).name == 'quick'"
+        "from levljepa_hf.demo import demo_checkpoint\nassert demo_checkpoint('../runs', 4, 128).name == 'quick'"
     )
     tools.execute(notebook, root / "notebooks")
     tools.clean(notebook)
