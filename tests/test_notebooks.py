@@ -23,7 +23,7 @@ from nbformat import NotebookNode
 
 ROOT = Path(__file__).parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
-SLOW: set[str] = set()  # those that take more than 40 seconds on one core
+SLOW = {"5_pretrain", "6_language_model"}  # those that take more than 40 seconds on one core
 MAX_BYTES = 500_000
 MACHINE_PATH = re.compile(
     r"/(?:home|root|tmp|work|opt|Users|private|mnt|usr|var)/\w|[A-Z]:\\\w|site-packages|0x[0-9a-f]{8}"
