@@ -45,6 +45,7 @@ from levljepa_hf.finetuning import (
 )
 from levljepa_hf.finetuning_data import ClassBalancedSampler
 from levljepa_hf.finetuning_modes import WeightedLoss, class_weights
+from levljepa_hf.released import save_released
 
 SIDE = 32
 NAMES = ("red", "green", "blue")
@@ -201,6 +202,18 @@ def test_without_a_transform_the_processor_prepares(image_processor, square_proc
         2,
         255,
     }
+
+
+@pytest.mark.parametrize("mode", ["L", "RGBA", "P", "I;16"])
+def test_images_of_any_mode_become_rgb(image_processor, mode):
+    split = labelled((0, 1))
+    split.images = [
+        image.convert("L").convert("I").convert(mode) if mode == "I;16" else image.convert(mode)
+        for image in split.images
+    ]
+    train = ClassificationDataset(split, image_processor, classification_transform(image_processor))
+    test = ClassificationDataset(split, image_processor)
+    assert train[0]["pixel_values"].shape == test[0]["pixel_values"].shape == (3, SIDE, SIDE)
 
 
 def test_images_are_turned_upright(square_processor, tmp_path):
@@ -595,7 +608,8 @@ def test_a_model_from_any_checkpoint(model, processor, tmp_path, task):
     model.save_pretrained(tmp_path / "full")
     processor.save_pretrained(tmp_path / "full")
     model.vision_model.save_pretrained(tmp_path / "tower")
-    for name in ("full", "tower"):
+    save_released(model, None, tmp_path / "released")
+    for name in ("full", "tower", "released"):
         tuned, image_processor = load_model(task, tmp_path / name, NAMES)
         assert tuned.config.id2label == dict(enumerate(NAMES)) and tuned.config.label2id["blue"] == 2
         assert tuned.classifier.out_features == 3
