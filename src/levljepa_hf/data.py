@@ -402,6 +402,7 @@ class LeVLJEPADataCollator:
         pad_to_multiple_of: pad the captions to a multiple of this (or to the longest length allowed), so that fewer
             different lengths occur.
         max_skipped_rate: the share of the samples that may be skipped.
+        counter: counts what was read and skipped, over all workers; by default a new one.
 
     Returns (when called with a list of samples):
         `pixel_values` (N, 3, H, W) float32, `input_ids` and `attention_mask` (N, L), and in evaluation, where the

@@ -28,6 +28,7 @@ from transformers import (
 )
 from transformers.trainer_utils import EvalLoopOutput, SchedulerType
 
+from ._field_help import with_field_help
 from .data import SAMPLE_INDEX, EndlessStream, LeVLJEPADataCollator, NumberedDataset, find_columns
 from .distributed import convert_sync_batchnorm
 from .evaluation.health import embedding_health, sigreg_floor
@@ -40,6 +41,7 @@ FILLED, UNNUMBERED = -1, -2  # indices of rows that are no sample, and of sample
 NO_WEIGHT_DECAY = ("pos_embed", "cls_token", "reg_token", "dist_token")  # timm's convention
 
 
+@with_field_help
 @dataclass
 class LeVLJEPATrainingArguments(TrainingArguments):
     """`TrainingArguments` with the released recipe's optimiser settings, and the options of `LeVLJEPATrainer`."""
