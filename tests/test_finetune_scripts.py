@@ -24,7 +24,7 @@ from transformers import (
 )
 
 from levljepa_hf import LeVLJEPAForImageClassification, LeVLJEPAForSemanticSegmentation
-from levljepa_hf.finetuning_command import OPTIONS, parse_options
+from levljepa_hf.finetuning.command import OPTIONS, parse_options
 from levljepa_hf.recipes import run_script, save_recipe
 from test_hub import run_without_package
 from test_pretrain import fields_of

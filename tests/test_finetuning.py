@@ -43,8 +43,8 @@ from levljepa_hf.finetuning import (
     predicted_maps,
     segmentation_transform,
 )
-from levljepa_hf.finetuning_data import ClassBalancedSampler
-from levljepa_hf.finetuning_modes import WeightedLoss, class_weights
+from levljepa_hf.finetuning.data import ClassBalancedSampler
+from levljepa_hf.finetuning.modes import WeightedLoss, class_weights
 from levljepa_hf.released import save_released
 
 SIDE = 32
@@ -692,7 +692,7 @@ def test_splits_of_other_classes_are_refused():
 
 def test_classes_without_a_sample_are_named(caplog, monkeypatch):
     warned = []
-    monkeypatch.setattr("levljepa_hf.finetuning.logger.warning", warned.append)
+    monkeypatch.setattr("levljepa_hf.finetuning.trainer.logger.warning", warned.append)
     assert check_train_classes(labelled((0, 2))).tolist() == [1, 0, 1]
     assert warned == ["1 of 3 classes have no sample in colors/train and cannot be learned: green."]
     check_train_classes(labelled())

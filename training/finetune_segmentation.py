@@ -16,7 +16,7 @@ segmentation.png, and recipe.yaml, which repeats the run. The command line wins 
 from collections.abc import Sequence
 from pathlib import Path
 
-from levljepa_hf.finetuning_command import fine_tune, parse_options
+from levljepa_hf.finetuning.command import fine_tune, parse_options
 from levljepa_hf.recipes import run_script
 
 RECIPES = Path(__file__).parent / "recipes"

@@ -84,7 +84,7 @@ class MeanIoU(_Metric):
             return
         low = min(reference.min(), prediction.min())
         base = int(max(reference.max(), prediction.max())) - int(low) + 1
-        # One number a pixel, as unique rows would take a hundred times as long.
+        # One number a pixel: unique rows would take many times as long.
         codes = (reference.astype(np.int64) - low) * base + (prediction.astype(np.int64) - low)
         codes, pixels = np.unique(codes, return_counts=True)
         pairs = zip((codes // base + low).tolist(), (codes % base + low).tolist(), strict=True)

@@ -1,22 +1,11 @@
-"""Fine-tuning for classification and semantic segmentation on transformers' `Trainer`, from any LeVLJEPA checkpoint.
-
-    train, test = (load_split("scenes", "linear-probe", split, max_samples=500) for split in ("train", "test"))
-    model, processor = load_model("classification", "runs/demo", train.class_names)
-    args = ClassificationArguments("runs/classifier", mode="lora", num_train_epochs=3)
-    trainer = build_trainer(model, processor, args, train, test)
-    trainer.train()
-    trainer.evaluate()  # {"eval_accuracy": ..., "eval_top5_accuracy": ..., ...}
-    trainer.merge_lora().save_model()  # a plain model, which AutoModelForImageClassification loads
-
-`training/finetune_classification.py` and `training/finetune_segmentation.py` do the same from the command line.
-"""
+"""Arguments, model, metrics and the Trainer of fine-tuning, and the pictures at its end."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from .evaluation import _extra  # noqa: F401  isort: skip  (says what to install)
+from ..evaluation import _extra  # noqa: F401  isort: skip  (says what to install)
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
@@ -34,11 +23,16 @@ from transformers.image_processing_utils import BaseImageProcessor
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 from transformers.utils import IMAGE_PROCESSOR_NAME, PROCESSOR_NAME, cached_file, logging
 
-from .configuration_levljepa import LeVLJEPAConfig
-from .evaluation.metrics import MeanIoU, TopKAccuracy
-from .evaluation.pictures import plot_confusion, plot_segmentation
-from .evaluation.splits import EvaluationSplit, check_same_classes
-from .finetuning_data import (
+from ..configuration_levljepa import LeVLJEPAConfig
+from ..evaluation.metrics import MeanIoU, TopKAccuracy
+from ..evaluation.pictures import plot_confusion, plot_segmentation
+from ..evaluation.splits import EvaluationSplit, check_same_classes
+from ..hub import ModelCardMixin
+from ..image_files import open_image
+from ..modeling_levljepa import LeVLJEPAForImageClassification, LeVLJEPAForSemanticSegmentation
+from ..processing_levljepa import LeVLJEPAImageProcessor
+from ..released import QUIET
+from .data import (
     ClassBalancedSampler,
     ClassificationDataset,
     FineTuningCollator,
@@ -49,7 +43,7 @@ from .finetuning_data import (
     output_size,
     segmentation_transform,
 )
-from .finetuning_modes import (
+from .modes import (
     MODES,
     TaskModel,
     WeightedLoss,
@@ -61,10 +55,9 @@ from .finetuning_modes import (
     names_without,
     upsampled,
 )
-from .image_files import open_image
-from .modeling_levljepa import LeVLJEPAForImageClassification, LeVLJEPAForSemanticSegmentation
-from .processing_levljepa import LeVLJEPAImageProcessor
-from .released import QUIET
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 logger = logging.get_logger(__name__)
 
@@ -428,7 +421,7 @@ def predicted_maps(logits: Tensor, labels: Tensor) -> Tensor:
 # ------------------------------------------------------------------------------------------------------------- trainer
 
 
-class FineTuningTrainer(Trainer):
+class FineTuningTrainer(ModelCardMixin, Trainer):
     """transformers' `Trainer`, which can draw classes equally often, and merge LoRA into a plain model.
 
     Args:
@@ -567,10 +560,10 @@ def _trainable(model: TaskModel, args: FineTuningArguments) -> Any:
 # ------------------------------------------------------------------------------------------------------------ pictures
 
 
-def draw_confusion(trainer: FineTuningTrainer, path: str | Path) -> None:
-    """The confusion matrix of the last evaluation."""
+def draw_confusion(trainer: FineTuningTrainer, path: str | Path | None = None) -> "Figure":
+    """The confusion matrix of the last evaluation; written to `path`, if given."""
     metrics, names = trainer.compute_metrics, trainer.train_dataset.split.class_names
-    plot_confusion(metrics.labels, metrics.predicted, names, path)
+    return plot_confusion(metrics.labels, metrics.predicted, names, path)
 
 
 @torch.no_grad()
@@ -578,10 +571,11 @@ def draw_segmentation(
     model: LeVLJEPAForSemanticSegmentation,
     processor: BaseImageProcessor,
     split: EvaluationSplit,
-    path: str | Path,
+    path: str | Path | None = None,
     num_images: int = _NUM_SHOWN,
-) -> None:
-    """Images of a split, their masks and what the model predicts, in the processor's size."""
+) -> "Figure":
+    """Images of a split, their masks and what the model predicts, in the processor's size; written to `path`, if
+    given."""
     shown = torch.linspace(0, len(split.images) - 1, min(num_images, len(split.images))).long().tolist()
     dataset = SegmentationDataset(split, processor, void=len(split.class_names))
     samples = [dataset[i] for i in shown]
@@ -590,32 +584,23 @@ def draw_segmentation(
     predicted = predicted_maps(model.eval()(pixel_values).logits, labels).cpu()
     images = [open_image(split.images[i]).convert("RGB") for i in shown]
     pixels = processor(images, do_normalize=False, return_tensors="pt")["pixel_values"]
-    plot_segmentation(pixels, labels, predicted, split.class_names, path)
+    return plot_segmentation(pixels, labels, predicted, split.class_names, path)
 
 
 __all__ = [
     "CLASS_BALANCES",
     "TASKS",
     "ClassificationArguments",
-    "ClassificationDataset",
     "ClassificationMetrics",
     "FineTuningArguments",
-    "FineTuningCollator",
     "FineTuningTrainer",
     "SegmentationArguments",
-    "SegmentationDataset",
     "SegmentationMetrics",
-    "add_lora",
     "build_trainer",
     "check_classes",
     "check_train_classes",
-    "classification_transform",
-    "count_classes",
     "draw_confusion",
     "draw_segmentation",
-    "freeze_tower",
-    "layer_decay_groups",
     "load_model",
     "predicted_maps",
-    "segmentation_transform",
 ]

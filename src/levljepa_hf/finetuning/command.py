@@ -8,15 +8,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from .evaluation import _extra  # noqa: F401  isort: skip  (says what to install)
+from ..evaluation import _extra  # noqa: F401  isort: skip  (says what to install)
 from torchvision.transforms import v2
 from transformers import HfArgumentParser, set_seed
 from transformers.hf_argparser import HfArg
 from transformers.image_processing_utils import BaseImageProcessor
 
-from .evaluation.datasets import load_split
-from .evaluation.splits import EvaluationSplit
-from .finetuning import (
+from ..evaluation.datasets import load_split
+from ..evaluation.splits import EvaluationSplit
+from ..hub import prepare_push
+from ..recipes import add_overrides, config_from_preset, parse_arguments, recipe_names, save_recipe
+from .data import AUGMENTATIONS, classification_transform, count_classes, segmentation_transform
+from .trainer import (
     ClassificationArguments,
     FineTuningArguments,
     FineTuningTrainer,
@@ -28,8 +31,6 @@ from .finetuning import (
     draw_segmentation,
     load_model,
 )
-from .finetuning_data import AUGMENTATIONS, classification_transform, count_classes, segmentation_transform
-from .recipes import add_overrides, config_from_preset, parse_arguments, recipe_names, save_recipe
 
 _SPLITS_OF = {"classification": "linear-probe", "segmentation": "segmentation"}  # `load_split`'s names of the tasks
 
@@ -183,6 +184,7 @@ def fine_tune(task: str, model_args: ModelArguments, data_args: Any, args: FineT
         OSError: if the checkpoint or the data are not within reach.
     """
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    prepare_push(args, at_end_only=args.mode == "lora")  # single checkpoints of LoRA are adapters, and no models
     set_seed(args.seed)
     config = config_from_preset(model_args.preset, model_args.config) if model_args.preset else None
     with args.main_process_first(desc="preparing the dataset"):
@@ -222,6 +224,7 @@ def fine_tune(task: str, model_args: ModelArguments, data_args: Any, args: FineT
     trainer.save_model()
     if trainer.is_world_process_zero():
         report(task, trainer, test, metrics)
+    trainer.create_model_card()
     if push:
         trainer.push_to_hub()
     return metrics
