@@ -65,7 +65,8 @@ def pixel_values():
 
 
 def test_a_whole_checkpoint_gives_tokens_embeddings_and_predictions(checkpoint, model, pixel_values):
-    encoder = load_encoder(str(checkpoint))
+    encoder = load_encoder(checkpoint)
+    assert encoder.name == str(checkpoint)  # a word in files and tables, also where a path was given
     tokens, embeddings = encoder.encode(pixel_values)
     with torch.no_grad():
         expected = model.vision_model(pixel_values)

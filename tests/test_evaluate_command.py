@@ -8,6 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 from huggingface_hub import ModelCard
+from matplotlib.figure import Figure
 from PIL import Image
 
 from levljepa_hf import LeVLJEPAVisionModel, cli
@@ -65,6 +66,13 @@ def test_every_task_runs_on_scenes_and_leaves_figures_pictures_and_a_card(checkp
         raise ImportError("not installed")
 
     monkeypatch.setattr(language_models, "packaged_language_model", missing)  # tests/test_vlm.py has a tiny one
+    draw, figures = command._draw, {}
+
+    def draw_twice(record, path):
+        figures[record.task] = [drawn() for drawn in record.result.pictures.values()]  # as in a notebook
+        draw(record, path)
+
+    monkeypatch.setattr(command, "_draw", draw_twice)
     output = tmp_path / "results.json"
     options = ["--output", str(output), "--cache_dir", str(tmp_path / "cache"), "--card"]
     assert cli.main(["evaluate", "all", "--model", str(checkpoint), "random", *SCENES, *options]) == 0
@@ -86,6 +94,8 @@ def test_every_task_runs_on_scenes_and_leaves_figures_pictures_and_a_card(checkp
             drawn.load()
     tasks_with_pictures = {p.name.split("results-")[1].split(checkpoint.name)[0] for p in tmp_path.glob("*.png")}
     assert len(tasks_with_pictures) >= 6
+    drawn = [figure for task, of_task in figures.items() for figure in of_task]
+    assert len(drawn) >= 6 and all(isinstance(figure, Figure) for figure in drawn)
     card = ModelCard.load(checkpoint / "README.md")
     assert {one.metric_name.split()[0] for one in card.data.eval_results} == {task for task, _ in measured}
     assert card.text.strip() == "A card."

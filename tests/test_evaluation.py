@@ -13,7 +13,14 @@ from torchvision.transforms.v2 import functional as tvF
 from levljepa_hf import LeVLJEPAConfig, LeVLJEPAModel, SIGReg
 from levljepa_hf.evaluation.embeddings import Embeddings, embed_images, embed_texts
 from levljepa_hf.evaluation.health import effective_rank, embedding_health, matched_and_shuffled_cosine, sigreg_floor
-from levljepa_hf.evaluation.pictures import patch_pca, plot_losses, plot_nearest, plot_patch_pca
+from levljepa_hf.evaluation.pictures import (
+    patch_pca,
+    patch_similarity,
+    plot_losses,
+    plot_nearest,
+    plot_patch_pca,
+    plot_patch_similarity,
+)
 from levljepa_hf.evaluation.retrieval import retrieval_chance, retrieval_recall
 from levljepa_hf.evaluation.zero_shot import PROMPTS, zero_shot_accuracy, zero_shot_classifier
 from levljepa_hf.modeling_levljepa import READOUTS
@@ -384,13 +391,43 @@ def test_pictures_are_written(tmp_path, generator):
         plot_patch_pca(images, torch.randn(3, 6, 8, generator=generator), tmp_path / "pca.png")
 
 
-def test_nearest_images_are_in_order(tmp_path, monkeypatch):
-    from levljepa_hf.evaluation import pictures
+def test_patch_similarity_is_the_cosine_with_the_patch(generator):
+    features = torch.randn(2, 6, 8, generator=generator)
+    found = patch_similarity(features, image=1, patch=4)
+    for image in range(2):
+        for patch in range(6):
+            expected = torch.cosine_similarity(features[image, patch], features[1, 4], dim=0)
+            assert found[image, patch].item() == pytest.approx(expected.item(), abs=1e-6)
 
-    drawn = []
-    monkeypatch.setattr(pictures, "_save", lambda figure, path, axes_off: drawn.extend(figure.axes))
+
+def test_the_patch_is_outlined_above_what_is_similar_to_it(tmp_path, generator):
+    images = [Image.new("RGB", (30, 20), color) for color in ("red", "green")]
+    features = torch.randn(2, 6, 8, generator=generator)
+    figure = plot_patch_similarity(images, features, (1, 1), tmp_path / "similarity.png", grid=(2, 3))
+    assert (tmp_path / "similarity.png").stat().st_size > 1000
+    *pictures, scale = figure.axes
+    assert scale.axison and scale.get_ylabel() == "cosine"
+    shown = torch.stack([torch.from_numpy(axis.images[0].get_array().data) for axis in pictures[2:]])
+    torch.testing.assert_close(shown.flatten(1), patch_similarity(features, 0, 4))
+    outlines = [[patch.get_bbox().bounds for patch in axis.patches] for axis in pictures]
+    assert outlines == [[(9.5, 9.5, 10, 10)], [], [(0.5, 0.5, 1, 1)], []]
+    for patch in ((2, 0), (0, 3), (-1, 0)):
+        with pytest.raises(ValueError, match=r"There is no patch \(.*\) in a grid of 2 x 3"):
+            plot_patch_similarity(images, features, patch, grid=(2, 3))
+    with pytest.raises(ValueError, match="6 patches do not fill a grid of 2 x 2"):
+        plot_patch_similarity(images, features, (0, 0))
+
+
+def test_nearest_images_are_in_order():
     images = [Image.new("RGB", (2, 2), (i, 0, 0)) for i in range(3)]
-    plot_nearest(["a", "b"], images, torch.tensor([[0.1, 0.9], [0.5, 0.2], [0.3, 0.4]]), tmp_path / "x.png")
+    caption = "a caption that is longer than its image is wide"
+    figure = plot_nearest([caption, "b"], images, torch.tensor([[0.1, 0.9], [0.5, 0.2], [0.3, 0.4]]))
+    figure.draw_without_rendering()
+    drawn = figure.axes
     shown = [int(axis.images[0].get_array()[0, 0, 0]) for axis in drawn]
     assert shown == [1, 2, 0, 0, 2, 1]
-    assert [axis.texts[0].get_text() for axis in (drawn[0], drawn[3])] == ["a", "b"]
+    assert [axis.texts[0].get_text() for axis in (drawn[0], drawn[3])] == [caption, "b"]
+    # the caption makes no room between columns, and belongs to what notebooks show
+    left = [axis.get_position().x0 for axis in drawn[:3]]
+    assert left[1] - left[0] == pytest.approx(left[2] - left[1])
+    assert drawn[0].texts[0].get_in_layout()

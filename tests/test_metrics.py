@@ -6,9 +6,9 @@ import random
 import numpy as np
 import pytest
 import torch
-from sklearn.metrics import jaccard_score
+from sklearn.metrics import jaccard_score, top_k_accuracy_score
 
-from levljepa_hf.evaluation.metrics import MeanIoU, RetrievalRecall, VQAAccuracy
+from levljepa_hf.evaluation.metrics import MeanIoU, RetrievalRecall, TopKAccuracy, VQAAccuracy
 from levljepa_hf.evaluation.retrieval import retrieval_recall
 from levljepa_hf.evaluation.vqa_metrics import gqa_accuracy, normalize_answer, pope_scores, vqa_accuracy
 
@@ -267,7 +267,46 @@ def test_vqa_accuracy_metric():
     assert metric.compute() == {"accuracy": pytest.approx(0.5)}
 
 
-@pytest.mark.parametrize("metric_class", [MeanIoU, RetrievalRecall, VQAAccuracy])
+@pytest.mark.parametrize("kind", [torch.as_tensor, np.asarray, lambda one: one.tolist()])
+def test_top_k_accuracy_is_the_plain_one(kind):
+    generator = torch.Generator().manual_seed(0)
+    scores, labels = torch.randn(40, 7, generator=generator), torch.randint(0, 7, (40,), generator=generator)
+    expected = {f"top{k}": top_k_accuracy_score(labels, scores, k=k, labels=range(7)) for k in (1, 3)}
+    assert 0 < expected["top1"] < expected["top3"] < 1
+    metric = TopKAccuracy(ks=(1, 3, 9))  # 9 is above the number of classes
+    for _ in range(2):  # and it forgets
+        for start in range(0, 40, 15):
+            metric.add_batch(predictions=kind(scores[start : start + 15]), references=kind(labels[start : start + 15]))
+        assert metric.compute() == pytest.approx(expected)
+    assert metric.compute(predictions=kind(scores), references=kind(labels)) == pytest.approx(expected)
+    metric.add(prediction=kind(scores[0]), reference=int(scores[0].argmax()))
+    assert metric.compute() == {"top1": 1, "top3": 1}
+
+
+@pytest.mark.parametrize(
+    ("predictions", "references", "message"),
+    [
+        ([[1.0, 2.0]], [2], "References go from 2 to 2, and there are scores of 2 classes, 0 to 1"),
+        ([[1.0, 2.0]], [-100], "References go from -100"),
+        ([[1.0, 2.0]], [0, 1], r"shape \(1, 2\) and references of \(2,\)"),
+        ([1.0, 2.0], [0, 1], r"shape \(2,\)"),
+    ],
+)
+def test_top_k_accuracy_refuses_what_does_not_fit(predictions, references, message):
+    with pytest.raises(ValueError, match=message):
+        TopKAccuracy().compute(predictions=predictions, references=references)
+
+
+def test_top_k_accuracy_needs_pairs_of_one_size():
+    metric = TopKAccuracy()
+    with pytest.raises(ValueError, match="Nothing was added"):
+        metric.compute()
+    metric.add_batch(predictions=[[1.0, 2.0]], references=[0])
+    with pytest.raises(ValueError, match="Scores of 3 classes after scores of 2"):
+        metric.add_batch(predictions=[[1.0, 2.0, 3.0]], references=[0])
+
+
+@pytest.mark.parametrize("metric_class", [MeanIoU, RetrievalRecall, TopKAccuracy, VQAAccuracy])
 def test_metrics_leave_no_file(metric_class, tmp_path, monkeypatch):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     metric = metric_class()

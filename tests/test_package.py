@@ -1,6 +1,8 @@
 """The package as it is installed: what the wheel holds, what works without the extras, citations, internals."""
 
+import argparse
 import ast
+import dataclasses
 import functools
 import importlib
 import inspect
@@ -19,6 +21,7 @@ import transformers
 import yaml
 
 import levljepa_hf
+import levljepa_hf.evaluation
 from lowest import lower_bounds
 
 ROOT = Path(__file__).parents[1]
@@ -207,3 +210,76 @@ def _own_function(_argument): self._own = 1
     assert used - defined == wanted
     assert "_init_weights" in inherited_private_names()
     assert "_created_lr_scheduler" in attributes_set(transformers.Trainer)
+
+
+# ---------------------------------------------------------------------------------------------------------------- help
+
+
+def public_classes() -> list[type]:
+    found = []
+    for module in (levljepa_hf, levljepa_hf.evaluation):
+        found += [one for name in module.__all__ if inspect.isclass(one := getattr(module, name))]
+    return found
+
+
+def own_arguments(cls: type) -> list[str]:
+    """Those of the constructor, but for what a base class of another package takes already."""
+    own = [base for base in cls.__mro__ if base.__module__.partition(".")[0] == "levljepa_hf"]
+    if dataclasses.is_dataclass(cls):
+        fields = {name for base in own for name in inspect.get_annotations(base)}
+        fields = {name for name in fields if not name.startswith("_")}
+        return [field.name for field in dataclasses.fields(cls) if field.init and field.name in fields]
+    makers = [base for base in own if "__init__" in vars(base)]
+    return [name for name in inspect.signature(makers[0].__init__).parameters if name != "self"] if makers else []
+
+
+def documented_arguments(cls: type) -> set[str]:
+    """The names in the section `Args` of the class's docstring."""
+    section = re.search(r"^Args:\n((?:    .*\n|\n)*)", (inspect.getdoc(cls) or "") + "\n", re.MULTILINE)
+    lines = re.findall(r"^    (\w[\w, ]*?)(?: \(.*)?(?::|$)", section.group(1) if section else "", re.MULTILINE)
+    return {name for line in lines for name in line.split(", ")}
+
+
+@pytest.mark.parametrize("cls", public_classes(), ids=lambda cls: cls.__name__)
+def test_every_argument_of_a_public_class_is_documented(cls: type) -> None:
+    assert vars(cls)["__doc__"], "the docstring is the base class's"
+    missing = [name for name in own_arguments(cls) if name not in documented_arguments(cls)]
+    assert not missing, f"help({cls.__name__}) does not say what these are: {', '.join(missing)}"
+
+
+def test_the_search_for_undocumented_arguments_finds_every_kind() -> None:
+    class Plain:
+        """Text.
+
+        Args:
+            a, b: Two.
+            c (`int` of shape `(1,)`, returned
+                when it is asked for): Three.
+
+        Raises:
+            d: An error is no argument.
+        """
+
+        def __init__(self, a, b, c, d, *e) -> None: ...
+
+    @dataclasses.dataclass
+    class Derived(argparse.Namespace):
+        """Text."""
+
+        f: int = 0
+
+    Plain.__module__ = Derived.__module__ = "levljepa_hf.somewhere"
+    assert documented_arguments(Plain) == {"a", "b", "c"}
+    assert own_arguments(Plain) == ["a", "b", "c", "d", "e"]
+    assert own_arguments(Derived) == ["f"] and documented_arguments(Derived) == set()
+    assert own_arguments(argparse.ArgumentParser) == []
+
+
+def test_every_public_function_and_method_is_documented() -> None:
+    """By itself, or by the method of a base class that it stands in for."""
+    named = [getattr(module, name) for module in (levljepa_hf, levljepa_hf.evaluation) for name in module.__all__]
+    undocumented = [one.__qualname__ for one in named if inspect.isfunction(one) and not inspect.getdoc(one)]
+    for cls in public_classes():
+        own = [one for name, one in vars(cls).items() if not name.startswith("_") and inspect.isfunction(one)]
+        undocumented += [one.__qualname__ for one in own if not inspect.getdoc(getattr(cls, one.__name__))]
+    assert not undocumented

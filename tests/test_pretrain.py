@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from accelerate import Accelerator
 from transformers import AutoModel, AutoProcessor
 
 from levljepa_hf import LeVLJEPAConfig, LeVLJEPAModel
@@ -477,6 +478,14 @@ def test_a_saved_recipe_holds_no_secret_and_no_resuming(tmp_path: Path) -> None:
         "output_dir": str(tmp_path),
         "use_cpu": True,
     }
+
+
+def test_saving_a_recipe_leaves_the_device_as_it_is(tmp_path: Path) -> None:
+    """Training arguments reset accelerate's state when they are made, also those of the defaults."""
+    groups = pretrain.parse_args(["--dataset", "photos", "--output_dir", str(tmp_path), "--use_cpu"])
+    accelerator = Accelerator(cpu=True)
+    save_recipe(tmp_path, groups)
+    assert accelerator.state.mixed_precision == "no" and accelerator.device.type == "cpu"
 
 
 def test_a_run_writes_its_recipe(run, imagefolder: Path, tmp_path: Path) -> None:  # noqa: F811

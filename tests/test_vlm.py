@@ -148,7 +148,7 @@ def test_the_bridge_learns_what_tokens_tell_and_no_more(language_model_folder, a
     assert seeing.details["answering"] == answering and seeing.details["steps"] == 80
     assert seeing.details["bridge_parameters"] == 8 * 32 + 32 + 32 * 32 + 32
     assert seeing.details["final_losses"][0] < blind.details["final_losses"][0] - 0.5
-    seeing.pictures["answers"](tmp_path / "answers.png")
+    assert len(seeing.pictures["answers"](tmp_path / "answers.png").axes) == 12
     with Image.open(tmp_path / "answers.png") as picture:
         assert picture.size[0] > 500
 

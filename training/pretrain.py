@@ -23,7 +23,6 @@ from pathlib import Path
 from typing import Any
 
 import levljepa_hf  # noqa: F401  isort: skip  (before what imports torchvision)
-from huggingface_hub.errors import StrictDataclassError
 from transformers import HfArgumentParser, IntervalStrategy, set_seed
 
 from levljepa_hf import LeVLJEPAConfig, LeVLJEPAModel, LeVLJEPAProcessor
@@ -38,8 +37,8 @@ from levljepa_hf.data import (
 from levljepa_hf.hub import prepare_push
 from levljepa_hf.recipes import (
     add_overrides,
-    as_config,
     as_overrides,
+    config_from_preset,
     parse_arguments,
     recipe_names,
     run_script,
@@ -205,17 +204,8 @@ def build_model(model_args: ModelArguments) -> tuple[LeVLJEPAModel, LeVLJEPAProc
 
 
 def build_config(model_args: ModelArguments) -> LeVLJEPAConfig:
-    """The preset with its overrides.
-
-    Raises:
-        ValueError: if a field is unknown or its value of the wrong type; the message names it.
-    """
-    try:
-        return LeVLJEPAConfig.from_preset(model_args.preset, **as_config(model_args.config))
-    except (StrictDataclassError, AttributeError) as error:  # AttributeError: a dtype that torch does not have
-        raise ValueError(
-            f"A value in `config` ({' '.join(model_args.config)}) is of the wrong type. {error}"
-        ) from error
+    """The preset with its overrides; a wrong one is an error that names it."""
+    return config_from_preset(model_args.preset, model_args.config)
 
 
 def load_train_data(data_args: DataArguments) -> tuple[Any, dict[str, str]]:

@@ -15,6 +15,7 @@ from transformers import (
     AutoImageProcessor,
     AutoModel,
     AutoModelForImageClassification,
+    AutoModelForImageTextToText,
     AutoModelForSemanticSegmentation,
     AutoModelForZeroShotImageClassification,
     AutoProcessor,
@@ -23,6 +24,7 @@ from transformers import (
 )
 
 from .configuration_levljepa import LeVLJEPAConfig, LeVLJEPATextConfig, LeVLJEPAVisionConfig
+from .llava_levljepa import LeVLJEPALlavaConfig, LeVLJEPALlavaForConditionalGeneration
 from .modeling_levljepa import (
     LeVLJEPABackbone,
     LeVLJEPAForImageClassification,
@@ -94,6 +96,10 @@ def _register_auto_classes() -> None:
         model_class.register_for_auto_class(auto_class.__name__)
     for config_class in (LeVLJEPAConfig, LeVLJEPATextConfig):
         AutoTokenizer.register(config_class, GPT2Tokenizer, exist_ok=True)
+    AutoConfig.register(LeVLJEPALlavaConfig.model_type, LeVLJEPALlavaConfig, exist_ok=True)
+    LeVLJEPALlavaConfig.register_for_auto_class()
+    AutoModelForImageTextToText.register(LeVLJEPALlavaConfig, LeVLJEPALlavaForConditionalGeneration, exist_ok=True)
+    LeVLJEPALlavaForConditionalGeneration.register_for_auto_class("AutoModelForImageTextToText")
     AutoProcessor.register(LeVLJEPAConfig, LeVLJEPAProcessor, exist_ok=True)
     LeVLJEPAProcessor.register_for_auto_class("AutoProcessor")
     LeVLJEPAImageProcessor.register_for_auto_class("AutoImageProcessor")
@@ -110,6 +116,8 @@ __all__ = [
     "LeVLJEPAForSemanticSegmentation",
     "LeVLJEPAImageProcessor",
     "LeVLJEPAImageProcessorPil",
+    "LeVLJEPALlavaConfig",
+    "LeVLJEPALlavaForConditionalGeneration",
     "LeVLJEPAModel",
     "LeVLJEPAOutput",
     "LeVLJEPAPreTrainedModel",

@@ -232,10 +232,13 @@ class LeVLJEPAVisionConfig(BackboneConfigMixin, PreTrainedConfig):
 @strict
 class LeVLJEPATextConfig(GPT2Config):
     r"""
-    Configuration of the text tower alone: a `GPT2Config` without dropout, and where the feature is read.
+    Configuration of the text tower alone: a `GPT2Config`, whose fields it takes (`n_embd`, `n_layer`, `n_head`,
+    `n_positions`, ...), without dropout, and where the feature is read.
 
     Args:
         text_readout: `"eot"`, the last unmasked token, or `"pad77"`, the last of 77 positions (see `LeVLJEPAConfig`).
+        resid_pdrop, embd_pdrop, attn_pdrop: Dropout rates, as in `GPT2Config`, but 0 by default.
+        use_cache: Whether past keys and values are kept; an encoder has no use for them.
 
     Raises:
         ValueError: if the readout is unknown.

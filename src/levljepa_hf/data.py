@@ -430,6 +430,7 @@ class LeVLJEPADataCollator:
         max_image_pixels: larger images are skipped (as decoded: large JPEGs may be decoded at a reduced scale).
         max_caption_characters: longer captions are not drawn.
         skipped_file: where the skipped samples are listed, a line of JSON each.
+        counter: counts what was read and skipped, over all workers; by default a new one.
 
     Returns (when called with a list of samples):
         `pixel_values` (N, 3, H, W) float32, `input_ids` and `attention_mask` (N, L), and in evaluation, where the

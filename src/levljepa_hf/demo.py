@@ -11,7 +11,7 @@ import io
 import math
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from . import _train_extra  # noqa: F401  isort: skip  (says what to install)
 import torch
 from torch.optim.lr_scheduler import LambdaLR
 from tqdm.auto import tqdm
-from transformers import ProgressCallback, TrainerCallback, set_seed
+from transformers import TrainerCallback, set_seed
 from transformers.trainer_callback import PrinterCallback
 from transformers.utils import logging as transformers_logging
 
@@ -135,11 +135,23 @@ def demo_checkpoint(folder: str | Path = "runs", steps: int = 150, num_scenes: i
             return place
     quick.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".quick.", dir=quick.parent) as scratch:
-        with contextlib.redirect_stdout(io.StringIO()):  # the report names a folder that moves
+        with _bars_only():
             run_demo(Path(scratch, "new"), steps=steps, num_scenes=num_scenes)
         if not quick.exists():  # another process may have been quicker
             Path(scratch, "new").rename(quick)
     return quick
+
+
+@contextlib.contextmanager
+def _bars_only() -> Iterator[None]:
+    """Inside, neither transformers' notes are shown nor the report, which names a folder that moves."""
+    verbosity = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            yield
+    finally:
+        transformers_logging.set_verbosity(verbosity)
 
 
 def run_demo(
@@ -278,6 +290,7 @@ def train(
         seed=seed,
         save_strategy="no",
         report_to="none",
+        disable_tqdm=True,  # for a bar of its own; notebooks would have a table besides
         **TRAINING,
     )
     trainer = _DemoTrainer(
@@ -288,7 +301,6 @@ def train(
         processing_class=processor,
         deadline=deadline,
     )
-    trainer.remove_callback(ProgressCallback)
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(_Progress(deadline))
     trainer.train()

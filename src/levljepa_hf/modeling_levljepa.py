@@ -286,7 +286,13 @@ TIMM_SUBCLASSES = {
 
 
 class LeVLJEPAPreTrainedModel(PreTrainedModel):
-    """Loading (native and released layouts) and initialisation, common to all classes."""
+    """Loading (native and released layouts) and initialisation, common to all classes.
+
+    Args:
+        config: The configuration of the class, which `from_pretrained` reads from the checkpoint.
+        inputs: Those of transformers' `PreTrainedModel`.
+        kwargs: The same.
+    """
 
     config: LeVLJEPAConfig
     config_class = LeVLJEPAConfig
@@ -412,6 +418,19 @@ class LeVLJEPAVisionModel(LeVLJEPAPreTrainedModel):
     """The vision tower alone: dense patch features.
 
     Loads from its own checkpoint, from a full LeVLJEPA checkpoint and from the released one.
+
+    Args:
+        config: A `LeVLJEPAVisionConfig`; the weights are new. `from_pretrained` loads trained ones.
+
+    Example:
+
+    ```python
+    >>> from levljepa_hf import LeVLJEPAProcessor, LeVLJEPAVisionModel
+
+    >>> model = LeVLJEPAVisionModel.from_pretrained(checkpoint)  # a folder or a Hub id
+    >>> processor = LeVLJEPAProcessor.from_pretrained(checkpoint)
+    >>> patches = model(**processor(images=image, return_tensors="pt")).last_hidden_state[:, 1:]
+    ```
     """
 
     config: LeVLJEPAVisionConfig
@@ -562,6 +581,10 @@ class LeVLJEPABackbone(BackboneMixin, LeVLJEPAPreTrainedModel):
     """The vision tower as a backbone for detection, segmentation and depth heads: feature maps of its patch tokens.
 
     `AutoBackbone.from_pretrained` looks names up on the Hub; this class's own `from_pretrained` takes folders as well.
+
+    Args:
+        config: A `LeVLJEPAVisionConfig`; `out_features=["stage6", "stage12"]` or `out_indices=[6, 12]`, there or in
+            `from_pretrained`, name the blocks that give maps. The last one alone is the default.
 
     Raises:
         ValueError: if `reshape_hidden_states=False` meets an architecture without a class token.
@@ -729,6 +752,9 @@ class LeVLJEPATextModel(LeVLJEPAPreTrainedModel):
     """The text tower alone: a GPT-2 that gives one feature a caption.
 
     Loads from its own checkpoint, from a full LeVLJEPA checkpoint and from the released one.
+
+    Args:
+        config: A `LeVLJEPATextConfig`; the weights are new. `from_pretrained` loads trained ones.
     """
 
     config: LeVLJEPATextConfig
@@ -788,7 +814,17 @@ class LeVLJEPATextModel(LeVLJEPAPreTrainedModel):
 
 
 class LeVLJEPAModel(LeVLJEPAPreTrainedModel):
-    """The whole model: both towers, their heads, the predictors and the loss (arXiv 2607.00784, section 3)."""
+    """The whole model: both towers, their heads, the predictors and the loss (arXiv 2607.00784, section 3).
+
+    An image's embedding Z_V and a text's Z_T each predict the other: Zhat_T = q_V(Z_V), Zhat_V = q_T(Z_T). Called with
+    both modalities it gives all four, their similarities and the loss (see `LeVLJEPAOutput`). `get_image_features` and
+    `get_text_features` embed one modality, `get_image_retrieval_features` and `get_text_retrieval_features` make
+    vectors for an index.
+
+    Args:
+        config: A `LeVLJEPAConfig`; the weights are new. `from_pretrained` loads trained ones from a folder or the Hub,
+            in transformers' layout or the released one.
+    """
 
     base_model_prefix = "vision_model"  # a bare vision tower loads into its place
     input_modalities = ("image", "text")
@@ -1101,7 +1137,23 @@ class _LinearClassifier(LeVLJEPAPreTrainedModel):
 
 
 class LeVLJEPAForImageClassification(_LinearClassifier):
-    """The vision tower with a linear classifier on its pooled feature (the class token)."""
+    """The vision tower with a linear classifier on its pooled feature (the class token).
+
+    `from_pretrained` of any checkpoint with a vision tower takes the tower from it and makes a new classifier, of
+    `num_labels` or `id2label`; of a checkpoint of this class it loads both.
+
+    Args:
+        config: A `LeVLJEPAConfig` (or that of a vision tower); the weights are new.
+
+    Example:
+
+    ```python
+    >>> from levljepa_hf import LeVLJEPAForImageClassification
+
+    >>> model = LeVLJEPAForImageClassification.from_pretrained(checkpoint, id2label={0: "cat", 1: "dog"})
+    >>> loss = model(pixel_values, labels=labels).loss
+    ```
+    """
 
     @can_return_tuple
     @known_arguments_only
@@ -1127,7 +1179,26 @@ class LeVLJEPAForImageClassification(_LinearClassifier):
 
 
 class LeVLJEPAForSemanticSegmentation(_LinearClassifier):
-    """The vision tower with a linear classifier on every patch token: the paper's linear segmentation protocol."""
+    """The vision tower with a linear classifier on every patch token: the paper's linear segmentation protocol.
+
+    `from_pretrained` of any checkpoint with a vision tower takes the tower from it and makes a new classifier, of
+    `num_labels` or `id2label`; of a checkpoint of this class it loads both. The protocol freezes the tower:
+    `model.vision_model.requires_grad_(False)`.
+
+    Args:
+        config: A `LeVLJEPAConfig` (or that of a vision tower); the weights are new.
+
+    Example:
+
+    ```python
+    >>> from levljepa_hf import LeVLJEPAForSemanticSegmentation, LeVLJEPAImageProcessor
+
+    >>> model = LeVLJEPAForSemanticSegmentation.from_pretrained(checkpoint, num_labels=150)
+    >>> processor = LeVLJEPAImageProcessor(size={"height": 224, "width": 224}, do_center_crop=False)
+    >>> outputs = model(**processor(image, segmentation_maps=mask, return_tensors="pt"))
+    >>> maps = processor.post_process_semantic_segmentation(outputs, target_sizes=[(480, 640)])
+    ```
+    """
 
     @can_return_tuple
     @known_arguments_only
@@ -1174,6 +1245,7 @@ __all__ = [
     "LeVLJEPAPreTrainedModel",
     "LeVLJEPATextModel",
     "LeVLJEPAVisionModel",
+    "READOUTS",
     "retrieval_embeds",
     "similarity",
 ]

@@ -174,8 +174,13 @@ class LeVLJEPAImageProcessor(_ImageProcessing, TorchvisionBackend):
     CLIP's statistics are those of the official training; give `image_mean` and `image_std` to choose others. For
     segmentation, where a crop would lose pixels, give `do_center_crop=False, size={"height": 224, "width": 224}`.
 
-    Takes PIL images of any mode, arrays, tensors, paths, URLs, alone or in lists of mixed sizes, and every argument of
-    transformers' `TorchvisionBackend`, at construction or in the call.
+    Takes PIL images of any mode, arrays, tensors, paths, URLs, alone or in lists of mixed sizes:
+    `processor(images, return_tensors="pt")` gives `pixel_values` `(N, 3, H, W)`, and with `segmentation_maps` also
+    `labels` `(N, H, W)` in the same geometry.
+
+    Args:
+        kwargs: Every argument of transformers' `TorchvisionBackend` (`size`, `crop_size`, `do_center_crop`,
+            `resample`, `image_mean`, `image_std`, ...), here or in the call.
     """
 
     def center_crop(self, image: torch.Tensor, size: SizeDict, **kwargs: Any) -> torch.Tensor:
@@ -198,7 +203,11 @@ class LeVLJEPAImageProcessor(_ImageProcessing, TorchvisionBackend):
 
 
 class LeVLJEPAImageProcessorPil(_ImageProcessing, PilBackend):
-    """The same as `LeVLJEPAImageProcessor` with PIL and NumPy: equal but for rounding within 1/255 in the resize."""
+    """The same as `LeVLJEPAImageProcessor` with PIL and NumPy: equal but for rounding within 1/255 in the resize.
+
+    Args:
+        kwargs: As `LeVLJEPAImageProcessor` takes them.
+    """
 
     def center_crop(self, image: np.ndarray, size: SizeDict, **kwargs: Any) -> np.ndarray:
         """torchvision's centre crop for an array `(C, H, W)`, padded with zeros where it is too small."""
@@ -294,6 +303,15 @@ class LeVLJEPAProcessor(ProcessorMixin):
 
     Raises:
         ValueError: if the readout is unknown, or the tokenizer is made for the other one or has no vocabulary.
+
+    Example:
+
+    ```python
+    >>> processor = LeVLJEPAProcessor.from_pretrained(checkpoint)  # or .from_image_size(224), for a new model
+    >>> inputs = processor(images=image, text=["a cat", "a dog"], return_tensors="pt")
+    >>> sorted(inputs)
+    ['attention_mask', 'input_ids', 'pixel_values']
+    ```
     """
 
     valid_processor_kwargs = LeVLJEPAProcessorKwargs

@@ -21,7 +21,10 @@ from typing import Any
 
 from . import _train_extra  # noqa: F401  isort: skip  (says what to install)
 import yaml
+from huggingface_hub.errors import StrictDataclassError
 from transformers import HfArgumentParser
+
+from .configuration_levljepa import LeVLJEPAConfig
 
 RECIPE_NAME = "recipe.yaml"
 # A number with an exponent, which PyYAML takes for a string without a point.
@@ -163,6 +166,18 @@ def add_overrides(recipe_config: dict[str, Any], overrides: Iterable[str]) -> li
     return as_overrides(as_config([*as_overrides(recipe_config), *overrides]))
 
 
+def config_from_preset(preset: str, overrides: Sequence[str] = ()) -> LeVLJEPAConfig:
+    """The configuration of a preset with its overrides, `name=value`.
+
+    Raises:
+        ValueError: if a field is unknown or its value of the wrong type; the message names it.
+    """
+    try:
+        return LeVLJEPAConfig.from_preset(preset, **as_config(overrides))
+    except (StrictDataclassError, AttributeError) as error:  # AttributeError: a dtype that torch does not have
+        raise ValueError(f"A value in `config` ({' '.join(overrides)}) is of the wrong type. {error}") from error
+
+
 # ------------------------------------------------------------------------------------------------------------ writing
 
 
@@ -238,6 +253,7 @@ __all__ = [
     "as_config",
     "as_overrides",
     "changed_options",
+    "config_from_preset",
     "parse_arguments",
     "read_recipe",
     "recipe_names",

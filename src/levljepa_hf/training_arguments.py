@@ -7,9 +7,11 @@ from typing import Any, Literal
 from . import _train_extra  # noqa: F401  isort: skip  (says what to install)
 from transformers import TrainingArguments
 
+from ._field_help import with_field_help
 from .streams import MAX_SKIPPED_SHARDS
 
 
+@with_field_help
 @dataclass
 class LeVLJEPATrainingArguments(TrainingArguments):
     """`TrainingArguments` with the released recipe's optimiser settings, and the options of `LeVLJEPATrainer`."""

@@ -21,6 +21,7 @@ from tqdm.auto import tqdm
 from transformers.hf_argparser import HfArg
 from transformers.image_utils import pil_torch_interpolation_mapping
 
+from .._field_help import with_field_help
 from ..data import draft_size
 from ..image_files import open_image
 from ..processing_levljepa import to_rgb
@@ -35,6 +36,7 @@ MLP_RATIO = 4  # width of the block's multilayer perceptron over that of its tok
 CROP_SCALE = (0.08, 1.0)  # shares of the image's area
 
 
+@with_field_help
 @dataclass(frozen=True)
 class AttentiveProbeProtocol:
     """The paper's: 12 heads, AdamW, learning rate 1e-3 by a cosine to 1 %, weight decay 1e-4, 20 epochs, random crops.
@@ -173,7 +175,7 @@ def evaluate_attentive_probe(
             "final_training_loss": losses,
         },
         chance=classification_chance(num_classes),
-        pictures={"confusion": lambda path: plot_confusion(y_test, predicted, test.class_names, path)},
+        pictures={"confusion": lambda path=None: plot_confusion(y_test, predicted, test.class_names, path)},
     )
 
 

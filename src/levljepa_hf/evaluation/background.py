@@ -11,6 +11,7 @@ from typing import Any
 
 from transformers.hf_argparser import HfArg
 
+from .._field_help import with_field_help
 from .datasets import EvaluationSplit
 from .encoders import Encoder
 from .pictures import plot_bars
@@ -21,6 +22,7 @@ from .zero_shot import top_k_accuracy
 VARIANTS = ("original", "mixed_same", "mixed_rand")
 
 
+@with_field_help
 @dataclass(frozen=True)
 class BackgroundProtocol(LinearProbeProtocol):
     """The paper's: its linear probe, without the bias.
@@ -70,7 +72,7 @@ def evaluate_background(
         details={**count_images(train, tests), "runs": [run.details for run in runs]},
         chance={f"{name}_top1": chance for name in tests},
     )
-    result.pictures["accuracies"] = lambda path: _plot(result, chance, path)
+    result.pictures["accuracies"] = lambda path=None: _plot(result, chance, path)
     return result
 
 
@@ -83,9 +85,9 @@ def _drops(top1: Mapping[str, float]) -> dict[str, float]:
     }
 
 
-def _plot(result: TaskResult, chance: float, path: Any) -> None:
+def _plot(result: TaskResult, chance: float, path: Any) -> Any:
     names = [f"{name}_top1" for name in VARIANTS]
-    plot_bars(
+    return plot_bars(
         [name.replace("_", " ") for name in VARIANTS],
         [result.metrics[name] for name in names],
         path,

@@ -9,6 +9,7 @@ import contextlib
 import functools
 import hashlib
 import json
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
@@ -50,13 +51,19 @@ class VisionTokens(NamedTuple):
 
 
 class Encoder(ABC):
-    """A frozen encoder in evaluation mode.
+    """A frozen encoder in evaluation mode, which `load_encoder` makes. Another kind defines `_image_processor` and
+    `_encode`, and `readouts` and `embed_texts` where it has a text tower.
 
-    Attributes:
-        name: As it was asked for.
-        model: The module, in evaluation mode and without gradients.
+        pixel_values = encoder.image_processor()(images, return_tensors="pt")["pixel_values"]
+        cls, patches, grid = encoder.tokens(pixel_values)  # [N, C], [N, P, C], (rows, columns)
+
+    Args:
+        name: What it is called in results.
+        model: The module; it is set to evaluation mode, and gradients are turned off.
         image_size: Side of its input in pixels.
         hidden_size: C, the width of its tokens.
+
+    Attributes:
         readouts: Those of `levljepa_hf.modeling_levljepa.READOUTS` that it offers; none without a text tower.
         fingerprint: Hex digest of the weights that images meet, their dtype and the configuration.
     """
@@ -264,7 +271,7 @@ class TransformersEncoder(Encoder):
 
 
 def load_encoder(
-    name: str,
+    name: str | os.PathLike,
     device: str | torch.device | None = None,
     dtype: torch.dtype = torch.float32,
     seed: int = 0,
@@ -288,6 +295,7 @@ def load_encoder(
         ValueError: if the name's kind is unknown, the weights do not belong to LeVLJEPA or are incomplete.
         OSError: if there is no such folder, Hub id or pretrained model.
     """
+    name = os.fspath(name)
     kind, _, rest = name.partition(":")
     if kind == "random":
         encoder = _random_encoder(name, rest, seed, like)

@@ -4,8 +4,9 @@ llava = build_llava(language_model, hidden_size=encoder.hidden_size, image_token
 reset_bridge(llava, seed=0)
 optimizer = torch.optim.AdamW(bridge_parameters(llava), lr=1e-3)  # nothing else has gradients
 
-A LLaVA of one's own reads what a LeVLJEPA tower gives before its final norm, as LLaVA does of CLIP;
-`read_normed_tokens` makes it read what comes after, as the paper's figures do.
+A LLaVA of one's own, with a tower in it, is `LeVLJEPALlavaForConditionalGeneration` of `levljepa_hf`. transformers'
+class reads what a LeVLJEPA tower gives before its final norm, as it does of CLIP; `read_normed_tokens` makes it read
+what comes after, as the paper's figures do.
 """
 
 from collections.abc import Sequence
@@ -21,6 +22,8 @@ from transformers import (
     PreTrainedModel,
 )
 from transformers.modeling_outputs import BaseModelOutputWithPooling
+
+from ..llava_levljepa import check_logits, read_normed_tokens
 
 IGNORED = -100  # label of what the loss leaves out
 
@@ -65,13 +68,7 @@ def build_llava(
     llava.generation_config = GenerationConfig()
     llava.eval().requires_grad_(False)
     llava.model.multi_modal_projector.requires_grad_(True)
-    with torch.no_grad():
-        text = torch.arange(min(8, config.text_config.vocab_size), device=language_model.device)[None]
-        if not torch.allclose(llava(input_ids=text).logits, language_model(input_ids=text).logits):
-            raise ValueError(
-                f"LLaVA does not give the logits of {language_model.config.model_type!r}, which does more than a "
-                "linear layer on its last hidden state: take a language model such as Llama, Qwen2 or SmolLM2."
-            )
+    check_logits(llava, language_model)
     return llava
 
 
@@ -102,31 +99,6 @@ def bridge_parameters(llava: LlavaForConditionalGeneration) -> list[nn.Parameter
         if module.training:
             raise RuntimeError(f"{name or 'LLaVA'} is in training mode: all that is frozen must be as in evaluation.")
     return bridge
-
-
-def read_normed_tokens(llava: LlavaForConditionalGeneration) -> LlavaForConditionalGeneration:
-    """Makes a LLaVA with a LeVLJEPA tower read the tokens after the tower's final norm; returns the same model.
-
-    `vision_feature_layer=-1` alone reads the last block's output, before that norm. Nothing is added to the weights,
-    so checkpoints are LLaVA's own; call it again after loading one. It serves every tower whose `last_hidden_state`
-    is after the final norm, as SigLIP's, DINOv2's and ViT's; CLIP's is not.
-
-    Raises:
-        ValueError: if the configuration does not read the last layer.
-    """
-    layers = llava.config.vision_feature_layer
-    if -1 not in ([layers] if isinstance(layers, int) else layers):
-        raise ValueError(
-            f"vision_feature_layer={layers} does not read the last layer, which the final norm follows: set it to -1."
-        )
-
-    def put_last(tower: nn.Module, inputs: tuple, outputs: BaseModelOutputWithPooling) -> BaseModelOutputWithPooling:
-        if outputs.hidden_states is not None:
-            outputs.hidden_states = (*outputs.hidden_states[:-1], outputs.last_hidden_state)
-        return outputs
-
-    llava.model.vision_tower.register_forward_hook(put_last)
-    return llava
 
 
 class Batch(NamedTuple):

@@ -17,6 +17,7 @@ import datasets
 import evaluate
 import numpy as np
 import torch
+from torchmetrics.classification import MulticlassAccuracy
 
 from .retrieval import retrieval_recall
 from .segmentation import iou_per_class
@@ -31,6 +32,11 @@ class _Metric(evaluate.Metric):
             cache_dir = tempfile.mkdtemp(prefix="levljepa-metric-")
             weakref.finalize(self, shutil.rmtree, cache_dir, ignore_errors=True)
         super().__init__(*args, cache_dir=cache_dir, **kwargs)
+
+
+def _tensor(values: Any) -> torch.Tensor:
+    """Arrays, tensors, numbers, and lists of any of these, as one tensor."""
+    return values if isinstance(values, torch.Tensor) else torch.as_tensor(np.asarray(values))
 
 
 class MeanIoU(_Metric):
@@ -74,8 +80,15 @@ class MeanIoU(_Metric):
                 f"A prediction has the shape {prediction.shape}, and its reference {reference.shape}: resize the "
                 "logits to the reference before taking the class."
             )
-        pairs, pixels = np.unique(np.stack([reference.ravel(), prediction.ravel()]), axis=1, return_counts=True)
-        self._pairs.update(dict(zip(map(tuple, pairs.T.tolist()), pixels.tolist(), strict=True)))
+        if not reference.size:
+            return
+        low = min(reference.min(), prediction.min())
+        base = int(max(reference.max(), prediction.max())) - int(low) + 1
+        # One number a pixel: unique rows would take many times as long.
+        codes = (reference.astype(np.int64) - low) * base + (prediction.astype(np.int64) - low)
+        codes, pixels = np.unique(codes, return_counts=True)
+        pairs = zip((codes // base + low).tolist(), (codes % base + low).tolist(), strict=True)
+        self._pairs.update(dict(zip(pairs, pixels.tolist(), strict=True)))
 
     def add_batch(self, *, predictions: Sequence[Any], references: Sequence[Any]) -> None:
         """Adds label maps and their references.
@@ -127,6 +140,86 @@ class MeanIoU(_Metric):
             "per_category_iou": iou.numpy(),
             "per_category_accuracy": accuracy.numpy(),
         }
+
+
+class TopKAccuracy(_Metric):
+    """Share of samples whose class is among the k of highest score; memory does not grow with their number.
+
+    Predictions are scores [C] (logits will do), references classes. What is added is only counted, by torchmetrics.
+
+        metric = TopKAccuracy(ks=(1, 5))
+        metric.add_batch(predictions=logits, references=labels)
+        metric.compute()  # {"top1": 0.8, "top5": 0.95}
+
+    Args:
+        ks: The k of top-k; those above C are left out.
+        args, kwargs: Of `evaluate.Metric`.
+    """
+
+    def __init__(self, *args: Any, ks: Sequence[int] = (1, 5), **kwargs: Any) -> None:
+        self.ks = tuple(ks)
+        self._counters: dict[int, MulticlassAccuracy] = {}  # by k, made at the first scores
+        super().__init__(*args, **kwargs)
+
+    def _info(self) -> evaluate.MetricInfo:
+        return evaluate.MetricInfo(
+            description="Top-k accuracy.",
+            citation="",
+            inputs_description="Predictions are scores of the classes, references the right classes.",
+            features=datasets.Features(
+                {"predictions": datasets.Sequence(datasets.Value("float32")), "references": datasets.Value("int64")}
+            ),
+        )
+
+    def add(self, *, prediction: Any, reference: Any) -> None:
+        """Adds the scores [C] of one sample and its class.
+
+        Raises:
+            ValueError: as `add_batch`.
+        """
+        self.add_batch(predictions=_tensor(prediction)[None], references=_tensor(reference)[None])
+
+    def add_batch(self, *, predictions: Any, references: Any) -> None:
+        """Adds scores [N, C] and classes [N]; arrays, tensors and lists will do.
+
+        Raises:
+            ValueError: if they are not as many, the number of classes changes, or a reference is no class.
+        """
+        scores, classes = _tensor(predictions).float(), _tensor(references)
+        if scores.ndim != 2 or classes.shape != scores.shape[:1]:
+            raise ValueError(
+                f"Predictions of shape {tuple(scores.shape)} and references of {tuple(classes.shape)}: give scores "
+                "[N, C] and one class for each, [N]."
+            )
+        num_classes = scores.shape[1]
+        if len(classes) and not 0 <= int(classes.min()) <= int(classes.max()) < num_classes:
+            raise ValueError(
+                f"References go from {classes.min()} to {classes.max()}, and there are scores of {num_classes} "
+                f"classes, 0 to {num_classes - 1}."
+            )
+        if not self._counters:
+            ks = [k for k in self.ks if k <= num_classes]
+            self._counters = {
+                k: MulticlassAccuracy(num_classes, top_k=k, average="micro", validate_args=False).to(scores.device)
+                for k in ks
+            }
+        for counter in self._counters.values():
+            if counter.num_classes != num_classes:
+                raise ValueError(f"Scores of {num_classes} classes after scores of {counter.num_classes}.")
+            counter.update(scores, classes)
+
+    def compute(self, *, predictions: Any = None, references: Any = None) -> dict[str, float]:
+        """`top1`, `top5` and so on of what was added, these included, as fractions; forgets it.
+
+        Raises:
+            ValueError: if nothing was added.
+        """
+        if predictions is not None or references is not None:
+            self.add_batch(predictions=predictions, references=references)
+        if not self._counters:
+            raise ValueError("Nothing was added: give predictions and references here, or by add_batch before.")
+        counters, self._counters = self._counters, {}
+        return {f"top{k}": counter.compute().item() for k, counter in counters.items()}
 
 
 class RetrievalRecall(_Metric):
@@ -184,4 +277,4 @@ class VQAAccuracy(_Metric):
         return {"accuracy": sum(scores) / len(predictions)}
 
 
-__all__ = ["MeanIoU", "RetrievalRecall", "VQAAccuracy"]
+__all__ = ["MeanIoU", "RetrievalRecall", "TopKAccuracy", "VQAAccuracy"]

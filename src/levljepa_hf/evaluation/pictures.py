@@ -1,18 +1,29 @@
-"""Pictures of a run and of its evaluation: losses, PCA of patch features, nearest images, confusion matrix."""
+"""Pictures of a run and of its evaluation: losses, patch features, nearest images, predictions.
 
+Each function returns matplotlib's figure, which a notebook shows after `%matplotlib inline`, and writes it as a PNG
+where it is given a path.
+"""
+
+import math
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 LOSS_TERMS = ("loss", "prediction_loss", "sigreg_vision", "sigreg_text")
 
 
-def plot_losses(log_history: Sequence[dict[str, Any]], path: str | Path, terms: Sequence[str] = LOSS_TERMS) -> None:
+def plot_losses(
+    log_history: Sequence[dict[str, Any]], path: str | Path | None = None, terms: Sequence[str] = LOSS_TERMS
+) -> "Figure":
     """A panel for each loss term over the steps, logarithmic; `log_history` is `trainer.state.log_history`."""
     figure, axes = _figure(len(terms), columns=len(terms), side=2.8)
     for axis, term in zip(axes, terms, strict=True):
@@ -20,7 +31,7 @@ def plot_losses(log_history: Sequence[dict[str, Any]], path: str | Path, terms: 
         axis.plot(*zip(*points, strict=True) if points else ((), ()), color="#1f5fa8")
         axis.set(title=term, xlabel="step", yscale="log" if points and min(y for _, y in points) > 0 else "linear")
         axis.grid(alpha=0.3)
-    _save(figure, path)
+    return _save(figure, path)
 
 
 def patch_pca(patch_features: Tensor, num_components: int = 3) -> Tensor:
@@ -38,63 +49,140 @@ def patch_pca(patch_features: Tensor, num_components: int = 3) -> Tensor:
 
 
 def plot_patch_pca(
-    images: Sequence[Image.Image], patch_features: Tensor, path: str | Path, grid: tuple[int, int] | None = None
-) -> None:
+    images: Sequence[Image.Image],
+    patch_features: Tensor,
+    path: str | Path | None = None,
+    grid: tuple[int, int] | None = None,
+) -> "Figure":
     """Images above, the first three principal components of their patch features as RGB below.
 
     Args:
         images: N images.
         patch_features: [N, P, C] post-norm patch tokens, without the class token.
-        path: where to write the PNG.
+        path: where to write the PNG, if anywhere.
         grid: (rows, columns) of the patches, by default a square.
     """
-    num_patches = patch_features.shape[1]
-    rows, columns = grid or (int(num_patches**0.5),) * 2
-    if rows * columns != num_patches:
-        raise ValueError(f"{num_patches} patches do not fill a grid of {rows} x {columns}: pass grid=(rows, columns).")
+    rows, columns = _grid(patch_features, grid)
     colors = patch_pca(patch_features.cpu()).unflatten(1, (rows, columns)).numpy()
-    figure, axes = _figure(2 * len(images), columns=len(images), side=1.1)
+    figure, axes = _figure(2 * len(images), columns=len(images), side=1.1, aspect=columns / rows, title=0)
     for index, (image, color) in enumerate(zip(images, colors, strict=True)):
         axes[index].imshow(image)
         axes[len(images) + index].imshow(color, interpolation="nearest")
-    _save(figure, path, axes_off=True)
+    return _save(figure, path, axes_off=True)
+
+
+def patch_similarity(patch_features: Tensor, image: int, patch: int) -> Tensor:
+    """Cosine of one patch with every patch of every image: [N, P, C] to [N, P].
+
+    Args:
+        patch_features: [N, P, C] post-norm patch tokens, without the class token.
+        image: index of the image that holds the patch.
+        patch: index of the patch in it, row by row.
+    """
+    unit = F.normalize(patch_features.detach().float(), dim=-1)
+    return unit @ unit[image, patch]
+
+
+def plot_patch_similarity(
+    images: Sequence[Image.Image],
+    patch_features: Tensor,
+    patch: tuple[int, int],
+    path: str | Path | None = None,
+    grid: tuple[int, int] | None = None,
+) -> "Figure":
+    """Images above; below, how similar each of their patches is to one of the first image, which is outlined.
+
+    Args:
+        images: N images, the first with the patch.
+        patch_features: [N, P, C] post-norm patch tokens, without the class token.
+        patch: (row, column) of the patch.
+        path: where to write the PNG, if anywhere.
+        grid: (rows, columns) of the patches, by default a square.
+
+    Raises:
+        ValueError: if the patches do not fill the grid, or the patch lies outside.
+    """
+    rows, columns = _grid(patch_features, grid)
+    row, column = patch
+    if not (0 <= row < rows and 0 <= column < columns):
+        raise ValueError(f"There is no patch {patch} in a grid of {rows} x {columns}: count rows and columns from 0.")
+    from matplotlib.patches import Rectangle
+
+    cosines = patch_similarity(patch_features.cpu(), 0, row * columns + column).unflatten(1, (rows, columns))
+    figure, axes = _figure(2 * len(images), columns=len(images), side=1.3, aspect=columns / rows, title=0)
+    for index, (image, cosine) in enumerate(zip(images, cosines, strict=True)):
+        axes[index].imshow(image)
+        drawn = axes[len(images) + index].imshow(cosine.numpy(), vmin=cosines.min().item(), vmax=1)
+    height, width = images[0].height / rows, images[0].width / columns
+    corner = (column * width - 0.5, row * height - 0.5)  # pixel centres are at integers
+    axes[0].add_patch(Rectangle(corner, width, height, fill=False, edgecolor="red", linewidth=2))
+    axes[len(images)].add_patch(Rectangle((column - 0.5, row - 0.5), 1, 1, fill=False, edgecolor="red", linewidth=2))
+    for axis in axes:
+        axis.set_axis_off()
+    figure.colorbar(drawn, ax=axes[len(images) :], label="cosine")
+    return _save(figure, path)
+
+
+def _grid(patch_features: Tensor, grid: tuple[int, int] | None) -> tuple[int, int]:
+    """(rows, columns) of the patches of [N, P, C]; by default they fill a square."""
+    num_patches = patch_features.shape[1]
+    rows, columns = grid or (math.isqrt(num_patches),) * 2
+    if rows * columns != num_patches:
+        raise ValueError(f"{num_patches} patches do not fill a grid of {rows} x {columns}: pass grid=(rows, columns).")
+    return rows, columns
 
 
 def plot_nearest(
-    captions: Sequence[str], images: Sequence[Image.Image], scores: Tensor, path: str | Path, num_images: int = 8
-) -> None:
+    captions: Sequence[str],
+    images: Sequence[Image.Image],
+    scores: Tensor,
+    path: str | Path | None = None,
+    num_images: int = 8,
+) -> "Figure":
     """For each caption the most similar images, best first.
 
     Args:
         captions: M captions, one a row.
         images: the N images to choose from.
         scores: [N, M] similarities.
-        path: where to write the PNG.
+        path: where to write the PNG, if anywhere.
         num_images: images in a row.
     """
     num_images = min(num_images, len(images))
     best = scores.topk(num_images, dim=0).indices.T.tolist()  # [M, num_images]
     figure, axes = _figure(len(captions) * num_images, columns=num_images, side=1.3)
+    texts = []
     for row, (caption, indices) in enumerate(zip(captions, best, strict=True)):
         for column, index in enumerate(indices):
             axes[row * num_images + column].imshow(images[index])
         first = axes[row * num_images]
         text = first.text(0, 1.05, caption, transform=first.transAxes, fontsize=9)
         text.set_in_layout(False)  # it spans the row: the first column need not be as wide
+        texts.append(text)
     figure.get_layout_engine().set(hspace=0.15, h_pad=0.15)
-    _save(figure, path, axes_off=True)
+    for axis in axes:
+        axis.set_axis_off()
+    figure.draw_without_rendering()  # places the images
+    figure.set_layout_engine("none")
+    for text in texts:
+        text.set_in_layout(True)  # notebooks cut off what is not in the layout
+    return _save(figure, path)
 
 
 def plot_confusion(
-    labels: Tensor, predicted: Tensor, class_names: Sequence[str], path: str | Path, max_classes: int = 60
-) -> None:
+    labels: Tensor,
+    predicted: Tensor,
+    class_names: Sequence[str],
+    path: str | Path | None = None,
+    max_classes: int = 60,
+) -> "Figure":
     """Confusion matrix, each row (a true class) divided by its number of samples.
 
     Args:
         labels: [N] true classes.
         predicted: [N] predicted classes.
         class_names: C names, in the order of the labels.
-        path: where to write the PNG.
+        path: where to write the PNG, if anywhere.
         max_classes: Of more, those with the most mistakes are shown, and the title says so.
     """
     num_classes = len(class_names)
@@ -113,7 +201,7 @@ def plot_confusion(
     if len(shown) < num_classes:
         axis.set_title(f"the {max_classes} of {num_classes} classes with the most mistakes", fontsize=9)
     figure.colorbar(image, ax=axis, shrink=0.6, label="share of the true class")
-    _save(figure, path)
+    return _save(figure, path)
 
 
 def plot_segmentation(
@@ -121,9 +209,9 @@ def plot_segmentation(
     labels: Tensor,
     predicted: Tensor,
     class_names: Sequence[str],
-    path: str | Path,
+    path: str | Path | None = None,
     max_names: int = 12,
-) -> None:
+) -> "Figure":
     """A row for each image: the image, its true classes, the predicted ones, and their colours.
 
     Args:
@@ -131,7 +219,7 @@ def plot_segmentation(
         labels: [N, H, W] true classes; what is none of the C classes is void, in grey.
         predicted: [N, H, W] predicted classes.
         class_names: C names. A class has the same colour in every picture of C classes or more.
-        path: where to write the PNG.
+        path: where to write the PNG, if anywhere.
         max_names: names in a row, those of the classes with the most pixels.
     """
     num_classes = len(class_names)
@@ -154,7 +242,7 @@ def plot_segmentation(
         if len(found) > max_names:
             legend.text(0.12, -0.04, f"and {len(found) - max_names} more", va="center", fontsize=7)
         legend.set(xlim=(0, 1), ylim=(0, 1))
-    _save(figure, path, axes_off=True)
+    return _save(figure, path, axes_off=True)
 
 
 def _class_colors(num_classes: int) -> Tensor:
@@ -174,8 +262,8 @@ def plot_answers(
     answers: Sequence[str],
     truths: Sequence[str],
     scores: Sequence[float],
-    path: str | Path,
-) -> None:
+    path: str | Path | None = None,
+) -> "Figure":
     """Images with a question each, what was answered (green where it counts as right, else red) and the truth.
 
     Args:
@@ -184,7 +272,7 @@ def plot_answers(
         answers: N answers given.
         truths: N right answers.
         scores: Of each answer, in 0..1; from a half on it is right.
-        path: where to write the PNG.
+        path: where to write the PNG, if anywhere.
     """
     figure, axes = _figure(len(images), columns=min(4, len(images)), side=2.4)
     rows = zip(axes, images, questions, answers, truths, scores, strict=False)  # the last row may have room
@@ -195,65 +283,72 @@ def plot_answers(
         note = said if score >= 0.5 else f"{said}, not {truth}"
         color = "#1a7a3a" if score >= 0.5 else "#b3261e"
         axis.text(0, -0.03, textwrap.fill(note, 34), color=color, fontsize=8, va="top", transform=axis.transAxes)
-    _save(figure, path, axes_off=True)
+    figure.get_layout_engine().set(hspace=0.1)  # room for what is below the images
+    return _save(figure, path, axes_off=True)
 
 
 def plot_bars(
     names: Sequence[str],
     values: Sequence[float],
-    path: str | Path,
+    path: str | Path | None = None,
     errors: Sequence[float] | None = None,
     chance: float | None = None,
     label: str = "accuracy",
-) -> None:
+) -> "Figure":
     """Fractions as bars, with their values in percent above.
 
     Args:
         names: M names.
         values: M fractions.
-        path: where to write the PNG.
+        path: where to write the PNG, if anywhere.
         errors: M spreads, drawn around the values.
         chance: what guessing scores, drawn as a line.
         label: what the values are.
     """
-    figure, (axis,) = _figure(1, columns=1, side=max(3.5, 1.3 * len(names)))
+    figure, (axis,) = _figure(1, columns=1, side=3, aspect=max(1.2, 0.35 * len(names)))
     bars = axis.bar(names, values, yerr=errors, capsize=4, width=0.6, color="#1f5fa8", ecolor="#7f7f7f")
     axis.bar_label(bars, [f"{100 * value:.1f}" for value in values], padding=2)
     if chance is not None:
         axis.axhline(chance, color="#c44e52", linestyle="--", linewidth=1)
         axis.text(1.01, chance, "chance", transform=axis.get_yaxis_transform(), va="center", fontsize=8)
     axis.set(ylabel=label, ylim=(0, 1.05))
-    _save(figure, path)
+    return _save(figure, path)
 
 
-def _figure(num_axes: int, columns: int, side: float):
-    """A figure (sides in inches) and its axes in reading order."""
+def _figure(
+    num_axes: int, columns: int, side: float, aspect: float = 1.0, title: float = 0.25
+) -> tuple["Figure", list[Any]]:
+    """A figure and its axes in reading order, `side` inches high, `aspect` times as wide, with room for a title."""
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
     except ImportError as error:
         raise ImportError('Pictures need matplotlib. Run: pip install "levljepa_hf[eval]"') from error
     rows = -(-num_axes // columns)
-    figure = Figure(figsize=(side * columns, (side + 0.25) * rows), layout="constrained")
+    figure = Figure(figsize=(side * aspect * columns, (side + title) * rows), layout="constrained")
     FigureCanvasAgg(figure)  # draws without a display, whatever backend the process has
     return figure, list(figure.subplots(rows, columns, squeeze=False).flat)
 
 
-def _save(figure, path: str | Path, axes_off: bool = False) -> None:
+def _save(figure: "Figure", path: str | Path | None, axes_off: bool = False) -> "Figure":
     for axis in figure.axes if axes_off else ():
         axis.set_axis_off()
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=120)
+    if path is not None:
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(path, dpi=120)
+    return figure
 
 
 __all__ = [
     "LOSS_TERMS",
     "patch_pca",
+    "patch_similarity",
     "plot_answers",
     "plot_bars",
     "plot_confusion",
     "plot_losses",
     "plot_nearest",
     "plot_patch_pca",
+    "plot_patch_similarity",
     "plot_segmentation",
 ]

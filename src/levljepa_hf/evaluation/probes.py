@@ -20,6 +20,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 from transformers.hf_argparser import HfArg
 
+from .._field_help import with_field_help
 from .datasets import EvaluationSplit
 from .encoders import Encoder
 from .features import pooled_features
@@ -36,6 +37,7 @@ _CHUNK_ELEMENTS = 2**26  # similarities held at a time: 256 MiB
 # The linear probe
 
 
+@with_field_help
 @dataclass(frozen=True)
 class LinearProbeProtocol:
     """The paper's: AdamW, learning rate 0.1, weight decay 1e-4, batches of 4096, 50 epochs, a constant learning rate.
@@ -367,12 +369,13 @@ def probe_features(encoder: Encoder, split: EvaluationSplit, features: str = "cl
 
 
 def _confusion(labels: Tensor, predicted: Tensor, split: EvaluationSplit) -> Any:
-    return lambda path: plot_confusion(labels, predicted, split.class_names, path)
+    return lambda path=None: plot_confusion(labels, predicted, split.class_names, path)
 
 
 # Nearest neighbours
 
 
+@with_field_help
 @dataclass(frozen=True)
 class KNNProtocol:
     """DINO's: class tokens of unit length, cosine similarity, a vote weighted by exp(similarity / 0.07).

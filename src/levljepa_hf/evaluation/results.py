@@ -35,13 +35,14 @@ class TaskResult:
         runs: The metrics of each run, by name; runs differ by their seed alone.
         details: What the figures rest on, for JSON: numbers of samples, chosen settings, classes left out, ...
         chance: What guessing scores, by the metric's name, where that is known.
-        pictures: Functions that draw, each given the path of the PNG to write, by the picture's name.
+        pictures: Functions that draw, by the picture's name. Each returns the figure, and writes it as a PNG where it
+            is given a path.
     """
 
     runs: list[dict[str, float]]
     details: dict[str, Any] = field(default_factory=dict)
     chance: dict[str, float] = field(default_factory=dict)
-    pictures: dict[str, Callable[[Path], None]] = field(default_factory=dict)
+    pictures: dict[str, Callable[..., Any]] = field(default_factory=dict)
 
     @property
     def metrics(self) -> dict[str, float]:

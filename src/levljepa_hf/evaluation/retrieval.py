@@ -14,6 +14,7 @@ from PIL import Image
 from torch import Tensor
 from transformers.hf_argparser import HfArg
 
+from .._field_help import with_field_help
 from ..image_files import open_image
 from ..modeling_levljepa import READOUTS, similarity
 from .encoders import Encoder
@@ -108,6 +109,7 @@ def retrieval_chance(num_candidates: int, ks: Sequence[int] = (1, 5, 10)) -> dic
     return {f"R@{k}": min(1.0, k / num_candidates) for k in ks}
 
 
+@with_field_help
 @dataclass(frozen=True)
 class RetrievalProtocol:
     """Recall at k in both directions, every readout, all captions of an image.
@@ -156,11 +158,11 @@ def evaluate_retrieval(
         recalls = retrieval_recall(*pairs, readout, protocol.ks, image_of_text)
         metrics |= {f"{readout}_{name}": value for name, value in recalls.items()}
 
-    def draw(path: Any) -> None:
+    def draw(path: Any = None) -> Any:
         rows = torch.linspace(0, len(texts) - 1, min(6, len(texts))).long().tolist()
         some = (pairs[0], pairs[1][rows], pairs[2], None if pairs[3] is None else pairs[3][rows])
         scores = similarity(*some, "avg" if "avg" in readouts else readouts[0])
-        plot_nearest([texts[row] for row in rows], _Decoded(test.images), scores, path)
+        return plot_nearest([texts[row] for row in rows], _Decoded(test.images), scores, path)
 
     return TaskResult(
         runs=[metrics],

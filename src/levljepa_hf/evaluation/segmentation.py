@@ -25,6 +25,7 @@ from tqdm.auto import tqdm
 from transformers.hf_argparser import HfArg
 from transformers.utils import logging
 
+from .._field_help import with_field_help
 from ..image_files import open_image
 from ..processing_levljepa import to_rgb
 from .encoders import Encoder
@@ -41,11 +42,12 @@ logger = logging.get_logger(__name__)
 
 LOSS_PLACES = ("patches", "pixels")
 _ORDER_SEED = 0  # of the order of the images, which all runs share
-_CHUNK_BYTES = 2**28  # of the logits that are held at a time
+_CHUNK_BYTES = 2**24  # of the logits that are held at a time; on a CPU larger tensors come with fresh pages
 _TOKEN_BYTES = 2  # float16, as `patch_features` keeps them
 _NUM_SHOWN = 6
 
 
+@with_field_help
 @dataclass(frozen=True)
 class SegmentationProtocol:
     """One linear layer (with bias) on the patch tokens after the final norm, without the class token.
@@ -150,11 +152,11 @@ def evaluate_segmentation(
     constant[:, train_maps.counts[:-1].argmax()] = test_maps.counts[:-1]
     per_class = torch.stack([iou_per_class(confusion) for confusion in confusions]).mean(dim=0)
 
-    def draw(path: Any) -> None:
+    def draw(path: Any = None) -> Any:
         processor = encoder.image_processor(options["transform"])
         images = [to_rgb(open_image(test.images[i])) for i in shown.tolist()]
         pixels = processor(images, do_normalize=False, return_tensors="pt")["pixel_values"]
-        plot_segmentation(pixels, test_maps[shown], predictions, names, path)
+        return plot_segmentation(pixels, test_maps[shown], predictions, names, path)
 
     return TaskResult(
         runs=[_metrics(confusion, in_train) for confusion in confusions],

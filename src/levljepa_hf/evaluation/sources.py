@@ -86,8 +86,8 @@ class SourceFiles:
             if re.split(r"[\[+]", split)[0] in self.splits:
                 return split
         raise ValueError(
-            f"{self.source} has no split {wanted[0]!r}: it has {', '.join(self.splits)}. Choose with --train_split "
-            "and --test_split; parts of one are written like train[:80%] and train[80%:]."
+            f"{self.source} has no split {wanted[0]!r}: it has {', '.join(map(str, self.splits))}. Choose with "
+            "--train_split and --test_split; parts of one are written like train[:80%] and train[80%:]."
         )
 
     def load(self, split: str) -> Dataset:

@@ -11,17 +11,27 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Question:
-    """A question about an image, with the answers that people gave."""
+    """A question about an image, with the answers that people gave.
 
-    image: int  # index into the split's images
+    Args:
+        image: Index into the split's images.
+        text: The question.
+        answers: One or several; VQAv2 has 10, GQA and POPE have one.
+        kind: Of the answer ("yes/no", "number", "other") or of the question, where the data say so: scores are also
+            given for each kind.
+    """
+
+    image: int
     text: str
-    answers: tuple[str, ...]  # VQAv2 has 10; GQA and POPE have one
-    kind: str | None = None  # of the answer ("yes/no", "number", "other") or of the question, where the data say so
+    answers: tuple[str, ...]
+    kind: str | None = None
 
 
 @dataclass
 class EvaluationSplit:
-    """The samples of one split. What a dataset does not have is `None`.
+    """The samples of one split, by `load_split` or of your own. What a dataset does not have is `None`.
+
+        EvaluationSplit("mine/test", images=["a.jpg", "b.jpg"], labels=[1, 0], class_names=("cat", "dog"))
 
     Args:
         name: Of dataset and split, for messages and results: "imagenet/validation".

@@ -27,6 +27,7 @@ from transformers import (
 )
 from transformers.hf_argparser import HfArg
 
+from .._field_help import with_field_help
 from ..image_files import open_image
 from .datasets import EvaluationSplit, Question
 from .encoders import Encoder
@@ -44,6 +45,7 @@ _TREE_SIZE = 128  # candidates scored in one pass
 _PICTURES = 12  # test questions in the picture
 
 
+@with_field_help
 @dataclass(frozen=True)
 class VLMProtocol:
     """The constants of LLaVA-1.5's first stage: one epoch, batch 256, AdamW 1e-3 without decay, cosine to 0.
@@ -520,7 +522,7 @@ def evaluate_vlm(
         runs=runs,
         details=details,
         chance={name: value for name, value in chance.items() if name.startswith("accuracy")},
-        pictures={"answers": lambda path: _draw(test, asked, answers[0], path)},
+        pictures={"answers": lambda path=None: _draw(test, asked, answers[0], path)},
     )
 
 
@@ -556,9 +558,9 @@ def _candidates(
     return candidate_answers(learned, protocol.max_candidates)
 
 
-def _draw(test: EvaluationSplit, asked: Sequence[Question], answers: Sequence[str], path: Any) -> None:
+def _draw(test: EvaluationSplit, asked: Sequence[Question], answers: Sequence[str], path: Any) -> Any:
     shown = torch.linspace(0, len(asked) - 1, min(_PICTURES, len(asked))).long().tolist()
-    plot_answers(
+    return plot_answers(
         [open_image(test.images[asked[i].image]) for i in shown],
         [asked[i].text for i in shown],
         [answers[i] for i in shown],

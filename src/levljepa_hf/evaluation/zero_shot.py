@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers.hf_argparser import HfArg
 
+from .._field_help import with_field_help
 from ..modeling_levljepa import READOUTS, LeVLJEPAModel, similarity
 from .embeddings import Embeddings, embed_texts
 from .encoders import Encoder
@@ -149,6 +150,7 @@ def top_k_accuracy(scores: Tensor, labels: Tensor | Sequence[int], ks: Sequence[
     return {f"top{k}": right[:, :k].any(dim=1).float().mean().item() for k in ks}
 
 
+@with_field_help
 @dataclass(frozen=True)
 class ZeroShotProtocol:
     """The official evaluation: one prompt a class, every readout.
@@ -232,7 +234,7 @@ def evaluate_zero_shot(
         runs=[metrics],
         details={"num_images": len(labels), "num_classes": len(names), "prompts": templates},
         chance={name: int(name.rpartition("_top")[2]) / len(names) for name in metrics},
-        pictures={"confusion": lambda path: plot_confusion(torch.as_tensor(labels), predicted, names, path)},
+        pictures={"confusion": lambda path=None: plot_confusion(torch.as_tensor(labels), predicted, names, path)},
     )
 
 

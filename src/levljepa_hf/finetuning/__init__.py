@@ -1,0 +1,71 @@
+"""Fine-tuning for classification and semantic segmentation on transformers' `Trainer`, from any LeVLJEPA checkpoint.
+
+    train, test = (load_split("scenes", "linear-probe", split, max_samples=500) for split in ("train", "test"))
+    model, processor = load_model("classification", "runs/demo", train.class_names)
+    args = ClassificationArguments("runs/classifier", mode="lora", num_train_epochs=3)
+    trainer = build_trainer(model, processor, args, train, test)
+    trainer.train()
+    trainer.evaluate()  # {"eval_accuracy": ..., "eval_top5_accuracy": ..., ...}
+    trainer.merge_lora().save_model()  # a plain model, which AutoModelForImageClassification loads
+
+`training/finetune_classification.py` and `training/finetune_segmentation.py` do the same from the command line.
+"""
+
+from ..evaluation import _extra  # noqa: F401  isort: skip  (says what to install)
+from .data import (
+    ClassificationDataset,
+    FineTuningCollator,
+    SegmentationDataset,
+    classification_transform,
+    count_classes,
+    segmentation_transform,
+)
+from .modes import (
+    add_lora,
+    freeze_tower,
+    layer_decay_groups,
+)
+from .trainer import (
+    CLASS_BALANCES,
+    TASKS,
+    ClassificationArguments,
+    ClassificationMetrics,
+    FineTuningArguments,
+    FineTuningTrainer,
+    SegmentationArguments,
+    SegmentationMetrics,
+    build_trainer,
+    check_classes,
+    check_train_classes,
+    draw_confusion,
+    draw_segmentation,
+    load_model,
+    predicted_maps,
+)
+
+__all__ = [
+    "CLASS_BALANCES",
+    "TASKS",
+    "ClassificationArguments",
+    "ClassificationDataset",
+    "ClassificationMetrics",
+    "FineTuningArguments",
+    "FineTuningCollator",
+    "FineTuningTrainer",
+    "SegmentationArguments",
+    "SegmentationDataset",
+    "SegmentationMetrics",
+    "add_lora",
+    "build_trainer",
+    "check_classes",
+    "check_train_classes",
+    "classification_transform",
+    "count_classes",
+    "draw_confusion",
+    "draw_segmentation",
+    "freeze_tower",
+    "layer_decay_groups",
+    "load_model",
+    "predicted_maps",
+    "segmentation_transform",
+]

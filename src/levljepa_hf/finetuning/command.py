@@ -1,0 +1,300 @@
+"""What `training/finetune_classification.py` and `training/finetune_segmentation.py` share: options, and the run."""
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ..evaluation import _extra  # noqa: F401  isort: skip  (says what to install)
+from torchvision.transforms import v2
+from transformers import HfArgumentParser, set_seed
+from transformers.hf_argparser import HfArg
+from transformers.image_processing_utils import BaseImageProcessor
+
+from ..evaluation.datasets import load_split
+from ..evaluation.splits import EvaluationSplit
+from ..hub import prepare_push
+from ..recipes import add_overrides, config_from_preset, parse_arguments, recipe_names, save_recipe
+from .data import AUGMENTATIONS, classification_transform, count_classes, segmentation_transform
+from .trainer import (
+    ClassificationArguments,
+    FineTuningArguments,
+    FineTuningTrainer,
+    SegmentationArguments,
+    build_trainer,
+    check_classes,
+    dataset_of,
+    draw_confusion,
+    draw_segmentation,
+    load_model,
+)
+
+_SPLITS_OF = {"classification": "linear-probe", "segmentation": "segmentation"}  # `load_split`'s names of the tasks
+
+
+@dataclass
+class ModelArguments:
+    """What is fine-tuned: a checkpoint, or a new model to compare it with."""
+
+    model_name_or_path: str | None = HfArg(
+        default=None, help="Any LeVLJEPA checkpoint with a vision tower, a folder or Hub id."
+    )
+    from_scratch: bool = HfArg(
+        default=False, help="Take the checkpoint's configuration and processor, and random weights."
+    )
+    preset: str | None = HfArg(
+        default=None, help="Size of a new model, without a checkpoint: tiny, small, base, released or debug."
+    )
+    config: list[str] = HfArg(
+        default_factory=list, help="Fields that replace the preset's, beside the recipe's: vision_config.image_size=96"
+    )
+    image_size: int | None = HfArg(
+        default=None, help="Side of the images in pixels, a multiple of the patch size; by default the checkpoint's."
+    )
+
+
+@dataclass
+class DataArguments:
+    """The data, as `levljepa evaluate` takes it."""
+
+    dataset: str | None = HfArg(
+        default=None,
+        help="A name that `levljepa evaluate` knows (pets, ade20k, scenes, ...), or any source that `datasets` loads: "
+        "folder, file, Hub id.",
+    )
+    dataset_path: str | None = HfArg(default=None, help="A local copy of a data set known by name.")
+    dataset_config: str | None = HfArg(
+        default=None, help="Configuration of a source that has several; of the scenes, their side in pixels (48)."
+    )
+    train_split: str = HfArg(default="train", help="Split to train on; parts are written like train[:80%%].")
+    test_split: str = HfArg(
+        default="test", help="Split to evaluate on; where a source has no `test`, it is its `validation`."
+    )
+    validation_split: str | None = HfArg(
+        default=None,
+        help="Split by which the best checkpoint is chosen, such as train[80%%:]; by default the test split, whose "
+        "figures are then flattered.",
+    )
+    max_train_samples: int | None = HfArg(default=None, help="Training samples at most, drawn at random.")
+    max_samples: int | None = HfArg(default=None, help="Test (and validation) samples at most, drawn at random.")
+    image_column: str | None = HfArg(default=None, help="Column of the images; found by itself by its usual names.")
+    class_names: str | None = HfArg(
+        default=None, help="JSON or text file of the class names, in the order of the labels or of the masks' values."
+    )
+    flip_probability: float = HfArg(default=0.5, help="Probability of mirroring.")
+
+
+@dataclass
+class ClassificationDataArguments(DataArguments):
+    """The data of classification, and how images are augmented."""
+
+    label_column: str | None = HfArg(default=None, help="Column of the classes, integers or names.")
+    crop_scale: list[float] = field(
+        default_factory=lambda: [0.35, 1.0], metadata={"help": "Range of the random crop's share of the area."}
+    )
+    augmentation: str = HfArg(
+        default="trivial",
+        help="After crop and flip: trivial (TrivialAugment), randaugment or none.",
+        metadata={"choices": AUGMENTATIONS},
+    )
+    mixup_alpha: float = HfArg(default=0.0, help="MixUp of a batch, with shares from Beta(alpha, alpha); 0: none.")
+    cutmix_alpha: float = HfArg(default=0.0, help="CutMix; beside MixUp, one of the two at random.")
+
+    def transform(self, processor: BaseImageProcessor, void: int) -> v2.Compose:
+        return classification_transform(processor, self.crop_scale, self.flip_probability, self.augmentation)
+
+    def mixing(self) -> dict[str, float]:
+        return {"mixup_alpha": self.mixup_alpha, "cutmix_alpha": self.cutmix_alpha}
+
+
+@dataclass
+class SegmentationDataArguments(DataArguments):
+    """The data of segmentation, and how images and masks are augmented."""
+
+    mask_column: str | None = HfArg(default=None, help="Column of the masks: a class a pixel, 255 is void.")
+    scale_range: list[float] = field(
+        default_factory=lambda: [0.5, 2.0],
+        metadata={"help": "The longer side of an image becomes the crop's times a factor of this range."},
+    )
+    photometric_probability: float = HfArg(default=0.5, help="Probability of each distortion of the colours.")
+
+    def transform(self, processor: BaseImageProcessor, void: int) -> v2.Compose:
+        return segmentation_transform(
+            processor, self.scale_range, self.flip_probability, self.photometric_probability, void
+        )
+
+    def mixing(self) -> dict[str, float]:
+        return {}
+
+
+OPTIONS: dict[str, tuple[type, ...]] = {
+    "classification": (ModelArguments, ClassificationDataArguments, ClassificationArguments),
+    "segmentation": (ModelArguments, SegmentationDataArguments, SegmentationArguments),
+}
+Groups = tuple[ModelArguments, Any, FineTuningArguments]
+
+
+def parse_options(task: str, argv: Sequence[str] | None, description: str, recipes: Path) -> Groups:
+    """The three groups of options, from the recipe and, over it, from the command line.
+
+    Raises:
+        SystemExit: if options contradict each other, or one is missing; after a message.
+        ValueError, FileNotFoundError: as `parse_arguments`.
+    """
+    argv = list(sys.argv[1:] if argv is None else argv)
+    parser = HfArgumentParser(
+        OPTIONS[task],
+        usage="%(prog)s [--recipe RECIPE] --dataset DATASET --model_name_or_path CHECKPOINT [options]",
+        description=description,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    names = [name for name in recipe_names(recipes) if name.startswith("finetune-")]
+    (model_args, data_args, args), recipe_config = parse_arguments(parser, argv, recipes, names)
+    model_args.config = add_overrides(recipe_config, model_args.config)
+    for wrong, message in (
+        (data_args.dataset is None, "--dataset is missing: a name, a Hub id, a folder or a file."),
+        (
+            model_args.model_name_or_path is None and model_args.preset is None,
+            "--model_name_or_path is missing: a checkpoint, or --preset for a new model.",
+        ),
+        (
+            model_args.model_name_or_path is not None and bool(model_args.preset or model_args.config),
+            "--preset and --config are for a new model, and --model_name_or_path has a configuration of its own: "
+            "leave one of them out. --from_scratch takes the checkpoint's size with random weights.",
+        ),
+        (
+            model_args.model_name_or_path is None and model_args.from_scratch,
+            "--from_scratch takes the configuration of --model_name_or_path; --preset alone is new already.",
+        ),
+    ):
+        if wrong:
+            parser.error(message)
+    return model_args, data_args, args
+
+
+def fine_tune(task: str, model_args: ModelArguments, data_args: Any, args: FineTuningArguments) -> dict[str, float]:
+    """Trains, evaluates, draws and saves as the options say; returns the figures.
+
+    Raises:
+        ValueError: if data, labels, masks or options do not fit; before any training.
+        OSError: if the checkpoint or the data are not within reach.
+    """
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    prepare_push(args, at_end_only=args.mode == "lora")  # single checkpoints of LoRA are adapters, and no models
+    set_seed(args.seed)
+    config = config_from_preset(model_args.preset, model_args.config) if model_args.preset else None
+    with args.main_process_first(desc="preparing the dataset"):
+        train, validation, test = load_splits(task, data_args)
+    check_classes(train, *[split for split in (validation, test) if split is not None])
+    model, processor = load_model(
+        task,
+        model_args.model_name_or_path,
+        train.class_names,
+        config=config,
+        from_scratch=model_args.from_scratch,
+        image_size=model_args.image_size,
+    )
+    void = model.config.semantic_loss_ignore_index
+    trainer = build_trainer(
+        model,
+        processor,
+        args,
+        train,
+        validation or test,
+        transform=data_args.transform(processor, void),
+        **data_args.mixing(),
+    )
+    if validation is not None:  # what `build_trainer` does for the split that it takes
+        count_classes(test, args.dataloader_num_workers, show_progress=not args.disable_tqdm and args.should_log)
+    if args.should_save:
+        save_recipe(args.output_dir, (model_args, data_args, args))
+    resume = args.resume_from_checkpoint
+    metrics = trainer.train(resume_from_checkpoint={"true": True, "True": True}.get(resume, resume)).metrics
+    trainer.save_metrics("train", metrics)
+    trainer.merge_lora()
+    metrics |= evaluated(trainer, "eval")
+    if validation is not None:
+        metrics |= evaluated(trainer, "test", dataset_of(test, processor, void=void))
+    trainer.save_state()
+    push, args.push_to_hub = args.push_to_hub, False  # once, when everything is in the folder
+    trainer.save_model()
+    if trainer.is_world_process_zero():
+        report(task, trainer, test, metrics)
+    trainer.create_model_card()
+    if push:
+        trainer.push_to_hub()
+    return metrics
+
+
+def report(task: str, trainer: FineTuningTrainer, test: EvaluationSplit, metrics: dict[str, float]) -> None:
+    """Draws the last evaluation, and prints the figures and how to load the model."""
+    folder = trainer.args.output_dir
+    if task == "classification":
+        auto_class, picture = "AutoModelForImageClassification", Path(folder, "confusion.png")
+        draw_confusion(trainer, picture)
+    else:
+        auto_class, picture = "AutoModelForSemanticSegmentation", Path(folder, "segmentation.png")
+        draw_segmentation(trainer.model, trainer.processing_class, test, picture)
+    for name in sorted(name for name in metrics if name.startswith(("eval_", "test_")) or name == "train_loss"):
+        if not name.endswith(("_runtime", "_per_second")):
+            print(f"{name:40s} {metrics[name]:.4f}")
+    print(f"Picture: {picture}")
+    print(f'Saved. Load it with: {auto_class}.from_pretrained("{folder}")')
+
+
+def load_splits(task: str, data_args: Any) -> tuple[EvaluationSplit, EvaluationSplit | None, EvaluationSplit]:
+    """The splits to train on, to choose the checkpoint by (where there is one) and to evaluate on.
+
+    Raises:
+        ValueError: if two of them are the same, or a split, column or label does not fit.
+        OSError: if the source is not within reach.
+    """
+    role = {"classification": "label", "segmentation": "mask"}[task]
+    columns = {"image": data_args.image_column, role: getattr(data_args, f"{role}_column")}
+
+    def load(split: str, max_samples: int | None) -> EvaluationSplit:
+        return load_split(
+            data_args.dataset,
+            _SPLITS_OF[task],
+            split,
+            columns={role: column for role, column in columns.items() if column is not None},
+            path=data_args.dataset_path,
+            config_name=data_args.dataset_config,
+            class_names=data_args.class_names,
+            max_samples=max_samples,
+        )
+
+    train = load(data_args.train_split, data_args.max_train_samples)
+    test = load(data_args.test_split, data_args.max_samples)
+    name = data_args.validation_split
+    validation = None if name is None else load(name, data_args.max_samples)
+    names = [split.name for split in (train, validation, test) if split is not None]
+    if twice := [one for one in names if names.count(one) > 1]:
+        raise ValueError(
+            f"{twice[0]} would serve twice: choose with --train_split, --validation_split and --test_split; parts of "
+            "one are written like train[:80%] and train[80%:]."
+        )
+    return train, validation, test
+
+
+def evaluated(trainer: FineTuningTrainer, prefix: str, dataset: Any = None) -> dict[str, float]:
+    """The figures on the trainer's own evaluation data or on `dataset`, which are saved as well."""
+    metrics = trainer.evaluate(dataset, metric_key_prefix=prefix)
+    trainer.save_metrics(prefix, metrics)
+    return metrics
+
+
+__all__ = [
+    "OPTIONS",
+    "ClassificationDataArguments",
+    "DataArguments",
+    "ModelArguments",
+    "SegmentationDataArguments",
+    "fine_tune",
+    "load_splits",
+    "parse_options",
+]
