@@ -108,7 +108,7 @@ pretrain_and_push("lab/pretrained", *saving, "--hub_token", "ann-write")
 scenes = ("--dataset", "scenes", "--dataset_config", "32", "--max_samples", "10", "--max_train_samples", "20")
 features = ("--cache_dir", str(FOLDER / "features"))
 results["evaluate"] = evaluate(["knn", "--model", "lab/pretrained", "--card", "--ks", "3", *scenes, *features])
-pretrain_and_push("lab/pretrained")
+pretrain_and_push("lab/pretrained", "--overwrite_output_dir")
 expect("lab/pretrained", LeVLJEPAModel.from_pretrained(FOLDER / "runs" / "pretrained"), processor)
 
 # A classifier from that repository, pushed twice.

@@ -4,8 +4,11 @@ The released layout and the conversion of its files are tested in `test_released
 """
 
 import json
+import os
 import re
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -83,7 +86,7 @@ def test_a_damaged_native_checkpoint_is_refused(native, place, to, changes, mess
     edit(native, **changes)
     with pytest.raises(ValueError, match=message):
         convert(native, place / "target", to=to)
-    assert main([str(native), str(place / "target"), "--to", to]) == 1
+    assert main([str(native), str(place / "target"), "--to", to]) == 2
     assert "levljepa convert: " in capsys.readouterr().err
     assert names(place) == []
 
@@ -124,7 +127,7 @@ def test_empty_names_and_the_current_folder(native, place, monkeypatch, capsys):
     for target in ("", ".", place):
         with pytest.raises(ValueError, match="The target is the current folder: name another one"):
             convert(native, target, overwrite=True)
-    assert main([str(native), ""]) == 1 and "current folder" in capsys.readouterr().err
+    assert main([str(native), ""]) == 2 and "current folder" in capsys.readouterr().err
     monkeypatch.chdir(native)
     with pytest.raises(ValueError, match="The source is empty"):
         convert("", place / "target")
@@ -188,7 +191,7 @@ def test_a_folder_with_foreign_files_is_left_alone(native, place, foreign, capsy
     (target / foreign).parent.mkdir(exist_ok=True)
     (target / foreign).write_text("mine")
     before = contents(target)
-    assert main([str(native), str(target), "--overwrite"]) == 1
+    assert main([str(native), str(target), "--overwrite"]) == 2
     error = capsys.readouterr().err
     assert f"also holds {foreign.split('/')[0]!r}, which convert does not write" in error
     assert contents(target) == before and names(place) == ["target"]
@@ -301,7 +304,7 @@ def test_text_readout_of_an_older_run(model, place, tmp_path):
 def test_a_native_checkpoint_that_is_cut_off_is_refused(native, place, capsys):
     weights = native / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1000])
-    assert main([str(native), str(place / "target")]) == 1
+    assert main([str(native), str(place / "target")]) == 2
     assert "no readable safetensors file" in capsys.readouterr().err and not (place / "target").exists()
 
 
@@ -358,3 +361,13 @@ def test_card_says_why_the_statistics_are_clips():
     assert "CLIP's mean and standard deviation**, as the processor does: training used them." in card
     assert "degenerate" not in card
     assert "Kuhn, Lukas and Serra, Giuseppe and Balestriero, Randall and Buettner, Florian" in card
+
+
+def test_what_a_killed_call_left_is_removed_by_the_next(native, tmp_path):
+    target = tmp_path / "copy"
+    done = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, text=True)
+    dead, alive = (tmp_path / f".copy.{pid}.abc" for pid in (int(done.stdout), os.getpid()))
+    for folder in (dead, alive, tmp_path / ".copy.backup"):
+        folder.mkdir()
+    assert main([str(native), str(target)]) == 0
+    assert not dead.exists() and alive.is_dir() and (tmp_path / ".copy.backup").is_dir()

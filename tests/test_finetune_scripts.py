@@ -94,7 +94,8 @@ def run(checkpoint, photos, maps, tmp_path, monkeypatch):
     monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
 
     def run(task: str, *argv: str, folder: str = "run") -> tuple[dict[str, float], Path]:
-        argv = common(task, checkpoint, photos, maps) + ["--output_dir", str(tmp_path / folder), *argv]
+        new = [] if "--resume_from_checkpoint" in argv else ["--overwrite_output_dir"]
+        argv = common(task, checkpoint, photos, maps) + [*new, "--output_dir", str(tmp_path / folder), *argv]
         return SCRIPTS[task].main(argv), tmp_path / folder
 
     return run

@@ -44,7 +44,7 @@ from levljepa_hf.recipes import (
     run_script,
     save_recipe,
 )
-from levljepa_hf.trainer import LeVLJEPATrainer, LeVLJEPATrainingArguments
+from levljepa_hf.trainer import LeVLJEPATrainer, LeVLJEPATrainingArguments, evaluation_figures
 
 RECIPES = Path(__file__).parent / "recipes"
 logger = logging.getLogger(__name__)
@@ -184,6 +184,13 @@ def parse_args(argv: Sequence[str] | None) -> tuple[ModelArguments, DataArgument
         parser.error("--streaming has no epochs: give the length of the run with --max_steps.")
     if data_args.eval_dataset is not None and data_args.eval_split is None:
         parser.error("--eval_dataset needs --eval_split.")
+    if args.load_best_model_at_end and data_args.eval_split is None:
+        parser.error("--load_best_model_at_end needs --eval_split: the best one is known by its evaluation.")
+    best, figures = (args.metric_for_best_model or "loss").removeprefix("eval_"), evaluation_figures()
+    if best not in figures:
+        parser.error(
+            f"--metric_for_best_model {best} is no figure of the evaluation: use one of {', '.join(figures)}."
+        )
     if data_args.eval_split is None:
         args.eval_strategy = IntervalStrategy.NO
     return model_args, data_args, args

@@ -200,6 +200,8 @@ class LeVLJEPAVisionConfig(BackboneConfigMixin, PreTrainedConfig):
                 f"{self.architecture!r}): {self.image_size // self.patch_size * self.patch_size} or "
                 f"{(self.image_size // self.patch_size + 1) * self.patch_size} would be."
             )
+        if not 0 <= self.drop_path_rate < 1:
+            raise ValueError(f"drop_path_rate={self.drop_path_rate} must be at least 0 and less than 1.")
         self.stage_names = ["stem"] + [f"stage{i}" for i in range(1, self.num_hidden_layers + 1)]
         self.set_output_features_output_indices(
             out_indices=kwargs.pop("out_indices", None), out_features=kwargs.pop("out_features", None)

@@ -4,8 +4,10 @@ A native checkpoint is one `model.safetensors` with configuration, code, process
 """
 
 import argparse
+import glob
 import os
 import re
+import shutil
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -262,11 +264,30 @@ def _is_written(path: Path, target: Path) -> bool:
     return path.relative_to(target).as_posix() in WRITTEN or (is_code and path.parent == target)
 
 
+def _remove_leftovers(target: Path) -> None:
+    """Removes what calls for the same target left when they were killed."""
+    for folder in target.parent.glob(f".{glob.escape(target.name)}.*.*"):
+        number = folder.name.removeprefix(f".{target.name}.").split(".")[0]
+        if number.isdigit() and not _is_running(int(number)):
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _is_running(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:  # another user's
+        return True
+    return True
+
+
 @contextmanager
 def _staged(target: Path, overwrite: bool) -> Iterator[Path]:
     """A new folder beside `target` that takes its place when the block ends without an error."""
     target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as scratch:
+    _remove_leftovers(target)
+    with tempfile.TemporaryDirectory(prefix=f".{target.name}.{os.getpid()}.", dir=target.parent) as scratch:
         new, old = Path(scratch, "new"), Path(scratch, "old")
         new.mkdir()
         yield new
@@ -332,8 +353,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         target = convert(**args)
     except (OSError, ValueError) as error:
-        print(f"levljepa convert: {error}", file=sys.stderr)
-        return 1
+        reason = " ".join(str(error).split())
+        source = "" if args["source"] in reason else f"{args['source']}: "  # transformers may not name it
+        print(f"levljepa convert: {source}{reason}", file=sys.stderr)
+        return 2
     pushed = args.get("push_to_hub")
     print(f"Wrote {target}{f' and pushed it to {pushed}' if pushed else ''}. Load it with:\n")
     print("from levljepa_hf import LeVLJEPAModel, LeVLJEPAProcessor")

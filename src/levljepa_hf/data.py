@@ -12,6 +12,7 @@ sees, and the global random state is left alone.
 
 import contextlib
 import difflib
+import glob
 import hashlib
 import itertools
 import logging
@@ -97,6 +98,8 @@ def load_pretraining_dataset(
         ValueError: if the split or a column does not exist (it lists those there are).
         FileNotFoundError: if a path does not exist.
     """
+    if max_samples is not None and max_samples < 1:
+        raise ValueError(f"max_samples={max_samples} leaves nothing: it must be at least 1.")
     report = caption_column is None
     if streaming and (files := tar_files(name_or_path, split, config_name, data_files, cache_dir)):
         shards = TarShards(files)
@@ -144,6 +147,7 @@ def load_source(
     path = Path(name_or_path)
     if (path / "dataset_dict.json").exists() or (path / "state.json").exists():
         return _load_saved(path, split, streaming)
+    _check_files(name_or_path)
     builder = FILE_BUILDERS.get(path.suffix)
     if builder is not None and data_files is None:
         name_or_path, data_files = builder, str(path)
@@ -170,6 +174,7 @@ def tar_files(
     path = Path(name_or_path)
     if (path / "dataset_dict.json").exists() or (path / "state.json").exists():
         return None
+    _check_files(name_or_path)
     if path.suffix in FILE_BUILDERS and data_files is None:
         name_or_path, data_files = FILE_BUILDERS[path.suffix], str(path)
     if isinstance(data_files, (str, list)):
@@ -181,6 +186,14 @@ def tar_files(
     if split not in found:
         raise ValueError(f"{name_or_path} has no split {split!r}: it has {', '.join(found)}.")
     return [str(file) for file in found[split]]
+
+
+def _check_files(name_or_path: str) -> None:
+    """Says of a file or a pattern of files, which no Hub id is, that there is none."""
+    if "://" in name_or_path or Path(name_or_path).suffix not in FILE_BUILDERS:
+        return
+    if not glob.glob(name_or_path, recursive=True):
+        raise FileNotFoundError(f"No file matches {name_or_path!r}: look at the path, relative to {Path.cwd()}.")
 
 
 def _load_saved(path: Path, split: str, streaming: bool) -> Dataset | IterableDataset:
@@ -454,6 +467,8 @@ class LeVLJEPADataCollator:
     def __post_init__(self) -> None:
         if self.transform is None:
             self.transform = training_transform(image_size(self.processor))
+        if self.pad_to_multiple_of is not None and self.pad_to_multiple_of < 1:
+            raise ValueError(f"pad_to_multiple_of={self.pad_to_multiple_of} must be at least 1.")
         self._draft_size = draft_size(self.transform) if self.jpeg_draft else None
 
     def for_evaluation(self, **changes: Any) -> "LeVLJEPADataCollator":

@@ -75,6 +75,7 @@ TRAINING: dict[str, Any] = {
 STEPS = 1200
 NUM_TRAIN_SCENES = 16_384
 NUM_TEST_SCENES = 1_000
+MAX_SCENES = 1_000_000  # 7 GB at 48 pixels
 CAPTIONS_TO_DRAW = (
     "a photo of a penguin.",
     "an apple in the upper left",
@@ -111,8 +112,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     transformers_logging.set_verbosity_error()  # the bar, then the report, and nothing between
     try:
         run_demo(args.output_dir, args.steps, args.max_minutes, args.scenes, args.image_size, args.seed)
-    except (ValueError, ImportError) as error:
-        parser.exit(2, f"{parser.prog}: {error}\n")
+    except (ValueError, ImportError, OSError) as error:
+        parser.exit(2, f"{parser.prog}: {' '.join(str(error).split())}\n")
     return 0
 
 
@@ -175,8 +176,10 @@ def run_demo(
     Returns:
         The measurements that are printed, as fractions, and the effective ranks.
     """
+    _check(steps, max_minutes, num_scenes, seed)
     deadline = time.monotonic() + 60 * max_minutes - _SECONDS_AFTER_TRAINING
     output_dir = Path(output_dir)
+    output_dir.mkdir(parents=True, exist_ok=True)  # before the work
     set_seed(seed)
     config = LeVLJEPAConfig(**{**MODEL, "vision_config": {**MODEL["vision_config"], "image_size": image_size}})
     processor = LeVLJEPAProcessor.from_image_size(image_size)
@@ -194,6 +197,21 @@ def run_demo(
     trainer.save_model(str(output_dir))  # model and processor
     print_report(metrics, len(test_scenes), output_dir)
     return metrics
+
+
+def _check(steps: int, max_minutes: float, num_scenes: int, seed: int) -> None:
+    batch = TRAINING["per_device_train_batch_size"]
+    if steps < 1:
+        raise ValueError(f"steps={steps} must be at least 1.")
+    if not max_minutes >= 0:
+        raise ValueError(f"max_minutes={max_minutes} must be at least 0.")
+    if not batch <= num_scenes <= MAX_SCENES:
+        raise ValueError(
+            f"scenes={num_scenes} must be from {batch}, a batch, to {MAX_SCENES:,}: they are drawn before the "
+            "training and kept in memory."
+        )
+    if not 0 <= seed < 2**32:
+        raise ValueError(f"seed={seed} must be from 0 to {2**32 - 1}.")
 
 
 # ----------------------------------------------------------------------------------------------------------- training

@@ -54,6 +54,7 @@ from .evaluation.features import write_whole
 from .evaluation.results import versions
 from .image_files import open_image
 from .modeling_levljepa import retrieval_embeds
+from .processing_levljepa import to_rgb
 
 logger = logging.get_logger(__name__)
 
@@ -484,7 +485,7 @@ class _Collator:
                     "name another --image_column."
                 )
             try:
-                image = open_image(value).convert("RGB")
+                image = to_rgb(open_image(value))
             except Exception as error:  # PIL raises all kinds of them on broken files
                 reasons.append(re.sub(r" at 0x[0-9a-f]+", "", f"{type(error).__name__}: {error}"))
                 continue

@@ -229,6 +229,11 @@ class LeVLJEPATrainer(ModelCardMixin, ResumableTrainer):
         given, args.lr_scheduler_kwargs = args.lr_scheduler_kwargs, options
         try:
             scheduler = super().create_scheduler(steps, optimizer)
+        except TypeError as error:
+            raise ValueError(
+                f"lr_scheduler_kwargs={given} does not go with lr_scheduler_type={args.lr_scheduler_type.value!r}: "
+                f"{error}."
+            ) from error
         finally:
             args.lr_scheduler_kwargs = given
         if args.warmup_start_factor and warmup_steps:
@@ -468,6 +473,13 @@ def retrieval_metrics(prediction: EvalPrediction) -> dict[str, float]:
     return {**terms, **retrieval_recall(**embeds, readout=readout), **embedding_health(**embeds)}
 
 
+def evaluation_figures() -> list[str]:
+    """The names of what an evaluation measures, among which `metric_for_best_model` chooses."""
+    rows = dict.fromkeys(EMBEDDINGS, np.eye(2, dtype=np.float32))
+    terms = dict.fromkeys(("loss", "prediction_loss", "sigreg_vision", "sigreg_text"), np.zeros(2, dtype=np.float32))
+    return list(retrieval_metrics(EvalPrediction({**rows, **terms}, np.arange(2))))
+
+
 def loss_terms(outputs: Any) -> dict[str, Tensor]:
     """The named scalars of a model's output, the loss itself left out."""
     return {
@@ -635,4 +647,10 @@ def _check_batch_size(args: LeVLJEPATrainingArguments, train_dataset: Any) -> No
         )
 
 
-__all__ = ["LeVLJEPATrainer", "LeVLJEPATrainingArguments", "loss_terms", "retrieval_metrics"]
+__all__ = [
+    "LeVLJEPATrainer",
+    "LeVLJEPATrainingArguments",
+    "evaluation_figures",
+    "loss_terms",
+    "retrieval_metrics",
+]

@@ -312,7 +312,7 @@ class _PreparedMasks(Dataset):
 
     def __getitem__(self, index: int) -> Tensor:
         try:
-            image = open_image(self.split.images[index]).convert("RGB")
+            image = to_rgb(open_image(self.split.images[index]))
         except (OSError, ValueError, SyntaxError) as error:  # PIL's for broken files
             raise ValueError(f"Image {index} does not decode: {error}. Leave it out or replace it.") from error
         mask = np.asarray(self.split.masks[index])

@@ -210,10 +210,10 @@ def fine_tune(task: str, model_args: ModelArguments, data_args: Any, args: FineT
     )
     if validation is not None:  # what `build_trainer` does for the split that it takes
         count_classes(test, args.dataloader_num_workers, show_progress=not args.disable_tqdm and args.should_log)
+    trainer.find_start(args.resume_from_checkpoint)  # refused before anything is written
     if args.should_save:
         save_recipe(args.output_dir, (model_args, data_args, args))
-    resume = args.resume_from_checkpoint
-    metrics = trainer.train(resume_from_checkpoint={"true": True, "True": True}.get(resume, resume)).metrics
+    metrics = trainer.train(resume_from_checkpoint=args.resume_from_checkpoint).metrics
     trainer.save_metrics("train", metrics)
     trainer.merge_lora()
     metrics |= evaluated(trainer, "eval")

@@ -27,6 +27,7 @@ from transformers.image_processing_utils import BaseImageProcessor
 from ..data import draft_size
 from ..evaluation.splits import EvaluationSplit
 from ..image_files import open_image
+from ..processing_levljepa import to_rgb
 
 AUGMENTATIONS = ("none", "trivial", "randaugment")
 
@@ -179,7 +180,7 @@ class FineTuningDataset(Dataset):
 
     def _image(self, index: int) -> PILImage.Image:
         try:
-            return open_image(self.split.images[index], self._draft_size()).convert("RGB")
+            return to_rgb(open_image(self.split.images[index], self._draft_size()))
         except (OSError, ValueError, SyntaxError) as error:  # PIL's for broken files
             raise ValueError(
                 f"Image {index} of {self.split.name} does not decode: {error}. Leave it out or replace it."

@@ -23,6 +23,7 @@ from transformers.image_processing_utils import BaseImageProcessor
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 from transformers.utils import IMAGE_PROCESSOR_NAME, PROCESSOR_NAME, cached_file, logging
 
+from ..checkpoints import ResumableTrainer
 from ..configuration_levljepa import LeVLJEPAConfig
 from ..evaluation.metrics import MeanIoU, TopKAccuracy
 from ..evaluation.pictures import plot_confusion, plot_segmentation
@@ -30,7 +31,7 @@ from ..evaluation.splits import EvaluationSplit, check_same_classes
 from ..hub import ModelCardMixin
 from ..image_files import open_image
 from ..modeling_levljepa import LeVLJEPAForImageClassification, LeVLJEPAForSemanticSegmentation
-from ..processing_levljepa import LeVLJEPAImageProcessor
+from ..processing_levljepa import LeVLJEPAImageProcessor, to_rgb
 from ..released import QUIET
 from .data import (
     ClassBalancedSampler,
@@ -120,6 +121,9 @@ class FineTuningArguments(TrainingArguments):
     batch_eval_metrics: bool = HfArg(default=True, help="Keep True: figures are counted batch by batch.")
     remove_unused_columns: bool = HfArg(default=False, help="Keep False: the dataset gives what the model takes.")
     label_names: list[str] | None = HfArg(default_factory=lambda: ["labels"], help="Keep: the models' labels.")
+    overwrite_output_dir: bool = HfArg(
+        default=False, help="Begin a new run in a folder with checkpoints, which are removed when training begins."
+    )
     ddp_find_unused_parameters: bool | None = HfArg(
         default=False, help="Every trained parameter takes part in the loss, so DDP need not look for others."
     )
@@ -421,7 +425,7 @@ def predicted_maps(logits: Tensor, labels: Tensor) -> Tensor:
 # ------------------------------------------------------------------------------------------------------------- trainer
 
 
-class FineTuningTrainer(ModelCardMixin, Trainer):
+class FineTuningTrainer(ModelCardMixin, ResumableTrainer):
     """transformers' `Trainer`, which can draw classes equally often, and merge LoRA into a plain model.
 
     Args:
@@ -582,7 +586,7 @@ def draw_segmentation(
     labels = torch.stack([sample["labels"] for sample in samples])
     pixel_values = torch.stack([sample["pixel_values"] for sample in samples]).to(model.device, model.dtype)
     predicted = predicted_maps(model.eval()(pixel_values).logits, labels).cpu()
-    images = [open_image(split.images[i]).convert("RGB") for i in shown]
+    images = [to_rgb(open_image(split.images[i])) for i in shown]
     pixels = processor(images, do_normalize=False, return_tensors="pt")["pixel_values"]
     return plot_segmentation(pixels, labels, predicted, split.class_names, path)
 
