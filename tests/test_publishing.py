@@ -327,7 +327,7 @@ def test_what_a_script_prepares(hub: LocalHub, monkeypatch: pytest.MonkeyPatch, 
 
 def test_converting_sees_it_before_anything_is_loaded(hub: LocalHub, tmp_path: Path, capsys) -> None:
     argv = [str(tmp_path), str(tmp_path / "target"), "--token", "ann-write"]
-    assert convert([*argv, "--push_to_hub", "bob/his"]) == 1
+    assert convert([*argv, "--push_to_hub", "bob/his"]) == 2
     assert "levljepa convert: bob/his is bob's" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         convert([*argv, "--private"])

@@ -173,6 +173,10 @@ def _load(
     loading = {"dtype": "auto", "output_loading_info": True, "ignore_mismatched_sizes": True}  # refused just below
     try:
         model, info = LeVLJEPAModel.from_pretrained(source, **loading, **hub_kwargs)
+    except OSError as error:
+        if folder.is_dir() or str(source) in str(error):
+            raise
+        raise OSError(f"{source}: {error}") from error  # the Hub is not within reach
     except SafetensorError as error:
         raise OSError(
             f"{source} has a file of weights that is no readable safetensors file ({error}). {AGAIN}"
@@ -353,9 +357,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         target = convert(**args)
     except (OSError, ValueError) as error:
-        reason = " ".join(str(error).split())
-        source = "" if args["source"] in reason else f"{args['source']}: "  # transformers may not name it
-        print(f"levljepa convert: {source}{reason}", file=sys.stderr)
+        print(f"levljepa convert: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     pushed = args.get("push_to_hub")
     print(f"Wrote {target}{f' and pushed it to {pushed}' if pushed else ''}. Load it with:\n")

@@ -218,12 +218,14 @@ def plot_segmentation(
         images: [N, 3, H, W] in 0..1.
         labels: [N, H, W] true classes; what is none of the C classes is void, in grey.
         predicted: [N, H, W] predicted classes.
-        class_names: C names. A class has the same colour in every picture of C classes or more.
+        class_names: C names. A class has the same colour in every picture of C classes or more; one that is named
+            background is nearly white.
         path: where to write the PNG, if anywhere.
         max_names: names in a row, those of the classes with the most pixels.
     """
     num_classes = len(class_names)
     palette = torch.cat([_class_colors(num_classes), torch.tensor([[0.75, 0.75, 0.75]])])
+    palette[[i for i, name in enumerate(class_names) if name.lower() == "background"]] = 0.93
     labels = torch.where((labels >= 0) & (labels < num_classes), labels, num_classes).long()
     figure, axes = _figure(4 * len(images), columns=4, side=2.2)
     for i, title in enumerate(("image", "truth", "prediction")):
@@ -306,12 +308,13 @@ def plot_bars(
         label: what the values are.
     """
     figure, (axis,) = _figure(1, columns=1, side=3, aspect=max(1.2, 0.35 * len(names)))
+    names = [textwrap.fill(name, 14) for name in names]
     bars = axis.bar(names, values, yerr=errors, capsize=4, width=0.6, color="#1f5fa8", ecolor="#7f7f7f")
     axis.bar_label(bars, [f"{100 * value:.1f}" for value in values], padding=2)
     if chance is not None:
         axis.axhline(chance, color="#c44e52", linestyle="--", linewidth=1)
         axis.text(1.01, chance, "chance", transform=axis.get_yaxis_transform(), va="center", fontsize=8)
-    axis.set(ylabel=label, ylim=(0, 1.05))
+    axis.set(ylabel=label, ylim=(0, 1.1))
     return _save(figure, path)
 
 
