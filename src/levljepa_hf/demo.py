@@ -179,10 +179,10 @@ def run_demo(
     _check(steps, max_minutes, num_scenes, seed)
     deadline = time.monotonic() + 60 * max_minutes - _SECONDS_AFTER_TRAINING
     output_dir = Path(output_dir)
-    output_dir.mkdir(parents=True, exist_ok=True)  # before the work
     set_seed(seed)
     config = LeVLJEPAConfig(**{**MODEL, "vision_config": {**MODEL["vision_config"], "image_size": image_size}})
     processor = LeVLJEPAProcessor.from_image_size(image_size)
+    output_dir.mkdir(parents=True, exist_ok=True)  # an error here comes before the work
     train_scenes = SceneDataset("train", num_scenes, image_size, seed, pair_fraction=0, keep_rendered=True)
     for index in tqdm(range(num_scenes), desc="rendering scenes", unit=" scenes"):
         train_scenes[index]
