@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from datasets import Dataset, Features, Image, List, Value
 from transformers import TrainerCallback
 
 from levljepa_hf.checkpoints import (
@@ -15,6 +16,7 @@ from levljepa_hf.checkpoints import (
     last_checkpoint,
     why_incomplete,
 )
+from levljepa_hf.data import LeVLJEPADataCollator, load_pretraining_dataset, training_transform
 from test_trainer import samples, trainer
 
 SAVING = {"save_strategy": "steps", "save_steps": 2, "max_steps": 4}
@@ -238,3 +240,31 @@ def test_signals_mean_after_the_training_what_they_meant_before(tmp_path, proces
     one.train()
     assert [signal.getsignal(number) for number in numbers] == before
     assert not set(during[0]) & set(before)
+
+
+def test_changes_of_the_data_are_named(tmp_path, processor, caplog):
+    def run(number: int, probability: float, **options):
+        collator = LeVLJEPADataCollator(processor, transform=training_transform(32, flip_probability=probability))
+        one = trainer(tmp_path, processor, number, data_collator=collator, **{**SAVING, **options})
+        one.train(resume_from_checkpoint="auto")
+
+    run(16, 0.5)
+    run(16, 0.5, max_steps=5, dataloader_num_workers=1)
+    assert "max_steps" in caplog.text and "collator" not in caplog.text and "num_workers" not in caplog.text
+    run(12, 0.0, max_steps=6)
+    assert "num_samples (16 then, 12 now)" in caplog.text and "collator_transform" in caplog.text
+
+
+def test_changes_of_a_stream_are_named(tmp_path, processor, caplog):
+    Dataset.from_list(
+        [{"image": one["image"], "captions": one["captions"]} for one in samples(12)],
+        features=Features({"image": Image(), "captions": List(Value("string"))}),
+    ).save_to_disk(tmp_path / "data")
+
+    def run(**options):
+        stream = load_pretraining_dataset(str(tmp_path / "data"), streaming=True)
+        trainer(tmp_path / "run", processor, train_dataset=stream, **{**SAVING, **options}).train("auto")
+
+    run()
+    run(max_steps=6, stream_buffer_size=7, dataloader_num_workers=1)
+    assert "stream_buffer_size (1000 then, 7 now), dataloader_num_workers (0 then, 1 now)" in caplog.text

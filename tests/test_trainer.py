@@ -45,7 +45,7 @@ def new_model(**config: Any) -> LeVLJEPAModel:
 def trainer(
     folder: Path, processor: LeVLJEPAProcessor, number: int = 16, model: nn.Module | None = None, **options: Any
 ) -> LeVLJEPATrainer:
-    names = ("train_dataset", "eval_dataset", "eval_data_collator", "callbacks")
+    names = ("train_dataset", "eval_dataset", "data_collator", "eval_data_collator", "callbacks")
     data = {name: options.pop(name) for name in names if name in options}
     options = {
         "per_device_train_batch_size": 4,

@@ -173,6 +173,23 @@ class LeVLJEPATrainer(ModelCardMixin, ResumableTrainer):
 
     # Where the data are, in checkpoints
 
+    def run_settings(self) -> dict[str, Any]:
+        """What decides the course of the run, by name: that of every run, and the data, their order and changes."""
+        settings = {**super().run_settings(), "weight_decay_parameters": self.args.weight_decay_parameters}
+        settings["warmup_start_factor"] = self.args.warmup_start_factor
+        data = self.train_dataset
+        if isinstance(data, EndlessStream):
+            settings["num_shards"] = data.dataset.num_shards
+            settings["stream_buffer_size"] = self.args.stream_buffer_size
+            settings["dataloader_num_workers"] = self.args.dataloader_num_workers  # they share the shards
+        elif data is not None:
+            settings["num_samples"] = len(data)
+        collator = self.data_collator
+        if isinstance(collator, LeVLJEPADataCollator):
+            names = ("seed", "image_column", "caption_column", "transform", "pad_to_multiple_of")
+            settings |= {f"collator_{name}": str(getattr(collator, name)) for name in names}
+        return settings
+
     def save_position(self, folder: Path) -> None:
         """Where this rank's workers are in the stream."""
         if isinstance(self.train_dataset, EndlessStream):

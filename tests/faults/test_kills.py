@@ -172,6 +172,22 @@ def test_a_second_interrupt_ends_at_once(data, tmp_path):
     assert wait(pid, timeout=2) == -signal.SIGINT
 
 
+def test_workers_end_with_their_process(data, tmp_path):
+    folder, record = tmp_path / "run", tmp_path / "run.steps.jsonl"
+    options = {"seconds_a_step": 5.0, "dataloader_num_workers": 2}
+    pid = in_child(lambda: train(folder, data, **options), tmp_path / "run.err")
+    while not record.exists():
+        time.sleep(0.01)
+    workers = [int(one) for one in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    assert len(workers) >= 2
+    os.kill(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
+    time.sleep(1)
+    # what has no parent is left to the first process, which may take its time to bury it
+    states = [Path(f"/proc/{one}/stat").read_text().split()[2] for one in workers if Path(f"/proc/{one}").exists()]
+    assert set(states) <= {"Z"}
+
+
 def test_a_full_disk_leaves_the_older_checkpoint(references, data, tmp_path):
     folder, errors = tmp_path / "run", tmp_path / "run.err"
     kind = "map"
