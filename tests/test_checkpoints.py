@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from accelerate.data_loader import BatchSamplerShard
 from datasets import Dataset, Features, Image, List, Value
 from transformers import TrainerCallback
 
@@ -268,3 +269,15 @@ def test_changes_of_a_stream_are_named(tmp_path, processor, caplog):
     run()
     run(max_steps=6, stream_buffer_size=7, dataloader_num_workers=1)
     assert "stream_buffer_size (1000 then, 7 now), dataloader_num_workers (0 then, 1 now)" in caplog.text
+
+
+def test_with_other_processes_a_step_has_the_same_samples():
+    """The position in a map-style dataset is a count of global batches, whose size must stay: no sample doubles."""
+    order = torch.randperm(48, generator=torch.Generator().manual_seed(0)).tolist()
+
+    def steps(processes: int, batch: int) -> list[set[int]]:
+        sampler = torch.utils.data.BatchSampler(order, batch, drop_last=True)
+        ranks = [list(BatchSamplerShard(sampler, processes, rank)) for rank in range(processes)]
+        return [{index for rank in step for index in rank} for step in zip(*ranks, strict=True)]
+
+    assert steps(1, 8) == steps(2, 4) == steps(4, 2)

@@ -323,3 +323,10 @@ def test_positions_start_at_nothing():
     assert Position() == Position(0, 0, 0, 0, [])
     state = StreamState([Position(1, 2, 3, 4, [(5, 6)])], 1, 0, [[Position(0, 1, 0, 9, [])]])
     assert json.loads(state.to_json()) == json.loads(StreamState.from_json(state.to_json()).to_json())
+
+
+@pytest.mark.parametrize("kind", ["cut off within a file", "HTML", "empty"])
+def test_a_damaged_tar_that_is_to_be_prepared_is_named_with_the_way_on(kind, shards, tmp_path):
+    DAMAGES[kind][0](shards / "part-2.tar")
+    with pytest.raises(ValueError, match=r"part-\*\.tar can't be prepared: .*--streaming"):
+        load_pretraining_dataset(f"{shards}/part-*.tar", caption_column="txt", cache_dir=str(tmp_path / "cache"))

@@ -37,6 +37,7 @@ from datasets import (
     load_dataset_builder,
     load_from_disk,
 )
+from datasets.exceptions import DatasetGenerationError
 from PIL import Image as PILImage
 from torch import Tensor
 from torch.nn import functional as F
@@ -141,7 +142,7 @@ def load_source(
     """Loads a dataset with `datasets`, all its columns as they are. Arguments as in `load_pretraining_dataset`.
 
     Raises:
-        ValueError: if the split does not exist.
+        ValueError: if the split does not exist, or a file can't be read.
         FileNotFoundError: if a path does not exist.
     """
     path = Path(name_or_path)
@@ -153,9 +154,15 @@ def load_source(
         name_or_path, data_files = builder, str(path)
     if isinstance(data_files, (str, list)):
         data_files = {split.split("[")[0]: data_files}
-    return load_dataset(
-        name_or_path, config_name, split=split, data_files=data_files, streaming=streaming, cache_dir=cache_dir
-    )
+    try:
+        return load_dataset(
+            name_or_path, config_name, split=split, data_files=data_files, streaming=streaming, cache_dir=cache_dir
+        )
+    except DatasetGenerationError as error:
+        raise ValueError(
+            f"{path.name} can't be prepared: {error.__cause__ or error}. Mend or remove the file; or read it as a "
+            "stream (--streaming), which uses what is whole of broken shards."
+        ) from error
 
 
 def tar_files(
