@@ -2,7 +2,10 @@
 
 import datetime
 import os
+import subprocess
+import sys
 import tempfile
+from pathlib import Path
 
 import PIL.Image
 import pytest
@@ -19,7 +22,7 @@ from levljepa_hf import (
     LeVLJEPATrainer,
     LeVLJEPATrainingArguments,
 )
-from levljepa_hf.distributed import GlobalBatchNorm, convert_sync_batchnorm
+from levljepa_hf.distributed import GlobalBatchNorm, _asked_processes, convert_sync_batchnorm
 from levljepa_hf.sigreg_levljepa import SIGReg
 
 WIDTH = 6
@@ -353,3 +356,34 @@ def test_conversion_keeps_tensors_names_and_mode():
     group = object()
     inner = convert_sync_batchnorm(nn.Sequential(nn.Sequential(nn.BatchNorm1d(4))), group)[0][0]
     assert inner.process_group is group
+
+
+@pytest.mark.parametrize(
+    ("command", "expected"),
+    [
+        ("/bin/python /bin/accelerate launch --cpu --num_processes 2 train.py", 2),
+        ("/bin/python /bin/accelerate launch --num_processes=4 train.py", 4),
+        ("/bin/python /bin/accelerate-launch --num_processes 3 train.py", 3),
+        ("/bin/python /bin/accelerate launch --cpu train.py", 1),
+        ("/bin/python train.py --num_processes 2", 1),
+        ("/bin/bash", 1),
+    ],
+)
+def test_what_accelerate_was_asked_for(command, expected):
+    assert _asked_processes(command.split()) == expected
+
+
+def test_one_process_in_place_of_several_is_refused(tmp_path):
+    """As `accelerate launch --cpu --num_processes 2` starts it."""
+    script = tmp_path / "train.py"
+    script.write_text(
+        "from levljepa_hf import LeVLJEPATrainingArguments\n"
+        "from levljepa_hf.distributed import check_launch\n"
+        f"check_launch(LeVLJEPATrainingArguments({str(tmp_path)!r}, use_cpu=True))\n"
+    )
+    launch = [sys.executable, str(Path(sys.executable).with_name("accelerate")), "launch", "--cpu"]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    for more, status in ((["--num_processes", "2"], 1), (["--num_processes", "1"], 0)):
+        done = subprocess.run([*launch, *more, str(script)], capture_output=True, text=True, env=environment)
+        assert done.returncode == status, done.stderr
+        assert ("asked for 2 processes and started one" in done.stderr) == (status == 1)

@@ -34,6 +34,7 @@ from levljepa_hf.data import (
     load_pretraining_dataset,
     training_transform,
 )
+from levljepa_hf.distributed import check_launch
 from levljepa_hf.hub import prepare_push
 from levljepa_hf.recipes import (
     add_overrides,
@@ -109,6 +110,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float]:
     model_args, data_args, args = parse_args(argv)
     if not args.resume_from_checkpoint and not args.overwrite_output_dir:
         refuse_used_folder(args.output_dir)
+    check_launch(args)
     prepare_push(args)
     set_seed(args.seed)
     model, processor = build_model(model_args)

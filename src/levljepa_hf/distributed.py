@@ -1,5 +1,8 @@
 """BatchNorm over the global batch, so that data-parallel training equals one process (CUDA and CPU)."""
 
+import os
+from pathlib import Path
+
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
@@ -104,6 +107,39 @@ def check_sharding(args: TrainingArguments) -> None:
         )
 
 
+def check_launch(args: TrainingArguments) -> None:
+    """Refuses to be one process where `accelerate launch` was asked for several: on a CPU it starts one in silence.
+
+    Raises:
+        ValueError: with the command that starts them.
+    """
+    asked = _asked_processes(_parents_command())
+    if args.world_size == 1 and asked > 1:
+        raise ValueError(
+            f"accelerate launch was asked for {asked} processes and started one, as it does on a CPU. Start them with "
+            f"torchrun --nproc_per_node {asked} SCRIPT, or leave --num_processes out."
+        )
+
+
+def _parents_command() -> list[str]:
+    """The words of the command that started this process, where the system shows them (Linux)."""
+    try:
+        return Path(f"/proc/{os.getppid()}/cmdline").read_text().split("\0")
+    except OSError:
+        return []
+
+
+def _asked_processes(command: list[str]) -> int:
+    """How many processes `accelerate launch` was told to start: 1 of any other command."""
+    program = " ".join(Path(word).name for word in command[:4])
+    is_launch = "accelerate launch" in program or "accelerate-launch" in program
+    for word, following in zip(command, [*command[1:], ""], strict=True):
+        name, _, value = word.partition("=")
+        if is_launch and name in ("--num_processes", "--num-processes") and (value or following).isdigit():
+            return int(value or following)
+    return 1
+
+
 def describe_launch(args: TrainingArguments) -> str:
     """How a run runs: processes, devices, precision, sharding and the global batch, in a line."""
     processes, accumulation = args.world_size, args.gradient_accumulation_steps
@@ -117,4 +153,4 @@ def describe_launch(args: TrainingArguments) -> str:
     )
 
 
-__all__ = ["GlobalBatchNorm", "check_sharding", "convert_sync_batchnorm", "describe_launch"]
+__all__ = ["GlobalBatchNorm", "check_launch", "check_sharding", "convert_sync_batchnorm", "describe_launch"]

@@ -14,6 +14,7 @@ from transformers import HfArgumentParser, set_seed
 from transformers.hf_argparser import HfArg
 from transformers.image_processing_utils import BaseImageProcessor
 
+from ..distributed import check_launch
 from ..evaluation.datasets import load_split
 from ..evaluation.splits import EvaluationSplit
 from ..hub import prepare_push
@@ -184,6 +185,7 @@ def fine_tune(task: str, model_args: ModelArguments, data_args: Any, args: FineT
         OSError: if the checkpoint or the data are not within reach.
     """
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    check_launch(args)
     prepare_push(args, at_end_only=args.mode == "lora")  # single checkpoints of LoRA are adapters, and no models
     set_seed(args.seed)
     config = config_from_preset(model_args.preset, model_args.config) if model_args.preset else None
