@@ -464,7 +464,9 @@ def test_a_resumed_stream_is_the_uninterrupted_one(tmp_path: Path, processor) ->
 
     whole = run()
     assert len({entry["loss"] for entry in trajectory(whole)}) == 6, "no two batches are the same"
-    assert trajectory(run(str(tmp_path / "run" / "checkpoint-4"))) == trajectory(whole)
+    resumed = run(str(tmp_path / "run" / "checkpoint-4"))
+    assert trajectory(resumed) == trajectory(whole)
+    assert trajectory(resumed, "step", "epoch") == trajectory(whole, "step", "epoch")
 
 
 def test_options_reach_collator_stream_and_loader(tmp_path: Path, processor) -> None:
