@@ -103,6 +103,16 @@ def test_a_buffer_mixes_within_and_across_shards(shards):
     assert len([*itertools.groupby(whole)]) <= 2 * SHARDS, "and with next to no buffer they come one after another"
 
 
+@pytest.mark.parametrize("buffer_size", [5, 1000])
+def test_one_shard_is_shuffled_by_seed_and_pass(buffer_size, shards):
+    dataset = load_pretraining_dataset(f"{shards}/part-0.tar", streaming=True, caption_column="txt")
+    orders = []
+    for seed in (0, 1):
+        texts = [text for _, text in keys(EndlessStream(dataset, seed, buffer_size), 2 * EACH)]
+        orders += [tuple(texts[:EACH]), tuple(texts[EACH:])]
+    assert len(set(orders)) == 4 and len({frozenset(order) for order in orders}) == 1
+
+
 # Going on
 
 
