@@ -271,6 +271,18 @@ def test_the_choice_of_a_caption_column_is_named(shards, caplog):
     assert caplog.text == ""
 
 
+def test_the_end_of_one_archive_is_not_that_of_the_next(shards):
+    """Tars may be put one after the other; the last must end, too."""
+    first, second = shards / "part-0.tar", shards / "part-1.tar"
+    joined = first.read_bytes() + second.read_bytes()
+    path = shards / "joined.tar"
+    path.write_bytes(joined)
+    assert len(list(read_tar_samples([str(path)]))) == 2 * EACH
+    path.write_bytes(joined[: first.stat().st_size + member_offset(second, 6)])
+    with pytest.raises(DamagedShardError, match="cut off"):
+        list(read_tar_samples([str(path)]))
+
+
 @pytest.mark.parametrize("kind", DAMAGES)
 def test_a_stream_uses_the_rest_and_counts_the_shard(kind, shards, caplog):
     dataset = opened(shards)  # it was whole when the run began
