@@ -175,6 +175,27 @@ def test_with_other_numbers_the_samples_of_a_pass_stay_unique(ranks, shards):
     assert len(first_pass) == SHARDS * EACH and set(first_pass) == {1}
 
 
+def test_with_other_numbers_ranks_that_were_ahead_do_not_repeat_themselves(shards):
+    """One rank was in the second pass when the other had hardly begun the first; one process goes on."""
+    dataset, seen = opened(shards), Counter()
+    ranks = [EndlessStream(dataset, 1, 4, rank, 2) for rank in range(2)]
+    for stream, number in zip(ranks, (40, 3), strict=True):
+        for one in itertools.islice(stream, number):
+            seen[one["sample_epoch"], one["txt"]] += 1
+    assert {epoch for epoch, _ in seen} == {0, 1}
+    again = EndlessStream(dataset, 1, 4)
+    again.resume(StreamState([one.position for one in ranks], 1, 0))
+    for one in itertools.takewhile(lambda one: one["sample_epoch"] < 2, again):
+        seen[one["sample_epoch"], one["txt"]] += 1
+    assert len(seen) == 2 * SHARDS * EACH and set(seen.values()) == {1}
+
+
+def test_the_buffer_holds_as_many_as_it_is_told(shards):
+    stream = EndlessStream(opened(shards), buffer_size=4)
+    next(iter(stream))
+    assert len(stream.position.buffer) == 4
+
+
 def test_a_buffer_of_nothing_is_refused(shards):
     with pytest.raises(ValueError, match="buffer_size=0"):
         EndlessStream(opened(shards), buffer_size=0)

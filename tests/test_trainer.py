@@ -446,7 +446,8 @@ def test_a_resumed_run_is_the_uninterrupted_one(tmp_path: Path, processor, accum
         torch.testing.assert_close(a, b, rtol=0, atol=0, msg=name)
 
 
-def test_a_resumed_stream_is_the_uninterrupted_one(tmp_path: Path, processor) -> None:
+@pytest.mark.parametrize("num_workers, save_at", [(0, 4), (2, 3), (2, 4)])
+def test_a_resumed_stream_is_the_uninterrupted_one(tmp_path: Path, processor, num_workers: int, save_at: int) -> None:
     from datasets import Dataset, Features, Image, List, Value
 
     features = Features({"image": Image(), "captions": List(Value("string"))})
@@ -454,7 +455,8 @@ def test_a_resumed_stream_is_the_uninterrupted_one(tmp_path: Path, processor) ->
 
     def run(resume: str | None = None) -> LeVLJEPATrainer:
         stream = load_pretraining_dataset(str(tmp_path / "data"), streaming=True)
-        options = {"save_strategy": "steps", "save_steps": 4, "max_steps": 6, "logging_steps": 1}
+        options = {"save_strategy": "steps", "save_steps": save_at, "max_steps": 6, "logging_steps": 1}
+        options["dataloader_num_workers"] = num_workers
         model = new_model(text_config={"embd_pdrop": 0.1})
         torch.manual_seed(99 if resume else 1)  # the state outside must not matter
         one = trainer(tmp_path / "run", processor, model=model, train_dataset=stream, stream_buffer_size=5, **options)
@@ -464,7 +466,7 @@ def test_a_resumed_stream_is_the_uninterrupted_one(tmp_path: Path, processor) ->
 
     whole = run()
     assert len({entry["loss"] for entry in trajectory(whole)}) == 6, "no two batches are the same"
-    resumed = run(str(tmp_path / "run" / "checkpoint-4"))
+    resumed = run(str(tmp_path / "run" / f"checkpoint-{save_at}"))
     assert trajectory(resumed) == trajectory(whole)
     assert trajectory(resumed, "step", "epoch") == trajectory(whole, "step", "epoch")
 
