@@ -1,0 +1,43 @@
+/* Run: the curves of training runs, read again while they train. */
+"use strict";
+LV.tabs.run = {
+  title: "Run",
+  live: true,
+  build(root) {
+    const { element: el } = LV;
+    const charts = el("div", { class: "charts" }), notes = el("div"), line = el("p", { class: "hint", role: "status" });
+    root.append(el("div", { class: "panel" }, line, notes), charts);
+    if (!LV.state.runs.length) {
+      line.textContent = "No training run was named, and the model's folder holds none: levljepa explore MODEL --runs FOLDER.";
+      return {};
+    }
+    let timer = null, before = "", last = null;
+    const dashes = ["none", "6 4", "2 3", "8 3 2 3"];
+    function draw() {
+      const runs = last.runs.filter((run) => !run.error), titles = [...new Set(runs.flatMap((run) => Object.keys(run.panels)))];
+      notes.replaceChildren(...last.runs.filter((run) => run.error).map((run) => el("p", { class: "error" }, run.error)));
+      charts.replaceChildren(...titles.map((title) => {
+        const names = [...new Set(runs.flatMap((run) => run.panels[title] || []))], colors = LV.palette(Math.max(3, names.length));
+        const series = runs.flatMap((run, r) => names.filter((name) => run.curves[name]).map((name) => {
+          const points = run.curves[name];
+          return { name: runs.length > 1 ? `${run.name}: ${name}` : name, x: points.map((p) => p[0]), y: points.map((p) => p[1]), last: points[points.length - 1][1], color: colors[names.indexOf(name)], dash: dashes[r % 4], dots: points.length < 12 };
+        }));
+        return el("section", { class: "panel" }, el("h2", {}, title), LV.chart(series, { label: `${title} by step`, log: ["SIGReg", "gradient norm"].includes(title) }), LV.chartLegend(series));
+      }));
+    }
+    async function read() {
+      try {
+        const answer = await LV.get("run"), now = JSON.stringify(answer);
+        const steps = answer.runs.filter((run) => !run.error).map((run) => `${run.name}: step ${Math.max(...Object.values(run.curves).map((points) => points[points.length - 1][0]))}`);
+        line.classList.remove("error");
+        line.textContent = `${steps.join(", ") || "nothing logged yet"} · read again every 3 s (a run that still trains shows what its newest checkpoint has)`;
+        if (now !== before) { before = now; last = answer; draw(); }
+      } catch (error) { line.classList.add("error"); line.textContent = error.message; }
+    }
+    return {
+      redraw: () => last && draw(),
+      show: () => { read(); timer ||= setInterval(read, 3000); },
+      hide: () => { clearInterval(timer); timer = null; },
+    };
+  },
+};
