@@ -28,6 +28,7 @@ _LAZY = {
     "least_gaussian_directions": "sigreg",
     "load_photos": "photos",
     "make_cloud": "sigreg",
+    "nearest_photos": "search",
     "neighbours": "search",
     "patch_tokens": "patches",
     "pca_pictures": "patches",
@@ -40,7 +41,7 @@ _LAZY = {
     "plot_zero_shot": "zero_shot",
     "project": "space",
     "read_curves": "run",
-    "search": "search",
+    "search_scores": "search",
     "similar_patches": "patches",
     "text_on_patches": "patches",
 }

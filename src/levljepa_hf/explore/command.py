@@ -13,7 +13,7 @@ from transformers import HfArgumentParser
 from transformers.hf_argparser import HfArg
 
 from ..cards import STATE_NAME
-from ..evaluation.encoders import TRANSFORMS, load_encoder
+from ..evaluation.encoders import TRANSFORMS, Encoder, load_encoder
 from ..evaluation.features import DEFAULT_CACHE
 from .export import export
 from .photos import embed_photos, load_photos
@@ -86,7 +86,7 @@ def build_session(models: Sequence[str], arguments: ExploreArguments) -> Session
     """
     if not 1 <= len(models) <= 2:
         raise ValueError(f"The explorer shows one model or two, not {len(models)}: levljepa explore MODEL [MODEL_B].")
-    encoders = [load_encoder(name, arguments.device, getattr(torch, arguments.dtype)) for name in models]
+    encoders = [_load_encoder(name, arguments) for name in models]
     photos = load_photos(
         arguments.dataset,
         arguments.split,
@@ -104,6 +104,15 @@ def build_session(models: Sequence[str], arguments: ExploreArguments) -> Session
     seen = [embed_photos(encoder, photos, cache_dir=arguments.cache_dir, **options) for encoder in encoders]
     runs = arguments.runs or [name for name in models if _is_run(Path(name))]
     return Session(seen, photos, runs, arguments.prompts, arguments.cache_dir)
+
+
+def _load_encoder(name: str, arguments: ExploreArguments) -> Encoder:
+    try:
+        return load_encoder(name, arguments.device, getattr(torch, arguments.dtype))
+    except OSError as error:
+        if Path(name).exists() or ":" in name:
+            raise
+        raise OSError(f"{name} is no folder here, and as a Hub id it is not within reach: {error}") from error
 
 
 def _is_run(folder: Path) -> bool:

@@ -54,7 +54,9 @@ def search_scores(
     return unit @ F.normalize(other[0], dim=0)
 
 
-def search(seen: Seen, query: str | int | Image.Image, k: int = 12, **options: str | None) -> tuple[Tensor, Tensor]:
+def nearest_photos(
+    seen: Seen, query: str | int | Image.Image, k: int = 12, **options: str | None
+) -> tuple[Tensor, Tensor]:
     """Indices and scores of the k photos of highest score, best first. Options are those of `search_scores`."""
     best = search_scores(seen, query, **options).topk(min(k, len(seen.features["cls"])))
     return best.indices, best.values
@@ -84,7 +86,7 @@ def plot_search(
     axes = figure.subplots(len(seen), k, squeeze=False)
     for row, one in zip(axes, seen, strict=True):
         for axis, index, score in zip(
-            row, *(found.tolist() for found in search(one, query, k, **options)), strict=True
+            row, *(found.tolist() for found in nearest_photos(one, query, k, **options)), strict=True
         ):
             axis.imshow(photos.open(index))
             axis.set_title(f"{score:.3f}", fontsize=8)
@@ -95,4 +97,4 @@ def plot_search(
     return figure
 
 
-__all__ = ["neighbours", "plot_search", "search", "search_scores"]
+__all__ = ["nearest_photos", "neighbours", "plot_search", "search_scores"]

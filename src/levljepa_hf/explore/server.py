@@ -188,12 +188,13 @@ def bind(host: str, port: int) -> socket.socket:
     """A socket that listens there; port 0 takes any that is free.
 
     Raises:
+        ValueError: if it is no port.
         OSError: if the port is taken or the address is not this machine's.
     """
+    if not 0 <= port <= 65535:
+        raise ValueError(f"port={port}: ports are 0 to 65535.")
     try:
         return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
-    except OverflowError as error:
-        raise ValueError(f"port={port}: ports are 0 to 65535.") from error
     except OSError as error:
         raise OSError(
             f"{host}:{port} cannot be served ({error.strerror or error}): is another explorer there? Choose another "

@@ -246,6 +246,7 @@ class Session:
 
     def nearest_prompts(self, body: Body) -> dict[str, Any]:
         """Of each model: the most similar prompt of each photo."""
+        self._check_readout(body)
         prompts = texts_of(body, "prompts")
         if not prompts:
             raise ValueError("There are no prompts: type some, one a line.")
@@ -269,15 +270,20 @@ class Session:
     def _readout(self, model: int, body: Body) -> str | None:
         """The one asked for, or the best of a model that does not have it while another does."""
         wanted = body.get("readout") or None
-        offered = self.seen[model].encoder.readouts
-        if wanted is not None and not any(wanted in one.encoder.readouts for one in self.seen):
-            raise ValueError(f"readout={str(wanted)[:40]!r} is none of the models'.")
-        return wanted if wanted in offered else None
+        return wanted if wanted in self.seen[model].encoder.readouts else None
+
+    def _check_readout(self, body: Body) -> None:
+        wanted, offered = body.get("readout"), [name for one in self.seen for name in one.encoder.readouts]
+        if wanted and wanted not in offered:
+            raise ValueError(
+                f"readout={str(wanted)[:40]!r} is none of the models': {', '.join(dict.fromkeys(offered))}."
+            )
 
     # --------------------------------------------------------------------------------------------------------- search
 
     def search(self, body: Body) -> dict[str, Any]:
         """Of each model: the nearest photos with their scores, and the scores of all."""
+        self._check_readout(body)
         k = number(body, "k", int, 1, 200, 24)
         text, ref = body.get("text"), body.get("photo")
         feature = choice(body, "feature", ("", *FEATURES), "") or None
@@ -309,6 +315,7 @@ class Session:
 
     def zero_shot(self, body: Body) -> dict[str, Any]:
         """Of each model: the probabilities of a photo, and accuracy and confusion where photos have labels."""
+        self._check_readout(body)
         names, template = texts_of(body, "class_names"), _text(body.get("template", "a photo of a {}."))
         ref = body.get("photo")
 

@@ -34,6 +34,7 @@
     let [x0, x1] = x || [least(xs), most(xs)], [y0, y1] = y || (log ? [least(positive), most(positive)] : [least(ys), most(ys)]);
     if (!(x1 > x0)) x1 = x0 + 1;
     if (!(y1 > y0)) { y0 = log ? y0 / 2 : y0 - 0.5; y1 = log ? y1 * 2 : y1 + 0.5; }
+    if (!y && log) { const margin = (y1 / y0) ** 0.05; y0 /= margin; y1 *= margin; }
     if (!y && !log) { const margin = 0.05 * (y1 - y0); y1 += margin; if (y0 !== 0) y0 -= margin; }
     const px = (value) => LEFT + ((value - x0) / (x1 - x0)) * (width - LEFT - RIGHT);
     const share = log ? (value) => Math.log(value / y0) / Math.log(y1 / y0) : (value) => (value - y0) / (y1 - y0);

@@ -18,7 +18,7 @@
   LV.ScatterMap = class {
     constructor({ small = false, label, onhover = () => {}, onselect = () => {}, onopen = () => {} }) {
       this.onhover = onhover; this.onselect = onselect; this.onopen = onopen;
-      this.points = new Float32Array(0);
+      this.points = new Float32Array(0); this.order = new Int32Array(0);
       this.groups = null; this.colors = ["#3b6fd6"]; this.selected = null; this.marked = []; this.hovered = -1;
       this.lassoing = false; this.path = []; this.images = new Map();
       this.base = LV.element("canvas", { "aria-hidden": "true" });

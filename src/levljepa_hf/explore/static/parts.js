@@ -10,7 +10,10 @@
     return box;
   };
 
-  LV.field = (label, control, grow = false) => el("label", { class: grow ? "field grow" : "field" }, label, control);
+  LV.field = (label, control, grow = false) => {
+    control.setAttribute("aria-label", label); // the text of a select's options is not part of its name
+    return el("label", { class: grow ? "field grow" : "field" }, label, control);
+  };
 
   LV.select = (options, value, onchange) => {
     const node = el("select", { onchange: () => onchange(node.value) });
@@ -25,9 +28,9 @@
 
   /* A slider with its value beside its label. */
   LV.slider = (label, { min, max, step, value, format = String, oninput, onchange = () => {} }) => {
-    const shown = el("output", {}, format(value));
+    const shown = el("b", {}, format(value));
     const input = el("input", {
-      type: "range", min, max, step,
+      type: "range", min, max, step, "aria-label": label,
       oninput: () => { shown.textContent = format(+input.value); oninput?.(+input.value); },
       onchange: () => onchange(+input.value),
     });

@@ -29,14 +29,13 @@ LV.tabs.patches = {
       el("div", { class: "panel" },
         el("div", { class: "bar" }, pickers, resolution, see,
           LV.field("Words", words, true),
-          el("button", { type: "button", class: "plain", disabled: !hasText, onclick: find }, "Find words")),
+          el("button", { type: "button", class: "plain", disabled: !hasText, onclick: find }, "Find words"), status),
         el("p", { class: "hint", style: { margin: "0.6rem 0 0" } },
           "Click or drag in a photo: the colours are the cosine of the patch there with every patch, of both photos. ",
           "Arrow keys move the point. The models see whole photos at the chosen longer side, in whole patches."),
         hasText
           ? el("p", { class: "hint" }, "Words: every patch goes through the projection head as if it were the class token, and is compared with the image embedding that is predicted from the text. The head never saw a patch in training, so the map may say nothing: compare it with other words.")
-          : el("p", { class: "error" }, "No model here has a text tower with LeVLJEPA's heads, so words cannot be placed."),
-        status),
+          : el("p", { class: "error" }, "No model here has a text tower with LeVLJEPA's heads, so words cannot be placed.")),
     );
     const panels = el("div", { class: "columns" });
     root.append(panels);
@@ -84,20 +83,28 @@ LV.tabs.patches = {
       return { lenses, error, figures, low, high, what, note: captions };
     });
 
-    function image(canvas, grid, color) { // grid: [rows, columns]; stretched over the photo, patches as they are
+    const ZOOM = 12; // pixels of the canvas for a patch, so that one can be outlined
+    const small = document.createElement("canvas");
+    function image(canvas, grid, alpha, color) { // grid: [rows, columns]; stretched over the photo, patches as they are
       const [rows, columns] = grid;
-      canvas.width = columns; canvas.height = rows;
-      const context = canvas.getContext("2d"), data = context.createImageData(columns, rows);
-      for (let p = 0; p < rows * columns; p++) data.data.set([...color(p), Math.round(255 * opacity)], 4 * p);
-      context.putImageData(data, 0, 0);
-      canvas.style.imageRendering = "pixelated";
+      small.width = columns; small.height = rows;
+      const data = new ImageData(columns, rows);
+      for (let p = 0; p < rows * columns; p++) data.data.set([...color(p), Math.round(255 * alpha)], 4 * p);
+      small.getContext("2d").putImageData(data, 0, 0);
+      canvas.width = columns * ZOOM; canvas.height = rows * ZOOM;
+      const context = canvas.getContext("2d");
+      context.imageSmoothingEnabled = false;
+      context.drawImage(small, 0, 0, canvas.width, canvas.height);
     }
 
     function mark(canvas, grid) {
       const [rows, columns] = grid, context = canvas.getContext("2d");
       const column = Math.min(columns - 1, Math.floor(point.x * columns)), row = Math.min(rows - 1, Math.floor(point.y * rows));
-      context.fillStyle = "rgb(255 45 45)";
-      context.fillRect(column, row, 1, 1);
+      const width = Math.max(2, columns / 9);
+      for (const [color, extra] of [["white", 2], ["rgb(230 30 30)", 0]]) {
+        context.strokeStyle = color; context.lineWidth = width + extra;
+        context.strokeRect(column * ZOOM, row * ZOOM, ZOOM, ZOOM);
+      }
     }
 
     function paint() {
@@ -118,8 +125,8 @@ LV.tabs.patches = {
           const shown = i < seen.grids.length;
           pair.forEach((one) => (one.box.parentNode.hidden = !shown));
           if (!shown) return;
-          image(pair[1].canvas, seen.grids[i], (p) => seen.pca[i].subarray(3 * p, 3 * p + 3));
-          if (good) image(pair[0].canvas, seen.grids[i], (p) => LV.viridis((good[i][p] - low) / (high - low || 1)));
+          image(pair[1].canvas, seen.grids[i], 1, (p) => seen.pca[i].subarray(3 * p, 3 * p + 3));
+          if (good) image(pair[0].canvas, seen.grids[i], opacity, (p) => LV.viridis((good[i][p] - low) / (high - low || 1)));
           if (!text && i === source) pair.forEach((one) => mark(one.canvas, seen.grids[i]));
         });
       });

@@ -20,15 +20,16 @@ LV.tabs.run = {
         const names = [...new Set(runs.flatMap((run) => run.panels[title] || []))], colors = LV.palette(Math.max(3, names.length));
         const series = runs.flatMap((run, r) => names.filter((name) => run.curves[name]).map((name) => {
           const points = run.curves[name];
-          return { name: runs.length > 1 ? `${run.name}: ${name}` : name, x: points.map((p) => p[0]), y: points.map((p) => p[1]), last: points[points.length - 1][1], color: colors[names.indexOf(name)], dash: dashes[r % 4], dots: points.length < 12 };
+          return { x: points.map((p) => p[0]), y: points.map((p) => p[1]), color: colors[names.indexOf(name)], dash: dashes[r % 4], dots: points.length < 12 };
         }));
-        return el("section", { class: "panel" }, el("h2", {}, title), LV.chart(series, { label: `${title} by step`, log: ["SIGReg", "gradient norm"].includes(title) }), LV.chartLegend(series));
+        const legend = names.map((name, i) => ({ color: colors[i], name: `${name} ${runs.map((run) => (run.curves[name] ? LV.brief(run.curves[name].at(-1)[1]) : "–")).join(", ")}` }));
+        return el("section", { class: "panel" }, el("h2", {}, title), LV.chart(series, { label: `${title} by step`, log: ["SIGReg", "gradient norm"].includes(title) }), LV.chartLegend(legend));
       }));
     }
     async function read() {
       try {
         const answer = await LV.get("run"), now = JSON.stringify(answer);
-        const steps = answer.runs.filter((run) => !run.error).map((run) => `${run.name}: step ${Math.max(...Object.values(run.curves).map((points) => points[points.length - 1][0]))}`);
+        const steps = answer.runs.filter((run) => !run.error).map((run, r) => `${run.name}${answer.runs.length > 1 ? ` (${["solid", "dashed", "dotted", "dash and dot"][r % 4]})` : ""}: step ${Math.max(...Object.values(run.curves).map((points) => points[points.length - 1][0]))}`);
         line.classList.remove("error");
         line.textContent = `${steps.join(", ") || "nothing logged yet"} · read again every 3 s (a run that still trains shows what its newest checkpoint has)`;
         if (now !== before) { before = now; last = answer; draw(); }

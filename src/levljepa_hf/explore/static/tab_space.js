@@ -39,7 +39,8 @@ LV.tabs.space = {
     const errors = models.map(() => el("p", { class: "error", hidden: true }));
     root.append(el("div", { class: "columns" }, models.map((model, m) => el("section", { class: "panel", "aria-label": model.label }, el("h2", {}, model.label), errors[m], maps[m].node))));
     const legend = el("div", { class: "legend" }), chosen = el("div");
-    root.append(el("div", { class: "panel", style: { marginTop: "0.9rem" } }, legend), promptBox, el("section", { class: "panel", "aria-label": "Selected photos" }, el("h2", {}, "Selected"), chosen));
+    const legendBox = el("div", { class: "panel", style: { marginTop: "0.9rem" }, hidden: true }, legend);
+    root.append(legendBox, promptBox, el("section", { class: "panel", "aria-label": "Selected photos" }, el("h2", {}, "Selected"), chosen));
 
     function hover(i, x, y) {
       maps.forEach((map) => map.setHovered(i));
@@ -66,6 +67,7 @@ LV.tabs.space = {
     }
 
     function showLegend(colors, counts) {
+      legendBox.hidden = names.length < 2;
       legend.replaceChildren(...names.map((name, g) => el("button", { type: "button", title: "Select these", onclick: () => select([...Array(photos.count).keys()].filter((i) => (groups[0] || groups[1])[i] === g)) },
         el("i", { style: { background: colors[g] } }), `${name}${counts ? ` ${counts[g]}` : ""}`)));
     }
@@ -94,6 +96,7 @@ LV.tabs.space = {
         maps.forEach((map, m) => map.setColors(groups[m], colors));
         const scale = el("canvas", { width: 140, height: 1 }), context = scale.getContext("2d");
         for (let x = 0; x < 140; x++) { context.fillStyle = `rgb(${LV.viridis(x / 139)})`; context.fillRect(x, 0, 1, 1); }
+        legendBox.hidden = false;
         legend.replaceChildren(el("div", { class: "scale" }, "0 %", scale, "100 %", el("span", {}, `of a photo's 20 nearest neighbours that both models share; mean ${(100 * mean).toFixed(1)} %, by chance ${(100 * answer.chance).toFixed(1)} %`)));
         return;
       } else {

@@ -9,7 +9,7 @@ LV.tabs.zero_shot = {
     const status = LV.status();
     let readout = "", photo = address.get("photo", "p0");
     if (photo[0] !== "p") photo = "p0";
-    const names = el("textarea", { rows: 6, value: (photos.class_names || ["a person", "an animal", "a building", "a landscape"]).join("\n"), "aria-label": "Class names, one a line" });
+    const names = el("textarea", { rows: 6, value: (photos.class_names || ["person", "animal", "building", "landscape"]).join("\n") });
     const template = el("input", { type: "text", value: photos.template });
     const picker = LV.photoPicker("Photo", { value: photo, status, onchange: (ref) => { photo = ref; address.set("photo", ref); go(); } });
     root.append(el("div", { class: "panel" },
@@ -24,7 +24,7 @@ LV.tabs.zero_shot = {
 
     function table(answer) {
       const order = answer.probabilities.map((p, i) => [p, i]).sort((a, b) => b[0] - a[0]).slice(0, 12);
-      return el("table", { class: "plain" }, el("caption", { class: "hint", style: { textAlign: "left" } }, `Probabilities of the photo (softmax of ${answer.logit_scale} × similarity)`),
+      return el("table", { class: "plain" }, el("caption", { class: "hint", style: { textAlign: "left" } }, `Probabilities of the photo (softmax of ${LV.brief(answer.logit_scale)} × similarity)${photo[0] === "p" && LV.describe(+photo.slice(1)).label ? `; its label is ${LV.describe(+photo.slice(1)).label}` : ""}`),
         el("tbody", {}, order.map(([p, i]) => el("tr", {}, el("th", { scope: "row" }, answer.class_names[i]),
           el("td", {}, el("div", { class: "track" }, el("i", { style: { width: `${100 * p}%` } }))), el("td", { class: "number" }, `${(100 * p).toFixed(1)} %`)))));
     }
