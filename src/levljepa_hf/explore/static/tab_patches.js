@@ -30,12 +30,10 @@ LV.tabs.patches = {
         el("div", { class: "bar" }, pickers, resolution, see,
           LV.field("Words", words, true),
           el("button", { type: "button", class: "plain", disabled: !hasText, onclick: find }, "Find words"), status),
-        el("p", { class: "hint", style: { margin: "0.6rem 0 0" } },
-          "Click or drag in a photo: the colours are the cosine of the patch there with every patch, of both photos. ",
-          "Arrow keys move the point. The models see whole photos at the chosen longer side, in whole patches."),
-        hasText
-          ? el("p", { class: "hint" }, "Words: every patch goes through the projection head as if it were the class token, and is compared with the image embedding that is predicted from the text. The head never saw a patch in training, so the map may say nothing: compare it with other words.")
-          : el("p", { class: "error" }, "No model here has a text tower with LeVLJEPA's heads, so words cannot be placed.")),
+        el("details", { class: "hint", style: { marginTop: "0.5rem" } }, el("summary", {}, "Click or drag in a photo: where is it alike? (How to read this)"),
+          el("p", {}, "The colours are the cosine of the patch at the point with every patch, of both photos; arrow keys move the point. The models see whole photos at the chosen longer side, in whole patches. PCA: the first three principal components over the patches of both photos, as colours."),
+          hasText && el("p", {}, "Words: every patch goes through the projection head as if it were the class token, and is compared with the image embedding that is predicted from the text. The head never saw a patch in training, so the map may say nothing: compare it with other words.")),
+        !hasText && el("p", { class: "error" }, "No model here has a text tower with LeVLJEPA's heads, so words cannot be placed.")),
     );
     const panels = el("div", { class: "columns" });
     root.append(panels);

@@ -39,8 +39,8 @@ LV.tabs.space = {
     const errors = models.map(() => el("p", { class: "error", hidden: true }));
     root.append(el("div", { class: "columns" }, models.map((model, m) => el("section", { class: "panel", "aria-label": model.label }, el("h2", {}, model.label), errors[m], maps[m].node))));
     const legend = el("div", { class: "legend" }), chosen = el("div");
-    const legendBox = el("div", { class: "panel", style: { marginTop: "0.9rem" }, hidden: true }, legend);
-    root.append(legendBox, promptBox, el("section", { class: "panel", "aria-label": "Selected photos" }, el("h2", {}, "Selected"), chosen));
+    const legendBox = el("div", { class: "panel", hidden: true }, legend);
+    root.append(el("section", { class: "panel", style: { marginTop: "0.9rem" }, "aria-label": "Selected photos" }, el("h2", {}, "Selected"), chosen), promptBox, legendBox);
 
     function hover(i, x, y) {
       maps.forEach((map) => map.setHovered(i));
