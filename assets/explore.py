@@ -38,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             page.wait_for_selector("html[data-ready]")
             # another of its class
             same = page.evaluate("LV.state.photos.labels.indexOf(LV.state.photos.labels[0], 1)")
-            page.goto(f"{address}/#tab=patches&photo=p0&photo2=p{same}&size=224&x=0.42&y=0.6")
+            page.goto(f"{address}/#tab=patches&photo=p0&photo2=p{same}&size=224&x=0.5&y=0.62")
             page.reload()
             page.get_by_text("patches at").first.wait_for(timeout=60_000)
             save(page, "explore_patches")

@@ -22,6 +22,7 @@ import yaml
 
 import levljepa_hf
 import levljepa_hf.evaluation
+import levljepa_hf.explore
 from lowest import lower_bounds
 
 ROOT = Path(__file__).parents[1]
@@ -219,7 +220,7 @@ def _own_function(_argument): self._own = 1
 
 def public_classes() -> list[type]:
     found = []
-    for module in (levljepa_hf, levljepa_hf.evaluation):
+    for module in (levljepa_hf, levljepa_hf.evaluation, levljepa_hf.explore):
         found += [one for name in module.__all__ if inspect.isclass(one := getattr(module, name))]
     return found
 
@@ -279,7 +280,7 @@ def test_the_search_for_undocumented_arguments_finds_every_kind() -> None:
 
 def test_every_public_function_and_method_is_documented() -> None:
     """By itself, or by the method of a base class that it stands in for."""
-    named = [getattr(module, name) for module in (levljepa_hf, levljepa_hf.evaluation) for name in module.__all__]
+    named = [getattr(module, name) for module in (levljepa_hf, levljepa_hf.evaluation, levljepa_hf.explore) for name in module.__all__]
     undocumented = [one.__qualname__ for one in named if inspect.isfunction(one) and not inspect.getdoc(one)]
     for cls in public_classes():
         own = [one for name, one in vars(cls).items() if not name.startswith("_") and inspect.isfunction(one)]

@@ -30,7 +30,7 @@ from ..data import CAPTION_COLUMNS, FILE_BUILDERS, column_addresses, find_image_
 from ..evaluation.datasets import load_split
 from ..evaluation.embeddings import Embeddings
 from ..evaluation.encoders import Encoder
-from ..evaluation.features import DEFAULT_CACHE, image_digest, pooled_features
+from ..evaluation.features import image_digest, pooled_features
 from ..evaluation.sources import SourceFiles, column_values, encoded
 from ..evaluation.splits import Draw, EvaluationSplit
 from ..evaluation.zero_shot import offered_readouts
@@ -92,7 +92,7 @@ def load_photos(
     max_photos: int | None = None,
     seed: int = 0,
     transform: str | None = None,
-    cache_dir: str | os.PathLike | None = DEFAULT_CACHE,
+    cache_dir: str | os.PathLike | None = None,
     show_progress: bool = True,
 ) -> Photos:
     """Photos with what is known of them.
@@ -108,7 +108,7 @@ def load_photos(
         seed: Of that draw.
         transform: How photos are prepared for the pooled features, see `Encoder.image_processor`. By default
             "evaluation", and "default" for the scenes.
-        cache_dir: Where thumbnails are kept by content; `None` keeps none.
+        cache_dir: Beside it thumbnails are kept by content, as in `extract`; `None` keeps none.
         show_progress: Whether a bar is shown.
 
     Raises:

@@ -51,7 +51,7 @@ def project(
         method: One of `methods()`.
         like: Another map of the same photos, which this one is turned and mirrored to resemble (Procrustes).
         seed: Of t-SNE and UMAP.
-        cache_dir: Where projections are kept, by the content of the features; `None` keeps none.
+        cache_dir: Beside it projections are kept, by the content of the features; `None` keeps none.
 
     Raises:
         ValueError: if the method is none, or there are too few photos.
