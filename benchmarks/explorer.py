@@ -2,7 +2,8 @@
 
     python benchmarks/explorer.py --photos 10000
 
-The photos are made on the spot, small; the model is the preset `debug`, as what is measured is what lies around it.
+The photos are made on the spot, small. The models are of the preset `debug`, as what is measured is what lies around
+them; of another preset the photos' features are drawn at random, and what a query costs is that preset's text tower.
 Frames need playwright's Python client and a Chromium; without them they are left out.
 """
 
@@ -26,7 +27,7 @@ from PIL import Image
 
 from levljepa_hf import LeVLJEPAConfig, LeVLJEPAModel, LeVLJEPAProcessor
 from levljepa_hf.evaluation.encoders import LeVLJEPAEncoder
-from levljepa_hf.explore import embed_photos, load_photos
+from levljepa_hf.explore import Seen, embed_photos, load_photos
 from levljepa_hf.explore.server import bind, build_app
 from levljepa_hf.explore.session import Session
 
@@ -62,16 +63,17 @@ async () => {
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--photos", type=int, default=10_000, help="how many (default: %(default)s)")
+    parser.add_argument("--preset", default="debug", help="size of the models (default: %(default)s)")
     parser.add_argument("--queries", type=int, default=20, help="text queries (default: %(default)s)")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     args = parser.parse_args(argv)
     with tempfile.TemporaryDirectory() as scratch:
-        result = measure(Path(scratch), args.photos, args.queries)
-    report({"photos": args.photos, **result, **environment(torch.device("cpu"))}, args.json)
+        result = measure(Path(scratch), args.photos, args.queries, args.preset)
+    report({"photos": args.photos, "preset": args.preset, **result, **environment(torch.device("cpu"))}, args.json)
     return 0
 
 
-def measure(scratch: Path, num_photos: int, num_queries: int) -> dict[str, str]:
+def measure(scratch: Path, num_photos: int, num_queries: int, preset: str) -> dict[str, str]:
     (scratch / "photos").mkdir()
     rng = np.random.default_rng(0)
     for i in range(num_photos):
@@ -80,15 +82,21 @@ def measure(scratch: Path, num_photos: int, num_queries: int) -> dict[str, str]:
     encoders = []
     for seed in (0, 1):
         torch.manual_seed(seed)
-        model = LeVLJEPAModel(LeVLJEPAConfig.from_preset("debug"))
-        encoders.append(LeVLJEPAEncoder(f"debug {seed}", model, LeVLJEPAProcessor.from_image_size(32)))
+        model = LeVLJEPAModel(LeVLJEPAConfig.from_preset(preset))
+        processor = LeVLJEPAProcessor.from_image_size(model.config.vision_config.image_size)
+        encoders.append(LeVLJEPAEncoder(f"{preset} {seed}", model, processor))
     result = {}
     for name in ("first", "again"):
         began = time.perf_counter()
         photos = load_photos(str(scratch / "photos"), cache_dir=scratch / "cache" / "features", show_progress=False)
         middle = time.perf_counter()
         options = {"cache_dir": scratch / "cache" / "features", "show_progress": False}
-        seen = [embed_photos(encoder, photos, **options) for encoder in encoders]
+        if preset == "debug":
+            seen = [embed_photos(encoder, photos, **options) for encoder in encoders]
+        else:
+            width = encoders[0].model.config.projection_dim
+            names = ("cls", "image_embeds", "predictions")
+            seen = [Seen(one, {name: torch.randn(num_photos, width) for name in names}) for one in encoders]
         result[f"{name}: photos read"] = f"{middle - began:.1f} s"
         result[f"{name}: two models"] = f"{time.perf_counter() - middle:.1f} s"
     with bind("127.0.0.1", 0) as listening:

@@ -280,7 +280,11 @@ def test_the_search_for_undocumented_arguments_finds_every_kind() -> None:
 
 def test_every_public_function_and_method_is_documented() -> None:
     """By itself, or by the method of a base class that it stands in for."""
-    named = [getattr(module, name) for module in (levljepa_hf, levljepa_hf.evaluation, levljepa_hf.explore) for name in module.__all__]
+    named = [
+        getattr(module, name)
+        for module in (levljepa_hf, levljepa_hf.evaluation, levljepa_hf.explore)
+        for name in module.__all__
+    ]
     undocumented = [one.__qualname__ for one in named if inspect.isfunction(one) and not inspect.getdoc(one)]
     for cls in public_classes():
         own = [one for name, one in vars(cls).items() if not name.startswith("_") and inspect.isfunction(one)]
