@@ -5,6 +5,7 @@ samples that it can draw reproducible randomness from, and stops before a loss t
 """
 
 import contextlib
+import copy
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -36,11 +37,11 @@ from .evaluation.health import embedding_health, sigreg_floor
 from .evaluation.retrieval import retrieval_recall
 from .hub import ModelCardMixin
 from .large_batch import average_gradients, large_batch_backward
-from .streams import SAMPLE_INDEX, EndlessStream, Position, StreamState
+from .mixtures import STREAM_POSITION, DrawnSamples, MixedDataset, Mixture, WithOrigin, numbered, reproducible
+from .streams import SAMPLE_INDEX, Position, ResumableStream, StreamState
 from .tar_shards import TarShards
 from .training_arguments import LeVLJEPATrainingArguments
 
-STREAM_POSITION = "stream_position"  # beside the tensors of a batch: the worker, and where it was after it
 EMBEDDINGS = ("image_embeds", "text_embeds", "predicted_text_embeds", "predicted_image_embeds")
 FILLED, UNNUMBERED = -1, -2  # indices of rows that are no sample, and of samples without a number
 NO_WEIGHT_DECAY = ("pos_embed", "cls_token", "reg_token", "dist_token")  # timm's convention
@@ -69,7 +70,8 @@ class LeVLJEPATrainer(ModelCardMixin, ResumableTrainer):
         args: `LeVLJEPATrainingArguments`.
         data_collator: a `LeVLJEPADataCollator`; by default one of `processing_class` and the usual column names.
         eval_data_collator: the one for evaluation; by default `data_collator.for_evaluation()`.
-        train_dataset: samples of images and captions; a `datasets.IterableDataset` needs `max_steps`.
+        train_dataset: samples of images and captions, or a `Mixture` of several datasets; with a
+            `datasets.IterableDataset` it needs `max_steps`.
         eval_dataset: a map-style dataset, or a dict of several.
         processing_class: the processor, saved beside the model.
         kwargs: further arguments of `Trainer`.
@@ -94,7 +96,8 @@ class LeVLJEPATrainer(ModelCardMixin, ResumableTrainer):
         args = LeVLJEPATrainingArguments() if args is None else args
         if not isinstance(args, LeVLJEPATrainingArguments):
             raise TypeError(f"args must be LeVLJEPATrainingArguments, not {type(args).__name__}.")
-        _check_batch_size(args, train_dataset)
+        prepared_dataset = reproducible(train_dataset, args)
+        _check_batch_size(args, prepared_dataset)
         _check_large_batch(args)
         check_sharding(args)
         if data_collator is None and processing_class is not None:
@@ -104,8 +107,8 @@ class LeVLJEPATrainer(ModelCardMixin, ResumableTrainer):
             model=None if model is None else _prepared(model, args),
             args=args,
             data_collator=data_collator,
-            train_dataset=_reproducible(train_dataset, args),
-            eval_dataset=_numbered(eval_dataset),
+            train_dataset=prepared_dataset,
+            eval_dataset=numbered(eval_dataset),
             processing_class=processing_class,
             **kwargs,
         )
@@ -117,6 +120,7 @@ class LeVLJEPATrainer(ModelCardMixin, ResumableTrainer):
         self._terms = _Averages()
         self._health: dict[str, float] = {}
         self._compiled_encoders: dict[str, Any] | None = None
+        self._drawn = DrawnSamples(self.mixture.names if self.mixture else ())
         self._stream_positions: dict[int, Position] = {}  # by worker, the one whose batch was the last at the end
         self._resumed_from: Path | None = None
         self._before_step: _State | None = None
@@ -131,22 +135,31 @@ class LeVLJEPATrainer(ModelCardMixin, ResumableTrainer):
         file = Path(self.args.output_dir, f"skipped_{self.args.process_index}.jsonl")
         if hasattr(self.data_collator, "skipped_file"):
             self.data_collator.skipped_file = file
-        if isinstance(self.train_dataset, EndlessStream):
-            self.train_dataset.broken.file = file
+        if isinstance(self.train_dataset, ResumableStream):
+            for part in self.train_dataset.parts:
+                part.broken.file = file
 
     def call_model_init(self, trial: Any = None) -> nn.Module:
         return _prepared(super().call_model_init(trial), self.args)
 
     # Data
 
+    @property
+    def mixture(self) -> Mixture | None:
+        """What is trained on, if it is several datasets."""
+        return getattr(self.train_dataset, "mixture", None)
+
     def get_train_dataloader(self) -> DataLoader:
-        if not isinstance(self.train_dataset, EndlessStream):
+        if isinstance(self.train_dataset, MixedDataset):  # it has the order, and the collator counts
+            with self._loading(WithOrigin(self.data_collator), train_sampling_strategy="sequential"):
+                return super().get_train_dataloader()
+        if not isinstance(self.train_dataset, ResumableStream):
             return super().get_train_dataloader()
         # The stream splits itself between the ranks: accelerate would have each rank read everything.
         return DataLoader(
             self.train_dataset,
             batch_size=self._train_batch_size,
-            collate_fn=_WithPosition(self.data_collator, self.train_dataset),
+            collate_fn=WithOrigin(self.data_collator, self.train_dataset),
             num_workers=self.args.dataloader_num_workers,
             pin_memory=self.args.dataloader_pin_memory and self.args.device.type == "cuda",
             prefetch_factor=self.args.dataloader_prefetch_factor,
@@ -154,22 +167,23 @@ class LeVLJEPATrainer(ModelCardMixin, ResumableTrainer):
         )
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
-        with self._evaluation_data():
-            return super().get_eval_dataloader(_numbered(eval_dataset))
+        with self._loading(self.eval_data_collator, dataloader_drop_last=False):  # every sample counts
+            return super().get_eval_dataloader(numbered(eval_dataset))
 
     def get_test_dataloader(self, test_dataset: Any) -> DataLoader:
-        with self._evaluation_data():
-            return super().get_test_dataloader(_numbered(test_dataset))
+        with self._loading(self.eval_data_collator, dataloader_drop_last=False):  # every sample counts
+            return super().get_test_dataloader(numbered(test_dataset))
 
     @contextlib.contextmanager
-    def _evaluation_data(self) -> Iterator[None]:
-        """While a DataLoader is made: the other collator, and every sample counts."""
-        collator, drop_last = self.data_collator, self.args.dataloader_drop_last
-        self.data_collator, self.args.dataloader_drop_last = self.eval_data_collator, False
+    def _loading(self, data_collator: Any, **options: Any) -> Iterator[None]:
+        """While a DataLoader is made: another collator and other arguments."""
+        collator, args = self.data_collator, self.args
+        self.data_collator, self.args = data_collator, copy.copy(args)
+        vars(self.args).update(options)
         try:
             yield
         finally:
-            self.data_collator, self.args.dataloader_drop_last = collator, drop_last
+            self.data_collator, self.args = collator, args
 
     # Where the data are, in checkpoints
 
@@ -178,8 +192,10 @@ class LeVLJEPATrainer(ModelCardMixin, ResumableTrainer):
         settings = {**super().run_settings(), "weight_decay_parameters": self.args.weight_decay_parameters}
         settings["warmup_start_factor"] = self.args.warmup_start_factor
         data = self.train_dataset
-        if isinstance(data, EndlessStream):
-            settings["num_shards"] = data.dataset.num_shards
+        if self.mixture is not None:
+            settings |= self.mixture.settings()
+        if isinstance(data, ResumableStream):
+            settings["num_shards"] = sum(part.dataset.num_shards for part in data.parts)
             settings["stream_buffer_size"] = self.args.stream_buffer_size
             settings["dataloader_num_workers"] = self.args.dataloader_num_workers  # they share the shards
         elif data is not None:
@@ -191,8 +207,9 @@ class LeVLJEPATrainer(ModelCardMixin, ResumableTrainer):
         return settings
 
     def save_position(self, folder: Path) -> None:
-        """Where this rank's workers are in the stream."""
-        if isinstance(self.train_dataset, EndlessStream):
+        """Where this rank's workers are in the stream; of a mixture, what was drawn."""
+        self._drawn.save(folder, self.accelerator)
+        if isinstance(self.train_dataset, ResumableStream):
             workers = max(1, self.args.dataloader_num_workers)
             *_, last = self._stream_positions
             positions = [self._stream_positions.get(worker, Position()) for worker in range(workers)]
@@ -201,7 +218,8 @@ class LeVLJEPATrainer(ModelCardMixin, ResumableTrainer):
 
     def resume_position(self, checkpoint: Path) -> None:
         """Puts the stream where it was, without reading what is behind."""
-        if not isinstance(self.train_dataset, EndlessStream):
+        self._drawn.load(checkpoint, self.accelerator)
+        if not isinstance(self.train_dataset, ResumableStream):
             return
         files = sorted(checkpoint.glob("stream_*.json"), key=lambda path: int(path.stem.split("_")[1]))
         if not files:  # of an earlier version
@@ -292,6 +310,7 @@ class LeVLJEPATrainer(ModelCardMixin, ResumableTrainer):
             worker, position = inputs.pop(STREAM_POSITION)
             self._stream_positions.pop(worker, None)
             self._stream_positions[worker] = position
+        self._drawn.take(inputs)
         if self._step_begins:
             self._keep_state()
         self._step_begins = self.accelerator.sync_gradients  # with the next one, if this is its last
@@ -394,6 +413,7 @@ class LeVLJEPATrainer(ModelCardMixin, ResumableTrainer):
             self._health = {}
         if "loss" in logs or "train_runtime" in logs:
             logs.update(self._skipped())
+            logs.update({f"samples/{name}": n for name, n in self._drawn.total(self.accelerator).items()})
         super().log(logs, start_time)
 
     def _skipped(self) -> dict[str, int]:
@@ -404,9 +424,11 @@ class LeVLJEPATrainer(ModelCardMixin, ResumableTrainer):
         counts = torch.tensor([counter.skipped_images, counter.skipped_captions], device=self.args.device)
         images, captions = self.accelerator.reduce(counts).tolist()
         skipped = {"skipped_images": images, "skipped_captions": captions}
-        if isinstance(self.train_dataset, EndlessStream):
-            broken = self.accelerator.reduce(self.train_dataset.broken.flags.to(self.args.device, torch.int32))
-            skipped["skipped_shards"] = int((broken > 0).sum())  # several ranks may have met the same one
+        if isinstance(self.train_dataset, ResumableStream):
+            for part in self.train_dataset.parts:
+                broken = self.accelerator.reduce(part.broken.flags.to(self.args.device, torch.int32))
+                name = "skipped_shards" if part.broken.name is None else f"skipped_shards/{part.broken.name}"
+                skipped[name] = int((broken > 0).sum())  # several ranks may have met the same one
         return {name: count for name, count in skipped.items() if count}
 
     def _health_is_due(self) -> bool:
@@ -506,18 +528,6 @@ def loss_terms(outputs: Any) -> dict[str, Tensor]:
     }
 
 
-class _WithPosition:
-    """A collator whose batches say which worker made them, and where in the stream it was then."""
-
-    def __init__(self, collator: Any, stream: EndlessStream) -> None:
-        self.collator, self.stream = collator, stream
-
-    def __call__(self, samples: Any) -> dict[str, Any]:
-        worker = torch.utils.data.get_worker_info()
-        stream = self.stream if worker is None else worker.dataset
-        return {**self.collator(samples), STREAM_POSITION: (stream.worker, stream.position)}
-
-
 class _State:
     """What a forward pass changes: buffers, and torch's random states."""
 
@@ -575,7 +585,7 @@ class _Events(TrainerCallback):
             self.trainer._keep_state()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
-        if isinstance(self.trainer.train_dataset, EndlessStream):  # the Trainer counts from where it was resumed
+        if isinstance(self.trainer.train_dataset, ResumableStream):  # the Trainer counts from where it was resumed
             state.epoch = state.global_step / state.max_steps
         if self.trainer._health:
             control.should_log = True
@@ -621,21 +631,6 @@ def _prepared(model: nn.Module, args: TrainingArguments) -> nn.Module:
         model.sigreg.seed = args.seed
     # on its device: there torch's SyncBatchNorm can stand in on CUDA
     return convert_sync_batchnorm(model.to(args.device)) if args.world_size > 1 else model
-
-
-def _reproducible(dataset: Any, args: TrainingArguments) -> Any:
-    if isinstance(dataset, (datasets.IterableDataset, TarShards)):
-        ranks = (args.process_index, args.world_size)
-        return EndlessStream(dataset, args.seed, args.stream_buffer_size, *ranks, args.max_skipped_shards)
-    return _numbered(dataset)
-
-
-def _numbered(dataset: Any) -> Any:
-    if isinstance(dataset, dict):
-        return {name: _numbered(one) for name, one in dataset.items()}
-    streams = (datasets.IterableDataset, torch.utils.data.IterableDataset, TarShards)
-    as_it_is = (type(None), str, NumberedDataset, *streams)
-    return dataset if isinstance(dataset, as_it_is) else NumberedDataset(dataset)
 
 
 def _default_collator(processor: Any, dataset: Any, seed: int) -> LeVLJEPADataCollator:
