@@ -9,6 +9,10 @@ The same with webdataset shards, streamed, and with several GPUs:
     python training/pretrain.py --recipe flickr8k --dataset "path/to/train-*.tar" --streaming --max_steps 200
     accelerate launch --num_processes 16 training/pretrain.py --recipe datacomp-vit-base --dataset "shards/*.tar"
 
+Several datasets, 70 % of the samples from the first:
+
+    python training/pretrain.py --recipe flickr8k --mixture path/to/photos other/photos --mixture_weights 0.7 0.3
+
 A recipe is a YAML file of the options below, by its path or by its name in training/recipes. The command line wins.
 """
 
@@ -36,6 +40,7 @@ from levljepa_hf.data import (
 )
 from levljepa_hf.distributed import check_launch
 from levljepa_hf.hub import prepare_push
+from levljepa_hf.mixtures import MixtureSource, load_mixture, read_entry, read_sources
 from levljepa_hf.recipes import (
     add_overrides,
     as_overrides,
@@ -78,6 +83,21 @@ class DataArguments:
     dataset: str | None = _option(
         None, "Hub id; folder of images, webdataset or parquet shards; a file or glob; or what save_to_disk wrote."
     )
+    mixture: list[str] = field(
+        default_factory=list,
+        metadata={
+            "help": "Several datasets in place of --dataset: their names, or mappings in YAML of what is their own, "
+            "'{dataset: shards/*.tar, streaming: true, weight: 0.7}'; also name, split, image_column, caption_column, "
+            "config, max_samples. What it leaves out is that of the options here."
+        },
+    )
+    mixture_weights: list[float] = field(
+        default_factory=list,
+        metadata={
+            "help": "How likely a sample is from each of them; where left out, in proportion to their sizes, which "
+            "streams do not have."
+        },
+    )
     dataset_config: str | None = _option(None, "Configuration of a Hub dataset that has several.")
     image_column: str | None = _option(None, "Column of the images; found by itself where it has a usual name.")
     caption_column: str | None = _option(
@@ -89,7 +109,7 @@ class DataArguments:
     eval_image_column: str | None = _option(None, "Its column of images, as --image_column.")
     eval_caption_column: str | None = _option(None, "Its column of captions, as --caption_column.")
     streaming: bool = _option(False, "Read the data as a stream; needs --max_steps.")
-    max_train_samples: int | None = _option(None, "Keep the first so many training samples.")
+    max_train_samples: int | None = _option(None, "Keep the first so many training samples, of each dataset.")
     max_eval_samples: int = _option(1000, "Evaluate on the first so many samples at most.")
     cache_dir: str | None = _option(None, "Where `datasets` keeps what it prepares.")
     crop_scale: list[float] = field(
@@ -180,10 +200,20 @@ def parse_args(argv: Sequence[str] | None) -> tuple[ModelArguments, DataArgument
             ", ".join(as_overrides(recipe_config)),
             model_args.model_name_or_path,
         )
-    if data_args.dataset is None:
-        parser.error("--dataset is missing: a Hub id, a folder, or a glob of files.")
-    if data_args.streaming and args.max_steps <= 0:
+    data_args.mixture = [read_entry(one) for one in data_args.mixture]
+    if data_args.mixture and data_args.dataset is not None:
+        parser.error(
+            f"--dataset {data_args.dataset} is one dataset and --mixture names several: leave one of them out."
+        )
+    if data_args.dataset is None and not data_args.mixture:
+        parser.error("--dataset is missing: a Hub id, a folder, or a glob of files. Or name several with --mixture.")
+    if data_args.mixture_weights and not data_args.mixture:
+        parser.error("--mixture_weights are those of the datasets of --mixture, and there are none.")
+    sources = mixture_sources(data_args)
+    if (data_args.streaming or any(one.streaming for one in sources)) and args.max_steps <= 0:
         parser.error("--streaming has no epochs: give the length of the run with --max_steps.")
+    if sources and data_args.eval_dataset is None and data_args.eval_split is not None:
+        parser.error("--eval_split needs --eval_dataset, which is one dataset, where --mixture names several.")
     if data_args.eval_dataset is not None and data_args.eval_split is None:
         parser.error("--eval_dataset needs --eval_split.")
     if args.load_best_model_at_end and data_args.eval_split is None:
@@ -218,7 +248,9 @@ def build_config(model_args: ModelArguments) -> LeVLJEPAConfig:
 
 
 def load_train_data(data_args: DataArguments) -> tuple[Any, dict[str, str]]:
-    """The training set, and the collator's arguments that name its columns."""
+    """The training set, and the collator's arguments that name its columns: a mixture has the usual ones."""
+    if data_args.mixture:
+        return load_mixture(mixture_sources(data_args), cache_dir=data_args.cache_dir), {}
     columns = (data_args.image_column, data_args.caption_column)
     dataset = load_pretraining_dataset(
         data_args.dataset,
@@ -230,6 +262,21 @@ def load_train_data(data_args: DataArguments) -> tuple[Any, dict[str, str]]:
         cache_dir=data_args.cache_dir,
     )
     return dataset, _named(find_columns(dataset, *columns))
+
+
+def mixture_sources(data_args: DataArguments) -> list[MixtureSource]:
+    """The datasets of the mixture, none where there is one dataset."""
+    if not data_args.mixture:
+        return []
+    defaults = {
+        "split": data_args.train_split,
+        "image_column": data_args.image_column,
+        "caption_column": data_args.caption_column,
+        "config": data_args.dataset_config,
+        "streaming": data_args.streaming,
+        "max_samples": data_args.max_train_samples,
+    }
+    return read_sources(data_args.mixture, data_args.mixture_weights, defaults)
 
 
 def load_eval_data(data_args: DataArguments) -> tuple[Any, dict[str, str]]:

@@ -36,6 +36,7 @@ import yaml
 from accelerate import Accelerator
 
 from .data import FILE_BUILDERS, NumberedDataset, find_columns, load_pretraining_dataset, look_up
+from .recipes import RecipeLoader
 from .streams import (
     MAX_SKIPPED_SHARDS,
     SAMPLE_DATASET,
@@ -97,22 +98,11 @@ class Mixture:
 
     def _fractions(self, weights: Mapping[str, float] | None) -> list[Fraction]:
         if weights is None:
-            endless = [name for name, one in zip(self.names, self.datasets, strict=True) if isinstance(one, _STREAMS)]
-            if endless:
-                raise ValueError(
-                    f"{', '.join(map(repr, endless))} is streamed, so its size is not known: give each dataset of the "
-                    f"mixture a weight, the share of the samples that it is to have: {1 / len(self.names):.2g}, say."
-                )
+            for name, dataset in zip(self.names, self.datasets, strict=True):
+                _check_size_known(name, isinstance(dataset, _STREAMS))
             weights = {name: len(one) for name, one in zip(self.names, self.datasets, strict=True)}
         _check_names("weights", weights, self.names)
-        for name in self.names:
-            if name not in weights:
-                raise ValueError(f"The dataset {name!r} of the mixture has no weight, and others have: give it one.")
-            if not (math.isfinite(weights[name]) and weights[name] > 0):
-                raise ValueError(
-                    f"weight={weights[name]} of the dataset {name!r} must be positive and finite. To leave a dataset "
-                    "out of a mixture, do not name it."
-                )
+        _check_weights({name: weights.get(name) for name in self.names})
         total = sum(Fraction(weights[name]) for name in self.names)
         return [Fraction(weights[name]) / total for name in self.names]
 
@@ -159,6 +149,25 @@ def _check_names(argument: str, given: Mapping[str, Any], names: Sequence[str]) 
     unknown = [name for name in given if name not in names]
     if unknown:
         raise ValueError(f"{argument} names {', '.join(map(repr, unknown))}; the mixture has {', '.join(names)}.")
+
+
+def _check_weights(weights: Mapping[str, float | None]) -> None:
+    for name, weight in weights.items():
+        if weight is None:
+            raise ValueError(f"The dataset {name!r} of the mixture has no weight, and others have: give it one.")
+        if not (math.isfinite(weight) and weight > 0):
+            raise ValueError(
+                f"weight={weight} of the dataset {name!r} must be positive and finite. To leave a dataset out of a "
+                "mixture, do not name it."
+            )
+
+
+def _check_size_known(name: str, is_stream: bool) -> None:
+    if is_stream:
+        raise ValueError(
+            f"The dataset {name!r} of the mixture is streamed, so its size is not known: give each dataset a weight, "
+            "the share of the samples that it is to have."
+        )
 
 
 def _columns(dataset: Any) -> tuple[str, str]:
@@ -357,22 +366,32 @@ class MixtureSource:
     max_samples: int | None = None
 
 
+def read_entry(entry: str | Mapping[str, Any]) -> str | dict[str, Any]:
+    """An entry of a mixture as a name or a mapping, of which the command line has the YAML: `"{dataset: ..., ...}"`.
+
+    Raises:
+        ValueError: if it is neither.
+    """
+    if not isinstance(entry, str):
+        return dict(entry)
+    try:
+        return yaml.load(entry, RecipeLoader) if entry.lstrip().startswith("{") else entry
+    except yaml.YAMLError as error:
+        raise ValueError(f"The mixture's {entry!r} is no YAML: {' '.join(str(error).split())}") from error
+
+
 def read_source(entry: str | Mapping[str, Any], defaults: Mapping[str, Any] | None = None) -> MixtureSource:
     """A dataset of a mixture, from what a recipe or the command line has.
 
     Args:
-        entry: a name, a mapping of `MixtureSource`'s arguments, or such a mapping in YAML: `"{dataset: ..., ...}"`.
+        entry: a name, or a mapping of `MixtureSource`'s arguments; see `read_entry`.
         defaults: of those arguments that the entry leaves out.
 
     Raises:
-        ValueError: if it is none of these, or an argument does not exist or is of the wrong type.
+        ValueError: if it is neither, or an argument does not exist or is of the wrong type.
     """
-    if isinstance(entry, str) and entry.lstrip().startswith("{"):
-        try:
-            entry = yaml.safe_load(entry)
-        except yaml.YAMLError as error:
-            raise ValueError(f"An entry of the mixture is no YAML: {' '.join(str(error).split())}") from error
-    options = {"dataset": entry} if isinstance(entry, str) else dict(entry)
+    entry = read_entry(entry)
+    options = {"dataset": entry} if isinstance(entry, str) else entry
     types = {field.name: field.type for field in dataclasses.fields(MixtureSource)}
     for name, value in options.items():
         if name not in types:
@@ -385,6 +404,40 @@ def read_source(entry: str | Mapping[str, Any], defaults: Mapping[str, Any] | No
     if "dataset" not in options:
         raise ValueError(f"An entry of the mixture names no dataset: {options}.")
     return MixtureSource(**{**(defaults or {}), **options})
+
+
+def read_sources(
+    entries: Sequence[str | Mapping[str, Any]],
+    weights: Sequence[float] | None = None,
+    defaults: Mapping[str, Any] | None = None,
+) -> list[MixtureSource]:
+    """The datasets of a mixture, with their names and weights, and all that can be wrong before they are loaded.
+
+    Args:
+        entries: two or more; see `read_source`.
+        weights: one for each, if the entries have none. Without any they are in proportion to the sizes.
+        defaults: of arguments that an entry leaves out.
+
+    Raises:
+        ValueError: as `read_source`; if there are not as many weights as entries, or they are no weights.
+    """
+    sources = [read_source(entry, defaults) for entry in entries]
+    if len(sources) < 2:
+        raise ValueError(f"A mixture has two datasets or more, not {len(sources)}: give a single one as the dataset.")
+    if weights:
+        if any(one.weight is not None for one in sources):
+            raise ValueError("The weights of the mixture stand both with the datasets and apart: leave one out.")
+        if len(weights) != len(sources):
+            raise ValueError(f"There are {len(weights)} weights for {len(sources)} datasets: give one for each.")
+        sources = [dataclasses.replace(one, weight=weight) for one, weight in zip(sources, weights, strict=True)]
+    names = _unique([one.name or _short_name(one.dataset) for one in sources])
+    sources = [dataclasses.replace(one, name=name) for one, name in zip(sources, names, strict=True)]
+    if any(one.weight is not None for one in sources):
+        _check_weights({one.name: one.weight for one in sources})
+    else:
+        for one in sources:
+            _check_size_known(one.name, one.streaming)
+    return sources
 
 
 def load_mixture(
@@ -400,27 +453,18 @@ def load_mixture(
         cache_dir: where `datasets` keeps what it prepares.
 
     Raises:
-        ValueError: as `Mixture` and `load_pretraining_dataset`, or if there are not as many weights as sources.
+        ValueError: as `read_sources`, `load_pretraining_dataset` and `Mixture`.
         FileNotFoundError: if a path does not exist.
     """
-    sources = [one if isinstance(one, MixtureSource) else read_source(one) for one in sources]
-    given = [one.weight for one in sources]
-    if weights is not None:
-        if any(one is not None for one in given):
-            raise ValueError("The weights of the mixture stand both with the datasets and apart: leave one out.")
-        if len(weights) != len(sources):
-            raise ValueError(f"There are {len(weights)} weights for {len(sources)} datasets: give one for each.")
-        given = list(weights)
-    names = _unique([one.name or _short_name(one.dataset) for one in sources])
-    by_name = {name: weight for name, weight in zip(names, given, strict=True) if weight is not None}
-    columns = {}
-    loaded = {}
-    for name, source in zip(names, sources, strict=True):
-        wanted = (source.image_column, source.caption_column)
-        options = {"streaming": source.streaming, "max_samples": source.max_samples, "config_name": source.config}
-        loaded[name] = load_pretraining_dataset(source.dataset, source.split, *wanted, cache_dir=cache_dir, **options)
-        columns[name] = find_columns(loaded[name], *wanted)
-    return Mixture(loaded, by_name or None, columns)
+    sources = read_sources([vars(one) if isinstance(one, MixtureSource) else one for one in sources], weights)
+    loaded, columns = {}, {}
+    for one in sources:
+        wanted = (one.image_column, one.caption_column)
+        options = {"streaming": one.streaming, "max_samples": one.max_samples, "config_name": one.config}
+        loaded[one.name] = load_pretraining_dataset(one.dataset, one.split, *wanted, cache_dir=cache_dir, **options)
+        columns[one.name] = find_columns(loaded[one.name], *wanted)
+    given = {one.name: one.weight for one in sources if one.weight is not None}
+    return Mixture(loaded, given or None, columns)
 
 
 def _short_name(dataset: str) -> str:
@@ -534,6 +578,8 @@ __all__ = [
     "WithOrigin",
     "load_mixture",
     "numbered",
+    "read_entry",
     "read_source",
+    "read_sources",
     "reproducible",
 ]
