@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from datasets import Dataset, Features, Image, List, Value
 
 from levljepa_hf.data import LeVLJEPADataCollator, NumberedDataset, load_pretraining_dataset
@@ -23,6 +24,9 @@ from levljepa_hf.mixtures import (
     read_sources,
 )
 from levljepa_hf.streams import EndlessStream, Position, ResumableStream, RowShards, StreamState, _Past
+from test_data import imagefolder, webdataset  # noqa: F401  (fixtures)
+from test_pretrain import RECIPE, pretrain
+from test_pretrain import run as script  # noqa: F401  (a fixture)
 from test_streams import DAMAGES, EACH, SHARDS, impatient, write_tar  # noqa: F401  (a fixture)
 from test_trainer import new_model, samples, trainer, trajectory
 
@@ -565,3 +569,78 @@ def test_a_single_dataset_is_read_as_ever(shards):
     """The order of streams and their buffers is what runs that are under way go on with."""
     drawn = [one["json"]["captions"][0] for one in itertools.islice(EndlessStream(tars(shards), 1, 7), 12)]
     assert [int(one.split()[1]) for one in drawn] == [18, 13, 19, 17, 15, 23, 22, 25, 11, 20, 24, 14]
+
+
+# In pretrain.py
+
+
+def test_a_run_on_a_mixture(script, imagefolder: Path, webdataset: Path, tmp_path: Path) -> None:  # noqa: F811
+    """From a recipe, with a streamed dataset and photos; the recipe that is left gives the same run."""
+    mixture = f"""
+mixture:
+- {{dataset: "{webdataset}/train-*.tar", weight: 0.7, streaming: true, caption_column: json.captions, name: web}}
+- {{dataset: {imagefolder}, weight: 0.3, max_samples: 5}}
+"""
+    options = ["--max_steps", "8", "--eval_dataset", str(imagefolder), "--eval_split", "validation"]
+    metrics, logs = script(*options, recipe=RECIPE + mixture)
+    photos = f"samples/{imagefolder.name}"
+    assert metrics["samples/web"] + metrics[photos] == 32 and min(metrics["samples/web"], metrics[photos]) > 2
+    assert logs[0]["samples/web"] + logs[0][photos] == 4 and "eval_text_to_image_R@1" in metrics
+
+    card = (tmp_path / "run" / "README.md").read_text()
+    assert f"on `{webdataset.name}/train-*.tar` and `{imagefolder.name}` for 8 steps" in card
+    web = metrics["samples/web"]
+    assert (
+        f"`{imagefolder.name}` {32 - web} ({100 - 100 * web / 32:.1f} %), `web` {web} ({100 * web / 32:.1f} %)."
+        in card
+    )
+    assert str(imagefolder.parent) not in card and "weight: 0.7" in card
+
+    saved = str(tmp_path / "run" / "recipe.yaml")
+    again = ["--recipe", saved, "--output_dir", str(tmp_path / "again")]
+    assert pretrain.parse_args(again)[1] == pretrain.parse_args(["--recipe", saved])[1]
+    pretrain.main(again)
+    log = json.loads((tmp_path / "again" / "trainer_state.json").read_text())["log_history"]
+    assert [one["loss"] for one in log if "loss" in one] == [one["loss"] for one in logs if "loss" in one]
+
+
+def test_a_mixture_on_the_command_line(script, imagefolder: Path, tmp_path: Path) -> None:  # noqa: F811
+    other = tmp_path / "other"
+    Dataset.from_list([{"image": one["image"], "text": "x"} for one in samples(6)]).save_to_disk(other)
+    own = f"{{dataset: {other}, caption_column: text, name: mine}}"
+    common = ["--max_steps", "-1", "--num_train_epochs", "1", "--caption_column", "captions"]
+    metrics, _ = script("--mixture", str(imagefolder), own, *common, "--dataloader_drop_last", "False")
+    assert (metrics[f"samples/{imagefolder.name}"], metrics["samples/mine"]) == (12, 6), "in proportion: each once"
+    weights = ["--mixture_weights", "1", "2", "--max_train_samples", "6"]
+    metrics, _ = script("--mixture", str(imagefolder), own, *common, *weights, folder="weighted")
+    assert (metrics[f"samples/{imagefolder.name}"], metrics["samples/mine"]) == (4, 8)
+    saved = yaml.safe_load((tmp_path / "weighted" / "recipe.yaml").read_text())
+    assert saved["mixture"][1] == {"dataset": str(other), "caption_column": "text", "name": "mine"}
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--dataset", "x", "--mixture", "a", "b"], "--dataset x is one dataset and --mixture names several"),
+        (["--dataset", "x", "--mixture_weights", "0.5", "0.5"], "--mixture_weights are those of"),
+        (["--mixture", "a", "b", "--eval_split", "test"], "--eval_split needs --eval_dataset"),
+        (["--mixture", "a", "{dataset: b, streaming: true}", "--mixture_weights", "1", "2"], "has no epochs: give the length"),
+    ],
+)
+def test_options_that_do_not_go_with_a_mixture(argv: list[str], message: str, capsys) -> None:
+    with pytest.raises(SystemExit):
+        pretrain.parse_args(argv)
+    assert message in capsys.readouterr().err
+
+
+def test_a_recipe_may_name_mappings_where_they_are_read(tmp_path: Path) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("mixture: [a, {dataset: b, weight: 1}]\n")
+    with pytest.raises(ValueError, match="'a' of the mixture has no weight"):
+        pretrain.parse_args(["--recipe", str(recipe)])
+    recipe.write_text("mixture: a\n")
+    with pytest.raises(ValueError, match="mixture='a' must be a list"):
+        pretrain.parse_args(["--recipe", str(recipe)])
+    recipe.write_text("crop_scale: [{a: 1}]\n")
+    with pytest.raises(ValueError, match="crop_scale=.* is of the wrong type"):
+        pretrain.parse_args(["--recipe", str(recipe), "--dataset", "x"])
