@@ -624,7 +624,10 @@ def test_a_mixture_on_the_command_line(script, imagefolder: Path, tmp_path: Path
         (["--dataset", "x", "--mixture", "a", "b"], "--dataset x is one dataset and --mixture names several"),
         (["--dataset", "x", "--mixture_weights", "0.5", "0.5"], "--mixture_weights are those of"),
         (["--mixture", "a", "b", "--eval_split", "test"], "--eval_split needs --eval_dataset"),
-        (["--mixture", "a", "{dataset: b, streaming: true}", "--mixture_weights", "1", "2"], "has no epochs: give the length"),
+        (
+            ["--mixture", "a", "{dataset: b, streaming: true}", "--mixture_weights", "1", "2"],
+            "has no epochs: give the length",
+        ),
     ],
 )
 def test_options_that_do_not_go_with_a_mixture(argv: list[str], message: str, capsys) -> None:
