@@ -283,9 +283,6 @@ class LeVLJEPAConfig(PreTrainedConfig):
     Configuration of the whole model (arXiv 2607.00784): two towers, two heads, two predictors and the loss.
 
     Args:
-        objective: What is trained. `"levljepa"`: prediction and SIGReg. `"levljepa_plus"`: the same of several views of
-            each image, which are also drawn to their mean. `"infonce"` (CLIP) and `"siglip"`: the contrastive
-            objectives it is compared with, on the same towers and heads, with a learned scale and no predictors.
         vision_config: A `LeVLJEPAVisionConfig` or a dict of its fields.
         text_config: A `GPT2Config` or a dict of its fields. A dict's dropouts default to 0, as in the official code.
         projection_dim: D, the dimension of the embeddings Z_V and Z_T.
@@ -303,12 +300,6 @@ class LeVLJEPAConfig(PreTrainedConfig):
         prediction_loss_type: `"mse"`, the squared error, or `"cosine"`, `2 - 2 cos`.
         sigreg_vision_weight: lv, the weight of SIGReg(Z_V).
         sigreg_text_weight: lt, the weight of SIGReg(Z_T). The prediction term weighs `1 - lv - lt`.
-        multi_view_weight: With `levljepa_plus`, the weight of the squared distance of the views' embeddings from the
-            mean of the global ones. The prediction term weighs `1 - lv - lt` less this.
-        views: With `levljepa_plus`, how many `"global"` and `"local"` views (crops) training takes of an image; 2 and
-            4 by default. The mean of the global ones is the image's embedding.
-        local_image_size: With `levljepa_plus`, the side of local views in pixels; by default the multiple of the patch
-            size next to 96 / 224 of `vision_config.image_size`.
         sigreg_num_directions: S, the random directions of SIGReg.
         sigreg_num_knots: K, the knots of the Epps-Pulley statistic.
         sigreg_t_max: The last knot.
@@ -318,10 +309,20 @@ class LeVLJEPAConfig(PreTrainedConfig):
             device alone, as the released recipe does: exact for reproducing it, but the objective then depends on how
             many devices share the batch. With `True` many devices equal one with the whole batch.
         logit_scale: Factor of the cosine similarities in `logits_per_image` and `logits_per_text`. Fixed, and used for
-            inference alone; contrastive objectives use what they have learned. 20 is a guess for the `avg` readout: it calibrates best (negative log-likelihood 0.17;
-            0.51 at 100) the scores that the authors publish for 500 Imagenette photos, which are those of the
-            `proj_text` readout on images normalised with ImageNet's statistics.
+            inference alone; contrastive objectives use what they have learned. 20 is a guess for the `avg` readout:
+            it calibrates best (negative log-likelihood 0.17; 0.51 at 100) the scores that the authors publish for 500
+            Imagenette photos, which are those of the `proj_text` readout on images normalised with ImageNet's
+            statistics.
         semantic_loss_ignore_index: The label of void pixels, left out of the segmentation loss.
+        objective: What is trained. `"levljepa"`: prediction and SIGReg. `"levljepa_plus"`: the same with several views
+            of each image, which are also drawn to their mean. `"infonce"` (CLIP) and `"siglip"`: the contrastive
+            objectives it is compared with, on the same towers and heads, with a learned scale and no predictors.
+        multi_view_weight: With `levljepa_plus`, the weight of the squared distance of the views' embeddings from the
+            mean of the global ones. The prediction term weighs `1 - lv - lt` less this.
+        views: With `levljepa_plus`, how many `"global"` and `"local"` views (crops) training takes of an image; 2 and
+            4 by default. The mean of the global ones is the image's embedding.
+        local_image_size: With `levljepa_plus`, the side of local views in pixels; by default the multiple of the patch
+            size next to 96 / 224 of `vision_config.image_size`.
 
     Raises:
         ValueError: if a value is out of its range.

@@ -19,7 +19,7 @@ INITIAL_BIAS = -10.0  # SigLIP's: nearly all pairs are negatives
 _CHUNK_ELEMENTS = 1 << 22  # of the N x N matrix, held at a time
 
 
-# --- all ranks ---------------------------------------------------------------------------------------------------------
+# --- all ranks -------------------------------------------------------------------------------------------------------
 
 
 class _GatherRows(torch.autograd.Function):
@@ -47,7 +47,7 @@ def _sizes_of_all_ranks(rows: Tensor) -> list[int]:
     return torch.cat(sizes).tolist()
 
 
-# --- the losses --------------------------------------------------------------------------------------------------------
+# --- the losses ------------------------------------------------------------------------------------------------------
 #
 # With unit vectors u_i of images and v_j of texts, x_ij = scale u_i . v_j + bias, over all N images and N texts:
 #
@@ -168,7 +168,7 @@ def _siglip(rows: _Rows, with_gradient: bool) -> tuple[Tensor, list[Tensor]]:
     return rows.joined(loss) / rows.count, rows.gradients() if with_gradient else []
 
 
-# --- the module --------------------------------------------------------------------------------------------------------
+# --- the module ------------------------------------------------------------------------------------------------------
 
 
 class _UpperBound(torch.autograd.Function):

@@ -822,10 +822,10 @@ class LeVLJEPATextModel(LeVLJEPAPreTrainedModel):
 class LeVLJEPAModel(LeVLJEPAPreTrainedModel):
     """The whole model: both towers, their heads, the predictors and the loss (arXiv 2607.00784, section 3).
 
-    `config.objective` chooses what `forward` minimises: see `compute_loss`. An image's embedding Z_V and a text's Z_T each predict the other: Zhat_T = q_V(Z_V), Zhat_V = q_T(Z_T). Called with
-    both modalities it gives all four, their similarities and the loss (see `LeVLJEPAOutput`). `get_image_features` and
-    `get_text_features` embed one modality, `get_image_retrieval_features` and `get_text_retrieval_features` make
-    vectors for an index.
+    An image's embedding Z_V and a text's Z_T each predict the other: Zhat_T = q_V(Z_V), Zhat_V = q_T(Z_T). Called with
+    both modalities it gives all four, their similarities and the loss (see `LeVLJEPAOutput`), which `config.objective`
+    chooses (see `compute_loss`). `get_image_features` and `get_text_features` embed one modality,
+    `get_image_retrieval_features` and `get_text_retrieval_features` make vectors for an index.
 
     Args:
         config: A `LeVLJEPAConfig`; the weights are new. `from_pretrained` loads trained ones from a folder or the Hub,
@@ -1008,8 +1008,8 @@ class LeVLJEPAModel(LeVLJEPAPreTrainedModel):
         """Everything after the towers: heads, predictors, loss and logits.
 
         Args:
-            image_features: Pooled features `(N_images, hidden_size)`, or of several views `(V, N_images, hidden_size)`,
-                as `encode_image` gives them.
+            image_features: Pooled features `(N_images, hidden_size)`, as `encode_image` gives them; of several views
+                `(V, N_images, hidden_size)`.
             text_features: Pooled features `(N_texts, hidden_size)`, as `encode_text` gives them.
             return_loss: Whether to compute the loss, where images and texts have the same number.
         """
@@ -1196,8 +1196,8 @@ class LeVLJEPAModel(LeVLJEPAPreTrainedModel):
             )
         if local_pixel_values is not None and local_pixel_values.shape[0] != shape[0]:
             raise ValueError(
-                f"Got views of {shape[0]} images and local views of {local_pixel_values.shape[0]}: they must be of the "
-                "same images."
+                f"Got views of {shape[0]} images and local views of {local_pixel_values.shape[0]}: they must be of "
+                "the same images."
             )
 
 

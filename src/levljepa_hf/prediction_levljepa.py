@@ -1,4 +1,4 @@
-"""The prediction objective's distances (arXiv 2607.00784, section 3): of predictions to targets, of views to their mean.
+"""The distances that prediction minimises (arXiv 2607.00784, section 3): to targets, and of views to their mean.
 
 SIGReg, its other term, is in `sigreg_levljepa.py`; `LeVLJEPAModel.compute_loss` adds them up. This file travels to the
 Hub with a saved model.

@@ -417,7 +417,7 @@ class LeVLJEPATrainer(ModelCardMixin, ResumableTrainer):
         embeds = {name: self._gathered_rows(outputs[name].detach()) for name in EMBEDDINGS if name in outputs}
         health = embedding_health(**embeds)
         config = getattr(self.model, "config", None)
-        if hasattr(config, "sigreg_num_knots") and outputs.sigreg_vision is not None:
+        if hasattr(config, "sigreg_num_knots") and getattr(outputs, "sigreg_vision", None) is not None:
             rows = embeds if config.sigreg_distributed else outputs
             scale, size = config.sigreg_sample_size_scale, len(rows["image_embeds"])
             health["sigreg_floor"] = sigreg_floor(config.sigreg_num_knots, config.sigreg_t_max, size, scale)
