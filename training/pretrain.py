@@ -200,7 +200,7 @@ def parse_args(argv: Sequence[str] | None) -> tuple[ModelArguments, DataArgument
 
 def pretraining_recipes() -> list[str]:
     """Names of the recipes in training/recipes that are for this script."""
-    return [name for name in recipe_names(RECIPES) if not name.startswith("finetune-")]
+    return [name for name in recipe_names(RECIPES) if not name.startswith(("compare-", "finetune-"))]
 
 
 def build_model(model_args: ModelArguments) -> tuple[LeVLJEPAModel, LeVLJEPAProcessor]:

@@ -553,6 +553,9 @@ def _health(run: Run, config: LeVLJEPAConfig) -> dict[str, str]:
         "prediction loss": row("prediction_loss", digits=4),
         "SIGReg, image / text": row("sigreg_vision", "sigreg_text", digits=2),
         "SIGReg of a training batch of Gaussian samples": row("sigreg_floor", digits=2),
+        "squared distance of the views": row("multi_view_loss", digits=4),
+        "learned scale": row("contrastive_scale", digits=2),
+        "learned bias": row("contrastive_bias", digits=2),
         "effective rank, image / text": ranks and f"{ranks}, of {config.projection_dim}",
         "cosine of matched / shuffled pairs": row("cosine_matched", "cosine_shuffled", digits=2),
     }

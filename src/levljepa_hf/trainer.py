@@ -417,7 +417,7 @@ class LeVLJEPATrainer(ModelCardMixin, ResumableTrainer):
         embeds = {name: self._gathered_rows(outputs[name].detach()) for name in EMBEDDINGS if name in outputs}
         health = embedding_health(**embeds)
         config = getattr(self.model, "config", None)
-        if hasattr(config, "sigreg_num_knots"):
+        if hasattr(config, "sigreg_num_knots") and getattr(outputs, "sigreg_vision", None) is not None:
             rows = embeds if config.sigreg_distributed else outputs
             scale, size = config.sigreg_sample_size_scale, len(rows["image_embeds"])
             health["sigreg_floor"] = sigreg_floor(config.sigreg_num_knots, config.sigreg_t_max, size, scale)
@@ -493,7 +493,8 @@ def retrieval_metrics(prediction: EvalPrediction) -> dict[str, float]:
 def evaluation_figures() -> list[str]:
     """The names of what an evaluation measures, among which `metric_for_best_model` chooses."""
     rows = dict.fromkeys(EMBEDDINGS, np.eye(2, dtype=np.float32))
-    terms = dict.fromkeys(("loss", "prediction_loss", "sigreg_vision", "sigreg_text"), np.zeros(2, dtype=np.float32))
+    names = ("loss", "prediction_loss", "sigreg_vision", "sigreg_text", "multi_view_loss", "contrastive_loss")
+    terms = dict.fromkeys(names, np.zeros(2, dtype=np.float32))
     return list(retrieval_metrics(EvalPrediction({**rows, **terms}, np.arange(2))))
 
 
@@ -617,7 +618,7 @@ def _check_large_batch(args: LeVLJEPATrainingArguments) -> None:
 
 def _prepared(model: nn.Module, args: TrainingArguments) -> nn.Module:
     """SIGReg's directions follow the run's seed, and BatchNorm spans the ranks."""
-    if hasattr(model, "sigreg"):
+    if getattr(model, "sigreg", None) is not None:
         model.sigreg.seed = args.seed
     # on its device: there torch's SyncBatchNorm can stand in on CUDA
     return convert_sync_batchnorm(model.to(args.device)) if args.world_size > 1 else model
