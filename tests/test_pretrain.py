@@ -304,17 +304,17 @@ def test_options_of_the_augmentation_reach_it(processor, option: str) -> None:
     value = {"crop_scale": [0.3, 0.4]}.get(option, 0.77)
     data_args = pretrain.DataArguments(**{option: value, "pad_to_multiple_of": 5})
     collator = pretrain.build_collator(data_args, processor, seed=9)
-    crop, flip, jitter, gray = collator.transform.transforms
+    transform = collator.transform
     found = {
-        "crop_scale": list(crop.scale),
-        "flip_probability": flip.p,
-        "color_jitter_probability": jitter.p,
-        "grayscale_probability": gray.p,
+        "crop_scale": list(transform.crop_scale),
+        "flip_probability": transform.flip_probability,
+        "color_jitter_probability": transform.color_jitter_probability,
+        "grayscale_probability": transform.grayscale_probability,
     }
     recipe = {"crop_scale": [0.8, 1.0], "flip_probability": 0.5}
     recipe |= {"color_jitter_probability": 0.3, "grayscale_probability": 0.05}
     assert found == {**recipe, option: value}
-    assert (tuple(crop.size), collator.seed, collator.pad_to_multiple_of) == ((32, 32), 9, 5)
+    assert (transform.image_size, collator.seed, collator.pad_to_multiple_of) == ((32, 32), 9, 5)
 
 
 def _options() -> list[str]:
