@@ -6,7 +6,8 @@ Example, minutes on two CPU cores with captioned photos (any data that training/
 
 Streamed shards, two processes for each run, some of the objectives, three seeds:
 
-    python training/compare.py --recipe compare-photos --dataset "shards/*.tar" --streaming --eval_dataset path/to/photos --eval_split validation --processes 2 --objectives levljepa infonce --seeds 0 1 2
+    python training/compare.py --recipe compare-photos --dataset "shards/*.tar" --streaming --processes 2 \\
+        --eval_dataset path/to/photos --eval_split validation --objectives levljepa infonce --seeds 0 1 2
 
 A recipe names the objectives: for each, the options of pretrain.py that differ. Options that are not listed here go to
 pretrain.py and hold for all runs. A second call adds what is missing, repeats nothing, and goes on where a run was
@@ -25,10 +26,10 @@ from pathlib import Path
 from typing import Any
 
 import levljepa_hf  # noqa: F401  isort: skip  (before what imports torchvision)
+from levljepa_hf.curves import plot_runs, read_run
 from tqdm.auto import tqdm
 
 import pretrain
-from levljepa_hf.curves import plot_runs, read_run
 from levljepa_hf.recipes import as_overrides, read_recipe, recipe_names, run_script
 
 RECIPES = Path(__file__).parent / "recipes"
@@ -106,8 +107,8 @@ class Run:
         done = subprocess.run([*command, "--resume_from_checkpoint", "auto"])
         if done.returncode:
             raise RuntimeError(
-                f"The training of {self.objective}, seed {self.seed}, ended with status {done.returncode}; its message "
-                f"is above. Call this script again to go on, or run it alone: {shlex.join(command)}"
+                f"The training of {self.objective}, seed {self.seed}, ended with status {done.returncode}; its "
+                f"message is above. Call this script again to go on, or run it alone: {shlex.join(command)}"
             )
 
     def figures(self) -> dict[str, float]:

@@ -31,7 +31,8 @@ from transformers import (
 from transformers.trainer_utils import EvalLoopOutput, SchedulerType
 
 from .checkpoints import ResumableTrainer
-from .data import LeVLJEPADataCollator, NumberedDataset, find_columns
+from .configuration_levljepa import LeVLJEPAConfig
+from .data import LeVLJEPADataCollator, NumberedDataset, find_columns, image_size, objective_transform
 from .distributed import check_sharding, convert_sync_batchnorm, describe_launch
 from .evaluation.health import embedding_health, sigreg_floor
 from .evaluation.retrieval import retrieval_recall
@@ -101,7 +102,7 @@ class LeVLJEPATrainer(ModelCardMixin, ResumableTrainer):
         _check_large_batch(args)
         check_sharding(args)
         if data_collator is None and processing_class is not None:
-            data_collator = _default_collator(processing_class, train_dataset, args.seed)
+            data_collator = _default_collator(processing_class, train_dataset, args.seed, model)
         kwargs.setdefault("compute_metrics", retrieval_metrics)
         super().__init__(
             model=None if model is None else _prepared(model, args),
@@ -634,9 +635,12 @@ def _prepared(model: nn.Module, args: TrainingArguments) -> nn.Module:
     return convert_sync_batchnorm(model.to(args.device)) if args.world_size > 1 else model
 
 
-def _default_collator(processor: Any, dataset: Any, seed: int) -> LeVLJEPADataCollator:
+def _default_collator(processor: Any, dataset: Any, seed: int, model: nn.Module | None) -> LeVLJEPADataCollator:
+    """Of the usual columns and, where the model says what it is trained for, its objective's augmentations."""
     known = isinstance(dataset, (datasets.Dataset, datasets.IterableDataset, TarShards))
-    return LeVLJEPADataCollator(processor, *(find_columns(dataset) if known else ()), seed=seed)
+    config = getattr(model, "config", None)
+    transform = objective_transform(config, image_size(processor)) if isinstance(config, LeVLJEPAConfig) else None
+    return LeVLJEPADataCollator(processor, *(find_columns(dataset) if known else ()), transform=transform, seed=seed)
 
 
 def _check_batch_size(args: LeVLJEPATrainingArguments, train_dataset: Any) -> None:
