@@ -6,8 +6,8 @@ Each health line of the log (`health_steps`) is judged when the warm-up is over,
   to few directions. (A new model's rank is high, falls while the towers begin to learn, and rises again: the peak
   counts from the end of the warm-up.)
 - `sigreg_*` more than halfway from its floor, N(0, I), to its ceiling, a single point, or four times as far as it has
-  been (and a fifth of the way): the embeddings shrink, drift or clump. As a share of that way it does not depend on
-  the batch, as SIGReg itself does.
+  been (and a fifth of the way): the embeddings shrink, blow up, drift or clump. As a share of that way it does not
+  depend on the batch, as SIGReg itself does.
 - `unexplained_*` above 2: a prediction with its target's spread and nothing else to do with it would leave 2, and
   the target's mean 1. Above, the predictor runs away. Not judged under the cosine loss, which leaves lengths free.
 
@@ -140,7 +140,7 @@ class HealthMonitor:
             share / limit,
             f"{name} is {logs[name]:.3g}, {share:.0%} of the way from {floor:.3g} (a Gaussian) to {ceiling:.3g} (one "
             f"point; warned from {limit:.0%})",
-            f"The {what} embeddings shrink, drift or clump.",
+            f"The {what} embeddings shrink, blow up, drift or clump.",
             f"Raise sigreg_{modality}_weight or sigreg_sample_size_scale, or lower learning_rate.",
         )
 
