@@ -84,6 +84,10 @@ class Probes:
 
     # What the trainer calls
 
+    def begin(self, model: LeVLJEPAModel) -> None:
+        """When training begins; a trainer with a `model_init` has made a new model by then."""
+        self.encoder.attach(model)
+
     def on_step_end(self, trainer: "LeVLJEPATrainer") -> None:
         """Lets the online classifiers take a step and, when it is time, measures and logs."""
         step = trainer.state.global_step
@@ -164,8 +168,7 @@ class Probes:
     @contextlib.contextmanager
     def _undisturbed(self) -> Iterator[None]:
         """Inside, the model is in evaluation mode; afterwards it and every random state are as before."""
-        modes = [(module, module.training) for module in self.encoder.model.modules()]
-        states = random.getstate(), np.random.get_state()
+        training, states = self.encoder.model.training, (random.getstate(), np.random.get_state())
         devices = [self.encoder.device] if self.encoder.device.type == "cuda" else []
         try:
             with torch.random.fork_rng(devices):
@@ -174,8 +177,7 @@ class Probes:
         finally:
             random.setstate(states[0])
             np.random.set_state(states[1])
-            for module, training in modes:
-                module.training = training
+            self.encoder.model.train(training)
 
 
 class _ModelInTraining(LeVLJEPAEncoder):
@@ -183,10 +185,13 @@ class _ModelInTraining(LeVLJEPAEncoder):
 
     def __init__(self, model: LeVLJEPAModel, processor: LeVLJEPAProcessor) -> None:
         config = model.config.vision_config
-        self.name, self.fingerprint = "the model in training", "in training"
-        self.model, self.vision_model, self.processor = model, model.vision_model, processor
+        self.name, self.fingerprint, self.processor = "the model in training", "in training", processor
         self.image_size, self.hidden_size = config.image_size, config.hidden_size
         self.readouts = READOUTS if model.vision_predictor is not None else ("zeroshot",)
+        self.attach(model)
+
+    def attach(self, model: LeVLJEPAModel) -> None:
+        self.model, self.vision_model = model, model.vision_model
 
     def embed_texts(self, texts: Sequence[str], batch_size: int = 256, show_progress: bool = False) -> Embeddings:
         return embed_texts(self.model, self.processor, texts, batch_size, show_progress=False)
@@ -316,7 +321,7 @@ class OnlineProbes:
         while True:
             which, place = divmod(number, per_pass)
             if which != drawn:
-                generator = torch.Generator().manual_seed(hash((self.args.seed, which)) % 2**63)
+                generator = torch.Generator().manual_seed(self.args.seed + which)
                 order, drawn = torch.randperm(len(self.labels["train"]), generator=generator), which
             yield order[place * size : (place + 1) * size].tolist()
             number += 1

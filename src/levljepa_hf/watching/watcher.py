@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-_ROUGH_STEPS = 100  # of a run's beginning, which health warnings leave alone as they do the warm-up; at most a tenth
+_ROUGH_STEPS = 100  # of a run's beginning, which health warnings leave alone as they do the warm-up; at most a quarter
 
 
 class Watcher:
@@ -55,13 +55,15 @@ class Watcher:
         rows = args.train_batch_size * args.world_size
         self._monitor = HealthMonitor(
             max_rank=min(rows - 1, getattr(config, "projection_dim", rows)),
-            warmup_steps=max(args.get_warmup_steps(max_steps), min(_ROUGH_STEPS, max_steps // 10)),
+            warmup_steps=max(args.get_warmup_steps(max_steps), min(_ROUGH_STEPS, max_steps // 4)),
             judge_predictions=getattr(config, "prediction_loss_type", "mse") == "mse",
         )
         for entry in history:
             self._monitor.check(entry, entry["step"])
         if trainer.is_world_process_zero():
             self._log_file.begin(history)
+        if self.probes is not None:
+            self.probes.begin(trainer.model)
 
     def count(self, inputs: dict[str, Any]) -> float | None:
         """Counts a batch of this process; returns the FLOPs of its step, where they are known."""
@@ -75,8 +77,11 @@ class Watcher:
         """After each step of the optimizer."""
         self.throughput.end_step()
         if self.probes is not None:
+            control = self._trainer.control
+            should_log = control.should_log  # which a log of the probes would settle
             with self.throughput.paused():
                 self.probes.on_step_end(self._trainer)
+            control.should_log = should_log
 
     def figures(self, health: dict[str, float]) -> dict[str, float]:
         """What a line of the log holds beside the loss, from the steps since the last one, on all processes.
