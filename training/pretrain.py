@@ -36,7 +36,7 @@ from levljepa_hf.data import (
     find_columns,
     image_size,
     load_pretraining_dataset,
-    training_transform,
+    objective_transform,
 )
 from levljepa_hf.distributed import check_launch
 from levljepa_hf.hub import prepare_push
@@ -112,12 +112,19 @@ class DataArguments:
     max_train_samples: int | None = _option(None, "Keep the first so many training samples, of each dataset.")
     max_eval_samples: int = _option(1000, "Evaluate on the first so many samples at most.")
     cache_dir: str | None = _option(None, "Where `datasets` keeps what it prepares.")
-    crop_scale: list[float] = field(
-        default_factory=lambda: [0.8, 1.0], metadata={"help": "Range of the random crop's share of the area."}
+    crop_scale: list[float] | None = _option(
+        None, "Range of the random crop's share of the area; by default 0.8 1.0, and 0.4 1.0 of global views."
     )
-    flip_probability: float = _option(0.5, "Probability of mirroring; 0 for captions that tell left from right.")
-    color_jitter_probability: float = _option(0.3, "Probability of the colour jitter.")
-    grayscale_probability: float = _option(0.05, "Probability of removing the colour.")
+    local_crop_scale: list[float] | None = _option(None, "The same of local views; by default 0.05 0.4.")
+    flip_probability: float | None = _option(
+        None, "Probability of mirroring, by default 0.5; 0 for captions that tell left from right."
+    )
+    color_jitter_probability: float | None = _option(
+        None, "Probability of the colour jitter; by default 0.3, and 0.8 where there are several views."
+    )
+    grayscale_probability: float | None = _option(
+        None, "Probability of removing the colour; by default 0.05, and 0.2 where there are several views."
+    )
     pad_to_multiple_of: int | None = _option(None, "Pad captions to a multiple of this many tokens.")
 
 
@@ -134,7 +141,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float]:
     prepare_push(args)
     set_seed(args.seed)
     model, processor = build_model(model_args)
-    collator = build_collator(data_args, processor, args.seed)
+    collator = build_collator(data_args, model.config, processor, args.seed)
     with args.main_process_first(desc="preparing the dataset"):
         train_dataset, columns = load_train_data(data_args)
         eval_dataset, eval_columns = load_eval_data(data_args)
@@ -305,10 +312,15 @@ def _named(columns: tuple[str, str]) -> dict[str, str]:
     return dict(zip(("image_column", "caption_column"), columns, strict=True))
 
 
-def build_collator(data_args: DataArguments, processor: LeVLJEPAProcessor, seed: int) -> LeVLJEPADataCollator:
-    transform = training_transform(
+def build_collator(
+    data_args: DataArguments, config: LeVLJEPAConfig, processor: LeVLJEPAProcessor, seed: int
+) -> LeVLJEPADataCollator:
+    """The collator with the augmentations of the model's objective, where the options give no others."""
+    transform = objective_transform(
+        config,
         image_size(processor),
-        crop_scale=tuple(data_args.crop_scale),
+        crop_scale=data_args.crop_scale,
+        local_crop_scale=data_args.local_crop_scale,
         flip_probability=data_args.flip_probability,
         color_jitter_probability=data_args.color_jitter_probability,
         grayscale_probability=data_args.grayscale_probability,

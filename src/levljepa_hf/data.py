@@ -43,7 +43,14 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import ProcessorMixin
 
-from .augmentation import Augmentation, DrawnView, draft_size, multi_view_transform, training_transform
+from .augmentation import (
+    Augmentation,
+    DrawnView,
+    draft_size,
+    multi_view_transform,
+    objective_transform,
+    training_transform,
+)
 from .image_files import UnreadImage, open_image
 from .processing_levljepa import to_rgb
 from .streams import SAMPLE_DATASET, SAMPLE_EPOCH, SAMPLE_INDEX, list_skipped
@@ -615,6 +622,7 @@ __all__ = [
     "load_source",
     "look_up",
     "multi_view_transform",
+    "objective_transform",
     "open_image",
     "root_column",
     "training_transform",

@@ -16,7 +16,6 @@ from . import _train_extra  # noqa: F401  isort: skip  (says what to install)
 import datasets
 import numpy as np
 import torch
-from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim import Optimizer
@@ -31,9 +30,10 @@ from transformers import (
 from transformers.trainer_utils import EvalLoopOutput, SchedulerType
 
 from .checkpoints import ResumableTrainer
-from .data import LeVLJEPADataCollator, NumberedDataset, find_columns
+from .configuration_levljepa import LeVLJEPAConfig
+from .data import LeVLJEPADataCollator, NumberedDataset, find_columns, image_size, objective_transform
 from .distributed import check_sharding, convert_sync_batchnorm, describe_launch
-from .evaluation.health import embedding_health, sigreg_floor
+from .evaluation.health import embedding_health, sigreg_ceiling, sigreg_floor
 from .evaluation.retrieval import retrieval_recall
 from .hub import ModelCardMixin
 from .large_batch import average_gradients, large_batch_backward
@@ -41,6 +41,7 @@ from .mixtures import STREAM_POSITION, DrawnSamples, MixedDataset, Mixture, With
 from .streams import SAMPLE_INDEX, Position, ResumableStream, StreamState
 from .tar_shards import TarShards
 from .training_arguments import LeVLJEPATrainingArguments
+from .watching.watcher import Watcher
 
 EMBEDDINGS = ("image_embeds", "text_embeds", "predicted_text_embeds", "predicted_image_embeds")
 FILLED, UNNUMBERED = -1, -2  # indices of rows that are no sample, and of samples without a number
@@ -52,7 +53,9 @@ class LeVLJEPATrainer(ModelCardMixin, ResumableTrainer):
 
     - Each scalar of the model's output is logged: the mean over the steps since the last log, and over all ranks.
     - Every `health_steps` steps the embeddings of the current batch (of all ranks) are described, without another
-      forward pass.
+      forward pass; collapse and divergence are warned of in words (`watching/health.py`).
+    - Each line of the log has the throughput (`watching/throughput.py`), and stands in `log.jsonl` too.
+    - With a `probe_dataset` the model is probed on labelled data while it is trained (`watching/probes.py`).
     - Evaluation gives the loss, its terms and retrieval recalls, such as `eval_text_to_image_R@10`. Images go through
       the processor as it is, not the official evaluation transform (`evaluation_image_processor`).
     - Samples are numbered (`NumberedDataset`) and streams repeated without end (`EndlessStream`), so that what the
@@ -102,7 +105,7 @@ class LeVLJEPATrainer(ModelCardMixin, ResumableTrainer):
         _check_large_batch(args)
         check_sharding(args)
         if data_collator is None and processing_class is not None:
-            data_collator = _default_collator(processing_class, train_dataset, args.seed)
+            data_collator = _default_collator(processing_class, train_dataset, args.seed, model)
         kwargs.setdefault("compute_metrics", retrieval_metrics)
         super().__init__(
             model=None if model is None else _prepared(model, args),
@@ -118,7 +121,6 @@ class LeVLJEPATrainer(ModelCardMixin, ResumableTrainer):
             eval_data_collator = collator.for_evaluation() if hasattr(collator, "for_evaluation") else collator
         self.eval_data_collator = eval_data_collator
         self.model_accepts_loss_kwargs = False  # the loss is a mean: with accumulation it must be divided
-        self._terms = _Averages()
         self._health: dict[str, float] = {}
         self._compiled_encoders: dict[str, Any] | None = None
         self._drawn = DrawnSamples(self.mixture.names if self.mixture else ())
@@ -128,6 +130,7 @@ class LeVLJEPATrainer(ModelCardMixin, ResumableTrainer):
         self._step_begins = True
         self._answers: tuple[list[str], Tensor, torch.cuda.Event | None] | None = None
         self._requested: int | None = None
+        self.watcher = Watcher(self)
         self._list_skipped()
         self.add_callback(_Events(self))
 
@@ -208,8 +211,9 @@ class LeVLJEPATrainer(ModelCardMixin, ResumableTrainer):
         return settings
 
     def save_position(self, folder: Path) -> None:
-        """Where this rank's workers are in the stream; of a mixture, what was drawn."""
+        """Where this rank's workers are in the stream; of a mixture, what was drawn; the probes that learn beside."""
         self._drawn.save(folder, self.accelerator)
+        self.watcher.save(folder)
         if isinstance(self.train_dataset, ResumableStream):
             workers = max(1, self.args.dataloader_num_workers)
             *_, last = self._stream_positions
@@ -218,8 +222,9 @@ class LeVLJEPATrainer(ModelCardMixin, ResumableTrainer):
             (folder / f"stream_{self.args.process_index}.json").write_text(state.to_json())
 
     def resume_position(self, checkpoint: Path) -> None:
-        """Puts the stream where it was, without reading what is behind."""
+        """Puts the stream where it was, without reading what is behind; and the probes."""
         self._drawn.load(checkpoint, self.accelerator)
+        self.watcher.load(checkpoint)
         if not isinstance(self.train_dataset, ResumableStream):
             return
         files = sorted(checkpoint.glob("stream_*.json"), key=lambda path: int(path.stem.split("_")[1]))
@@ -237,7 +242,8 @@ class LeVLJEPATrainer(ModelCardMixin, ResumableTrainer):
         self.args.ignore_data_skip, self._resumed_from = True, checkpoint
 
     def get_batch_samples(self, epoch_iterator: Iterator, num_batches: int, device: torch.device) -> Any:
-        batches = super().get_batch_samples(epoch_iterator, num_batches, device)
+        with self.watcher.throughput.waiting():
+            batches = super().get_batch_samples(epoch_iterator, num_batches, device)
         if self._resumed_from is not None:  # making the iterator drew from the random state
             self._load_rng_state(str(self._resumed_from))
             self._resumed_from = None
@@ -299,7 +305,7 @@ class LeVLJEPATrainer(ModelCardMixin, ResumableTrainer):
     def _record(self, outputs: Any) -> None:
         """Takes from a training step's outputs what is logged, and what can stop the run."""
         terms = loss_terms(outputs)
-        self._terms.add(terms)
+        self.watcher.terms.add(terms)
         self._watch({"loss": outputs.loss, **terms})
         if self._health_is_due():
             self._health = self._describe(outputs)
@@ -407,15 +413,20 @@ class LeVLJEPATrainer(ModelCardMixin, ResumableTrainer):
 
     # Logging
 
+    def floating_point_ops(self, inputs: dict[str, Any]) -> float:
+        """FLOPs of the training step on a batch, for `total_flos` and the throughput; called after each of them."""
+        flops = self.watcher.count(inputs)
+        return super().floating_point_ops(inputs) if flops is None else flops
+
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "loss" in logs:  # a log of training steps
-            logs.update(self._terms.pop(self.accelerator))
-            logs.update(self._health)
+            logs.update(self.watcher.figures(self._health))
             self._health = {}
         if "loss" in logs or "train_runtime" in logs:
             logs.update(self._skipped())
             logs.update({f"samples/{name}": n for name, n in self._drawn.total(self.accelerator).items()})
         super().log(logs, start_time)
+        self.watcher.write(self.state.log_history[-1])
 
     def _skipped(self) -> dict[str, int]:
         """How many samples and shards were skipped, on all ranks."""
@@ -443,7 +454,9 @@ class LeVLJEPATrainer(ModelCardMixin, ResumableTrainer):
         if hasattr(config, "sigreg_num_knots") and getattr(outputs, "sigreg_vision", None) is not None:
             rows = embeds if config.sigreg_distributed else outputs
             scale, size = config.sigreg_sample_size_scale, len(rows["image_embeds"])
-            health["sigreg_floor"] = sigreg_floor(config.sigreg_num_knots, config.sigreg_t_max, size, scale)
+            knots = (config.sigreg_num_knots, config.sigreg_t_max)
+            health["sigreg_floor"] = sigreg_floor(*knots, size, scale)
+            health["sigreg_ceiling"] = sigreg_ceiling(*knots, size, scale)
         return health
 
     def _gathered_rows(self, embeds: Tensor) -> Tensor:
@@ -455,6 +468,14 @@ class LeVLJEPATrainer(ModelCardMixin, ResumableTrainer):
         return rows[~rows.isnan().any(dim=1)]
 
     # Evaluation
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        with self.watcher.throughput.paused():
+            return super().evaluate(*args, **kwargs)
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        with self.watcher.throughput.paused():
+            super()._save_checkpoint(model, trial)
 
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> EvalLoopOutput:
         output = super().evaluation_loop(*args, **kwargs)
@@ -546,30 +567,9 @@ class _State:
             torch.cuda.set_rng_state(self._cuda)
 
 
-class _Averages:
-    """Means of named scalars over steps and ranks, kept on their device until they are asked for."""
-
-    def __init__(self) -> None:
-        self._sums: dict[str, Tensor] = {}
-        self._count = 0
-
-    def add(self, values: dict[str, Tensor]) -> None:
-        self._sums = {name: self._sums.get(name, 0) + value.float() for name, value in values.items()}
-        self._count += 1
-
-    def pop(self, accelerator: Accelerator) -> dict[str, float]:
-        """The means since the last call."""
-        if not self._sums:
-            return {}
-        means = accelerator.reduce(torch.stack(list(self._sums.values())) / self._count, reduction="mean").tolist()
-        names = list(self._sums)
-        self.__init__()
-        return dict(zip(names, means, strict=True))
-
-
 class _Events(TrainerCallback):
-    """Says how the run runs, tells the data which epoch it is, makes a health step a logging step, judges the skipped
-    samples of an epoch."""
+    """Says how the run runs, tells the data which epoch it is, makes a health step a logging step, probes, judges the
+    skipped samples of an epoch."""
 
     def __init__(self, trainer: LeVLJEPATrainer) -> None:
         self.trainer = trainer
@@ -577,6 +577,7 @@ class _Events(TrainerCallback):
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if state.is_world_process_zero:
             print(f"Training: {describe_launch(args)}.", flush=True)
+        self.trainer.watcher.begin()
 
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         epoch = state.epoch or 0
@@ -591,7 +592,11 @@ class _Events(TrainerCallback):
             state.epoch = state.global_step / state.max_steps
         if self.trainer._health:
             control.should_log = True
+        self.trainer.watcher.end_step()
         return control
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.trainer.watcher.close()
 
     def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if hasattr(self.trainer.data_collator, "check_skipped"):
@@ -635,9 +640,12 @@ def _prepared(model: nn.Module, args: TrainingArguments) -> nn.Module:
     return convert_sync_batchnorm(model.to(args.device)) if args.world_size > 1 else model
 
 
-def _default_collator(processor: Any, dataset: Any, seed: int) -> LeVLJEPADataCollator:
+def _default_collator(processor: Any, dataset: Any, seed: int, model: nn.Module | None) -> LeVLJEPADataCollator:
+    """Of the usual columns and, where the model says what it is trained for, its objective's augmentations."""
     known = isinstance(dataset, (datasets.Dataset, datasets.IterableDataset, TarShards))
-    return LeVLJEPADataCollator(processor, *(find_columns(dataset) if known else ()), seed=seed)
+    config = getattr(model, "config", None)
+    transform = objective_transform(config, image_size(processor)) if isinstance(config, LeVLJEPAConfig) else None
+    return LeVLJEPADataCollator(processor, *(find_columns(dataset) if known else ()), transform=transform, seed=seed)
 
 
 def _check_batch_size(args: LeVLJEPATrainingArguments, train_dataset: Any) -> None:
