@@ -686,8 +686,8 @@ class SIGReg(nn.Module):
 
     For embeddings z of shape (..., N, D) and S random unit directions, the columns of A, let u = z A. Where 4 divides
     D, the directions come in groups of four (see `draw_directions`); a `generator` draws all independently. With K
-    knots t_k evenly spaced on [0, t_max], phi_k = exp(-t_k^2 / 2), and w_k the trapezoid weights doubled for the negative half
-    (2 dt inside, dt at both ends, dt = t_max / (K - 1)),
+    knots t_k evenly spaced on [0, t_max], phi_k = exp(-t_k^2 / 2), and w_k the trapezoid weights doubled for the
+    negative half (2 dt inside, dt at both ends, dt = t_max / (K - 1)),
 
         stat_s = N * sum_k w_k phi_k [ (mean_n cos(t_k u_ns) - phi_k)^2 + (mean_n sin(t_k u_ns))^2 ]
 
