@@ -9,6 +9,7 @@ COMMANDS = {
     "demo": ("demo", "pretrain a small model on captioned scenes, evaluate it and draw what it sees"),
     "evaluate": ("evaluation.command", "measure frozen features: zero-shot, retrieval, probes, segmentation, VLM"),
     "explore": ("explore.command", "look at what a checkpoint sees in photos, in the browser"),
+    "plot": ("curves", "draw the curves of runs, finished or still going, as one picture"),
     "embed": ("embed", "write the features of a large collection of images to sharded files"),
     "convert": ("convert", "turn a released checkpoint (two files, or a .pt pair) into the native layout, or back"),
     "card": ("hub", "print or write a checkpoint's model card: training, recipe, figures, pictures"),

@@ -358,27 +358,18 @@ def test_the_figure_of_sigreg() -> None:
 # ---------------------------------------------------------------------------------------------------------------- run
 
 
-def state(step: int) -> str:
-    history = [
-        {"step": i, "epoch": 0.1, "loss": 3 - i / 100, "sigreg_text": math.nan} for i in range(20, step + 1, 20)
-    ]
-    history.append({"step": step, "eval_text_to_image_R@1": 0.5, "probe_linear_top1": 0.25, "note": "text"})
-    return json.dumps({"global_step": step, "log_history": history})
-
-
-def test_the_newest_of_a_runs_states_is_read(tmp_path) -> None:
-    for step in (60, 100):
-        (tmp_path / f"checkpoint-{step}").mkdir()
-        (tmp_path / f"checkpoint-{step}" / "trainer_state.json").write_text(state(step))
-    curves = read_curves(tmp_path)
-    assert curves["loss"][-1] == (100, 2.0) and len(curves["loss"]) == 5
-    assert "sigreg_text" not in curves and "note" not in curves and "epoch" not in curves
-    assert curves["probe_linear_top1"] == [(100, 0.25)]
-    (tmp_path / "trainer_state.json").write_text(state(140))
-    assert read_curves(tmp_path)["loss"][-1][0] == 140
-    assert drawn(plot_run([tmp_path, tmp_path / "checkpoint-60"])) == 3
-    (tmp_path / "trainer_state.json").write_text("{")
-    with pytest.raises(ValueError, match="does not parse"):
-        read_curves(tmp_path)
-    with pytest.raises(ValueError, match="has no trainer_state.json"):
-        read_curves(tmp_path / "nowhere")
+def test_the_curves_of_runs(tmp_path) -> None:
+    history = [{"step": i, "epoch": 0.1, "loss": 3 - i / 100, "sigreg_text": math.nan} for i in (20, 40)]
+    for name in ("one", "other"):
+        (tmp_path / name).mkdir()
+        state = {"global_step": 40, "max_steps": 60, "log_history": history}
+        (tmp_path / name / "trainer_state.json").write_text(json.dumps(state))
+    found = read_curves([tmp_path / "one", tmp_path / "none"])
+    one, none = found["runs"]
+    assert one["curves"]["loss"] == ([20, 40], [2.8, 2.6]) and "sigreg_text" not in one["curves"]
+    assert one["step"] == 40 and one["max_steps"] == 60 and "is no folder" in none["error"]
+    assert found["panels"]["Loss and terms"] == {"names": ["loss"], "logarithmic": False}
+    assert read_curves([tmp_path / "none"])["panels"] == {}
+    assert drawn(plot_run([tmp_path / "one", tmp_path / "other"])) == 1
+    with pytest.raises(ValueError, match="is no folder"):
+        plot_run([tmp_path / "none"])

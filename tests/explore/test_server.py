@@ -151,12 +151,14 @@ def test_sigreg(client: TestClient) -> None:
 
 def test_the_run_is_read_each_time(seen, photos, tmp_path) -> None:
     client = TestClient(build_app(Session([seen["a"]], photos, [str(tmp_path)])), BASE)
-    assert "no trainer_state.json" in client.get("/api/run").json()["runs"][0]["error"]
+    assert "holds no log of a run" in client.get("/api/run").json()["runs"][0]["error"]
     (tmp_path / "checkpoint-2").mkdir()
     state = {"global_step": 2, "log_history": [{"step": 2, "loss": 1.5}]}
     (tmp_path / "checkpoint-2" / "trainer_state.json").write_text(json.dumps(state))
-    (run,) = client.get("/api/run").json()["runs"]
-    assert run["curves"] == {"loss": [[2, 1.5]]} and run["panels"] == {"loss": ["loss"]}
+    answer = client.get("/api/run").json()
+    (run,) = answer["runs"]
+    assert run["curves"]["loss"] == [[2], [1.5]] and run["step"] == 2
+    assert answer["panels"] == {"Loss and terms": {"names": ["loss"], "logarithmic": False}}
 
 
 def test_a_model_that_lacks_what_a_tab_needs_says_so_and_the_other_answers(seen, photos, cache) -> None:

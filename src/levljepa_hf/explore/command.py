@@ -12,7 +12,7 @@ import torch
 from transformers import HfArgumentParser
 from transformers.hf_argparser import HfArg
 
-from ..cards import STATE_NAME
+from ..curves import read_run
 from ..evaluation.encoders import TRANSFORMS, Encoder, load_encoder
 from ..evaluation.features import DEFAULT_CACHE
 from .export import export
@@ -116,7 +116,11 @@ def _load_encoder(name: str, arguments: ExploreArguments) -> Encoder:
 
 
 def _is_run(folder: Path) -> bool:
-    return (folder / STATE_NAME).is_file() or any(folder.glob(f"checkpoint-*/{STATE_NAME}"))
+    try:
+        read_run(folder)
+    except ValueError:
+        return False
+    return True
 
 
 def run(models: Sequence[str], arguments: ExploreArguments) -> None:

@@ -20,7 +20,7 @@ from ..image_files import open_image
 from ..processing_levljepa import to_rgb
 from .patches import SIZES, PatchTokens, patch_tokens, pca_pictures, similar_patches, takes_any_size, text_on_patches
 from .photos import Photos, Seen, similarity_with
-from .run import panels_of, read_curves
+from .run import read_curves
 from .search import search_scores
 from .sigreg import LIMITS, SHAPES, Descent, least_gaussian_directions, make_cloud
 from .space import FEATURES, agreement, default_feature, feature_of, methods, project
@@ -424,15 +424,7 @@ class Session:
 
     def run(self) -> dict[str, Any]:
         """The curves of the runs, as they are on disk now."""
-        found = []
-        for folder in self.runs:
-            try:
-                curves = read_curves(folder)
-            except (ValueError, OSError) as error:
-                found.append({"name": Path(folder).name, "error": str(error)})
-            else:
-                found.append({"name": Path(folder).name, "curves": curves, "panels": panels_of(list(curves))})
-        return {"runs": found}
+        return read_curves(self.runs)
 
     # -------------------------------------------------------------------------------------------------------- helpers
 

@@ -14,24 +14,24 @@ LV.tabs.run = {
     let timer = null, before = "", last = null;
     const dashes = ["none", "6 4", "2 3", "8 3 2 3"];
     function draw() {
-      const runs = last.runs.filter((run) => !run.error), titles = [...new Set(runs.flatMap((run) => Object.keys(run.panels)))];
+      const runs = last.runs.filter((run) => !run.error);
       notes.replaceChildren(...last.runs.filter((run) => run.error).map((run) => el("p", { class: "error" }, run.error)));
-      charts.replaceChildren(...titles.map((title) => {
-        const names = [...new Set(runs.flatMap((run) => run.panels[title] || []))], colors = LV.palette(Math.max(3, names.length));
+      charts.replaceChildren(...Object.entries(last.panels).map(([title, { names, logarithmic }]) => {
+        const colors = LV.palette(Math.max(3, names.length));
         const series = runs.flatMap((run, r) => names.filter((name) => run.curves[name]).map((name) => {
-          const points = run.curves[name];
-          return { x: points.map((p) => p[0]), y: points.map((p) => p[1]), color: colors[names.indexOf(name)], dash: dashes[r % 4], dots: points.length < 12 };
+          const [x, y] = run.curves[name];
+          return { x, y, color: colors[names.indexOf(name)], dash: dashes[r % 4], dots: x.length < 12 };
         }));
-        const legend = names.map((name, i) => ({ color: colors[i], name: `${name} ${runs.map((run) => (run.curves[name] ? LV.brief(run.curves[name].at(-1)[1]) : "–")).join(", ")}` }));
-        return el("section", { class: "panel" }, el("h2", {}, title), LV.chart(series, { label: `${title} by step`, log: ["SIGReg", "gradient norm"].includes(title) }), LV.chartLegend(legend));
+        const legend = names.map((name, i) => ({ color: colors[i], name: `${name} ${runs.map((run) => (run.curves[name] ? LV.brief(run.curves[name][1].at(-1)) : "–")).join(", ")}` }));
+        return el("section", { class: "panel" }, el("h2", {}, title), LV.chart(series, { label: `${title} by step`, log: logarithmic }), LV.chartLegend(legend));
       }));
     }
     async function read() {
       try {
         const answer = await LV.get("run"), now = JSON.stringify(answer);
-        const steps = answer.runs.filter((run) => !run.error).map((run, r) => `${run.name}${answer.runs.length > 1 ? ` (${["solid", "dashed", "dotted", "dash and dot"][r % 4]})` : ""}: step ${Math.max(...Object.values(run.curves).map((points) => points[points.length - 1][0]))}`);
+        const steps = answer.runs.filter((run) => !run.error).map((run, r) => `${run.name}${answer.runs.length > 1 ? ` (${["solid", "dashed", "dotted", "dash and dot"][r % 4]})` : ""}: step ${run.step}${run.max_steps ? ` of ${run.max_steps}` : ""}`);
         line.classList.remove("error");
-        line.textContent = `${steps.join(", ") || "nothing logged yet"} · read again every 3 s (a run that still trains shows what its newest checkpoint has)`;
+        line.textContent = `${steps.join(", ") || "nothing logged yet"} · read again every 3 s`;
         if (now !== before) { before = now; last = answer; draw(); }
       } catch (error) { line.classList.add("error"); line.textContent = error.message; }
     }
