@@ -48,7 +48,7 @@ def browser() -> Iterator[object]:
 
 
 @pytest.fixture
-def page(browser) -> Iterator[object]:
+def page(browser, serve) -> Iterator[object]:  # after `serve`, so that it is closed before the server ends
     """A page that fails the test for an error in its console or a request to another host."""
     page = browser.new_page()
     faults: list[str] = []
