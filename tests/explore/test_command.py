@@ -68,7 +68,7 @@ def test_bad_input_is_one_line(checkpoints, options, tmp_path, capsys, monkeypat
         ([model, "--dataset", tmp_path / "broken", *rest], "None of the 1 images"),
         ([tmp_path / "no-model", *options], "no-model is no folder here"),
         (["runs/none", *options], "runs/none is no folder here, and as a Hub id it is not within reach"),
-        ([model, model, model, *options], "one model or two, not 3"),
+        ([model, model, model, *options], "one model or two, not 3: levljepa explore MODEL [MODEL_B]"),
         ([model, *options, "--max_photos", "0"], "max_photos=0"),
         ([model, *options[:-1], "70000"], "port=70000"),
         ([model, *options, "--export", tmp_path], "holds something"),

@@ -63,6 +63,7 @@ def test_patches_see_the_whole_photo_in_its_proportions(seen) -> None:
     torch.testing.assert_close(tokens.tokens, plain, atol=0.15, rtol=0)  # resized by other code
     assert patch_tokens(seen["a"].encoder, photo(0, (120, 60))).size == (16, 32)  # the model's own size
     assert patch_tokens(seen["coarse"].encoder, photo(0, (120, 60)), 64).grid == (2, 4)
+    assert patch_tokens(seen["a"].encoder, photo(0, (120, 60)), 60).size == (32, 64)  # the nearest whole patches
     with pytest.raises(ValueError, match="size=4096: .*16 to 2048"):
         patch_tokens(seen["a"].encoder, photo(0), 4096)
 
@@ -201,6 +202,8 @@ def test_search_ranks_by_similarity(seen, photos) -> None:
     assert indices[0] == 7 and scores[0] == pytest.approx(1)
     other = search_scores(one, photos.open(7), transform=photos.transform)  # as if it were uploaded
     torch.testing.assert_close(other, search_scores(one, 7), atol=1e-5, rtol=0)
+    cropped = search_scores(one, photos.open(7), transform="default")
+    assert (cropped - other).abs().max() > 1e-3
     near, cosines = neighbours(one, 4, chunk_size=5)
     alike = search_scores(one, 7)
     alike[7] = -9

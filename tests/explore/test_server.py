@@ -6,6 +6,7 @@ import json
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from starlette.testclient import TestClient
 
@@ -147,6 +148,14 @@ def test_sigreg(client: TestClient) -> None:
     assert len(found["statistics"]) == 4 and found["count"] == 24
     u = unpack(found["projections"][0])
     assert found["ends"][0][0][0] == int(u.argmin()) and found["ends"][0][1][0] == int(u.argmax())
+
+
+def test_some_of_many_embeddings_are_looked_at(client: TestClient, monkeypatch) -> None:
+    monkeypatch.setattr("levljepa_hf.explore.sigreg._MAX_SAMPLES", 10)
+    found = ask(client, "sigreg/directions", model=0, what="cls")
+    rows = torch.randperm(24, generator=torch.Generator().manual_seed(0))[:10].sort().values.tolist()
+    assert found["count"] == 10 and rows[-1] > 9
+    assert found["ends"][0][0][0] == rows[int(unpack(found["projections"][0]).argmin())]
 
 
 def test_the_run_is_read_each_time(seen, photos, tmp_path) -> None:

@@ -79,7 +79,7 @@ class Photos(EvaluationSplit):
 
     def open(self, index: int) -> PILImage.Image:
         """Photo number `index`, RGB."""
-        return to_rgb(open_image(self.images[index], max_pixels=MAX_PIXELS))
+        return to_rgb(open_image(self.images[index]))
 
 
 def load_photos(

@@ -126,13 +126,11 @@ class Session:
     # --------------------------------------------------------------------------------------------------------- photos
 
     def upload(self, data: bytes) -> dict[str, Any]:
-        """Takes a photo in, and names it.
+        """Takes in a photo, of which the server has seen that it has no more than `UPLOAD_BYTES`, and names it.
 
         Raises:
-            ValueError: if it is too large or no image.
+            ValueError: if it has too many pixels or is no image.
         """
-        if len(data) > UPLOAD_BYTES:
-            raise ValueError(f"The file has more than {UPLOAD_BYTES // 2**20} MB: take a smaller one.")
         try:
             image = to_rgb(open_image(data, draft_size=_KEPT_SIDE, max_pixels=UPLOAD_PIXELS))
         except ValueError as error:

@@ -270,7 +270,6 @@ def _uphill(z: Tensor, candidates: Tensor, found: Tensor, num_knots: int, t_max:
     for _ in range(steps):
         directions = best.clone().requires_grad_()
         (gradient,) = torch.autograd.grad(sigreg(z, directions), directions)
-        gradient = gradient - best * (best * gradient).sum(0)  # along the sphere
         trial = free_of(best + sizes * torch.nn.functional.normalize(gradient, dim=0))
         there = direction_statistics(z, trial, num_knots, t_max)
         better = there > values

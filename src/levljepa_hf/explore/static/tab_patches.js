@@ -117,7 +117,8 @@ LV.tabs.patches = {
         const good = found && !found.error ? found.maps : null;
         const values = good ? good.map((one) => Array.from(one)).flat() : [0, 1];
         const low = values.reduce((a, b) => Math.min(a, b)), high = values.reduce((a, b) => Math.max(a, b));
-        view.what.textContent = text ? `“${text}”, similarity` : "cosine";
+        const predicts = models[m].readouts.includes("proj_text");
+        view.what.textContent = text ? `“${text}”, ${predicts ? "proj_text" : "zeroshot: it has no predictors"}` : "cosine";
         view.low.textContent = good ? low.toFixed(2) : ""; view.high.textContent = good ? high.toFixed(2) : "";
         view.lenses.forEach((pair, i) => {
           const shown = i < seen.grids.length;
