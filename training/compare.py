@@ -6,7 +6,8 @@ Example, minutes on two CPU cores with captioned photos (any data that training/
 
 Streamed shards, two processes for each run, some of the objectives, three seeds:
 
-    python training/compare.py --recipe compare-photos --dataset "shards/*.tar" --streaming --eval_dataset path/to/photos --eval_split validation --processes 2 --objectives levljepa infonce --seeds 0 1 2
+    python training/compare.py --recipe compare-photos --dataset "shards/*.tar" --streaming --processes 2 \\
+        --eval_dataset path/to/photos --eval_split validation --objectives levljepa infonce --seeds 0 1 2
 
 A recipe names the objectives: for each, the options of pretrain.py that differ. Options that are not listed here go to
 pretrain.py and hold for all runs. A second call adds what is missing, repeats nothing, and goes on where a run was
@@ -25,11 +26,12 @@ from pathlib import Path
 from typing import Any
 
 import levljepa_hf  # noqa: F401  isort: skip  (before what imports torchvision)
+import torch
 from tqdm.auto import tqdm
 
 import pretrain
 from levljepa_hf.curves import plot_runs, read_run
-from levljepa_hf.recipes import as_overrides, read_recipe, recipe_names, run_script
+from levljepa_hf.recipes import as_config, as_overrides, read_recipe, recipe_names, run_script
 
 RECIPES = Path(__file__).parent / "recipes"
 SCRIPT = Path(__file__).with_name("pretrain.py")
@@ -103,11 +105,13 @@ class Run:
         (self.folder / OPTIONS_FILE).write_text(json.dumps(self.options, indent=1))
         launch = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
         command = [sys.executable, *(launch if processes > 1 else []), str(SCRIPT), *self.argv()]
+        if processes > 1 and not torch.accelerator.is_available():
+            command.append("--use_cpu")
         done = subprocess.run([*command, "--resume_from_checkpoint", "auto"])
         if done.returncode:
             raise RuntimeError(
-                f"The training of {self.objective}, seed {self.seed}, ended with status {done.returncode}; its message "
-                f"is above. Call this script again to go on, or run it alone: {shlex.join(command)}"
+                f"The training of {self.objective}, seed {self.seed}, ended with status {done.returncode}; its "
+                f"message is above. Call this script again to go on, or run it alone: {shlex.join(command)}"
             )
 
     def figures(self) -> dict[str, float]:
@@ -146,12 +150,14 @@ def plan(args: argparse.Namespace, more: Sequence[str]) -> list[Run]:
     runs = []
     for objective in args.objectives or objectives:
         own = objectives[objective]
-        config = {**common.get("config", {}), **own.get("config", {})}
+        config = as_config([*as_overrides(common.get("config", {})), *as_overrides(own.get("config", {}))])
         options = {**common, **own, **({"config": config} if config else {})}
         for seed in args.seeds or seeds:
             runs.append(Run(objective, seed, Path(args.output_dir, f"{objective}-{seed}"), options))
     for run in runs:
-        pretrain.parse_args(run.argv())
+        model_args, *_ = pretrain.parse_args(run.argv())
+        if model_args.model_name_or_path is None:
+            pretrain.build_config(model_args)
     return runs
 
 
@@ -167,15 +173,15 @@ def _options(words: Sequence[str]) -> dict[str, Any]:
         else:
             raise ValueError(f"{word!r} stands before any option.")
     if "config" in options:
-        options["config"] = pretrain.as_config(options["config"])
+        options["config"] = as_config(options["config"])
     return {n: v if n == "config" or len(v) > 1 else v[0] if v else True for n, v in options.items()}
 
 
 def write_table(runs: Sequence[Run], output_dir: Path, command: str) -> str:
     """Writes `comparison.md`, `comparison.json` and `curves.png` of the runs that are done, and returns the table."""
-    figures = {run: run.figures() for run in runs if run.results() is not None}
+    figures = [(run, run.figures()) for run in runs if run.results() is not None]
     by_objective: dict[str, list[dict[str, float]]] = {}
-    for run, values in figures.items():
+    for run, values in figures:
         by_objective.setdefault(run.objective, []).append(values)
     lines = [f"| | {' | '.join(by_objective)} |", "|---|" + "---|" * len(by_objective)]
     for title, (names, form) in ROWS.items():
@@ -191,11 +197,11 @@ def write_table(runs: Sequence[Run], output_dir: Path, command: str) -> str:
         "command": command,
         "runs": [
             {"objective": run.objective, "seed": run.seed, "options": run.options, "figures": values}
-            for run, values in figures.items()
+            for run, values in figures
         ],
     }
     (output_dir / "comparison.json").write_text(json.dumps(report, indent=1))
-    plot_runs([read_run(run.folder) for run in figures]).savefig(output_dir / "curves.png", dpi=110)
+    plot_runs([read_run(run.folder) for run, _ in figures]).savefig(output_dir / "curves.png", dpi=110)
     return table
 
 

@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torchvision.transforms import v2
 
+from .configuration_levljepa import LeVLJEPAConfig
 from .image_files import REDUCTIONS
 
 RATIO = (3 / 4, 4 / 3)  # of width to height, as RandomResizedCrop has it
@@ -326,6 +327,40 @@ def multi_view_transform(
     return MultiViewTransform((first, *(second,) * (global_views - 1)), (local,) * local_views)
 
 
+def objective_transform(
+    config: LeVLJEPAConfig,
+    image_size: int | tuple[int, int],
+    crop_scale: Sequence[float] | None = None,
+    local_crop_scale: Sequence[float] | None = None,
+    **probabilities: float | None,
+) -> ViewTransform | MultiViewTransform:
+    """The augmentations that a model's objective is trained with: one view, or those of `config.views`.
+
+    Args:
+        config: the model's; `objective`, `views` and `local_image_size` decide.
+        image_size: side, or height and width, of the (global) views.
+        crop_scale: least and largest share of the area that a (global) view shows. What is None is the objective's.
+        local_crop_scale: the same of a local view.
+        probabilities: `flip_probability`, `color_jitter_probability`, `grayscale_probability`.
+
+    Raises:
+        ValueError: if a share or a probability is out of its range, or a share is given of views that there are not.
+    """
+    own = {name: value for name, value in probabilities.items() if value is not None}
+    if config.views is None:
+        if local_crop_scale is not None:
+            raise ValueError(
+                f"local_crop_scale={list(local_crop_scale)} has no effect with objective={config.objective!r}, which "
+                "takes one view of an image: leave it out."
+            )
+        return training_transform(image_size, **own, **({} if crop_scale is None else {"crop_scale": crop_scale}))
+    shares = {"global_crop_scale": crop_scale, "local_crop_scale": local_crop_scale}
+    own |= {name: share for name, share in shares.items() if share is not None}
+    return multi_view_transform(
+        image_size, config.local_image_size, config.views["global"], config.views["local"], **own
+    )
+
+
 def draft_size(transform: Callable[[Tensor], Tensor]) -> int | None:
     """Side of an image whose smallest `RandomResizedCrop` in `transform` is not enlarged; None where there is none."""
     crop = next((t for t in getattr(transform, "transforms", ()) if isinstance(t, v2.RandomResizedCrop)), None)
@@ -416,5 +451,6 @@ __all__ = [
     "ViewTransform",
     "draft_size",
     "multi_view_transform",
+    "objective_transform",
     "training_transform",
 ]

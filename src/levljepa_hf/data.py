@@ -43,10 +43,17 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import ProcessorMixin
 
-from .augmentation import Augmentation, DrawnView, draft_size, multi_view_transform, training_transform
+from .augmentation import (
+    Augmentation,
+    DrawnView,
+    draft_size,
+    multi_view_transform,
+    objective_transform,
+    training_transform,
+)
 from .image_files import UnreadImage, open_image
 from .processing_levljepa import to_rgb
-from .streams import SAMPLE_EPOCH, SAMPLE_INDEX, list_skipped
+from .streams import SAMPLE_DATASET, SAMPLE_EPOCH, SAMPLE_INDEX, list_skipped
 from .tar_shards import TarShards
 from .workers import prepare_worker
 
@@ -289,7 +296,7 @@ def look_up(sample: Mapping[str, Any], address: str) -> Any:
     root = root_column(sample, address)
     value = None if root is None else sample[root]
     if root is None or (root != address and value is not None and not isinstance(value, Mapping)):
-        columns = ", ".join(repr(name) for name in sample if name not in (SAMPLE_INDEX, SAMPLE_EPOCH))
+        columns = ", ".join(repr(name) for name in sample if name not in (SAMPLE_INDEX, SAMPLE_EPOCH, SAMPLE_DATASET))
         raise ValueError(f"A sample has no column {address!r}. Its columns: {columns}.")
     return value if root == address or value is None else look_up(value, address[len(root) + 1 :])
 
@@ -539,8 +546,9 @@ class LeVLJEPADataCollator:
         image = look_up(sample, self.image_column)
         path = image.get("path") if isinstance(image, Mapping) else None
         name = sample.get("__key__") or path or f"number {sample.get(SAMPLE_INDEX, 'unknown')}"
-        logger.warning("Skipped sample %s: %s.", name, reason)
-        list_skipped(self.skipped_file, sample=str(name), reason=reason)
+        dataset = {"dataset": sample[SAMPLE_DATASET]} if SAMPLE_DATASET in sample else {}
+        logger.warning("Skipped sample %s: %s.", " of ".join([str(name), *dataset.values()]), reason)
+        list_skipped(self.skipped_file, **dataset, sample=str(name), reason=reason)
 
     def _caption(self, value: Any, generator: random.Random | None) -> str | None:
         values = list(value) if isinstance(value, (list, tuple, np.ndarray)) else [value]
@@ -614,6 +622,7 @@ __all__ = [
     "load_source",
     "look_up",
     "multi_view_transform",
+    "objective_transform",
     "open_image",
     "root_column",
     "training_transform",
