@@ -261,6 +261,20 @@ def test_the_log_is_a_file_that_grows_with_the_run(tmp_path: Path, processor) ->
     assert read() == again.state.log_history
 
 
+@pytest.mark.parametrize("objective", ["infonce", "siglip", "levljepa_plus"])
+def test_other_objectives_are_watched(tmp_path: Path, processor, objective: str) -> None:
+    """With the terms that they have."""
+    probes = {**PROBED, "probe_tasks": ["zero_shot", "online_linear"]}
+    run = trainer(tmp_path, processor, model=new_model(objective=objective), health_steps=2, **probes)
+    run.train()
+    first, _ = health_of(run)
+    assert {"effective_rank_vision", "samples_per_second"} <= first.keys()
+    assert ("unexplained_text" in first) == ("sigreg_floor" in first) == (objective == "levljepa_plus")
+    assert run.state.total_flos > 0
+    figures = [entry for entry in run.state.log_history if "probe_zero_shot_top1" in entry]
+    assert len(figures) == 2 and "probe_online_linear_top1" in figures[0]
+
+
 # Throughput
 
 
