@@ -160,6 +160,8 @@ def one_thread(_: int) -> None:
 
 
 def loader(dataset: Dataset, collate: Callable[[list], Any], batch_size: int, workers: int) -> measure.Step:
+    """Reads all batches. Ours normalises where they arrive, as the Trainer does; here that is this process."""
+    arrived = getattr(collate, "normalized", lambda batch: batch)
     loader = DataLoader(
         dataset,
         batch_size,
@@ -170,8 +172,8 @@ def loader(dataset: Dataset, collate: Callable[[list], Any], batch_size: int, wo
     )
 
     def read() -> None:
-        for _ in loader:
-            pass
+        for batch in loader:
+            arrived(batch)
 
     return read
 
@@ -239,7 +241,10 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
             plain = PlainViews(processor) if args.views else plain_transform(processor)
             sets = {
                 "plain": (Plain(samples, plain), PlainCollator(processor)),
-                "ours": (NumberedDataset(samples), LeVLJEPADataCollator(processor, transform=transform)),
+                "ours": (
+                    NumberedDataset(samples),
+                    LeVLJEPADataCollator(processor, transform=transform, normalize=False),
+                ),
                 "decoding": (Plain(samples, None), list),
             }
             forms = {name: loader(*pair, args.batch_size, workers) for name, pair in sets.items()}
