@@ -23,7 +23,7 @@ from levljepa_hf import (
     LeVLJEPATrainingArguments,
 )
 from levljepa_hf.contrastive_levljepa import ContrastiveLoss
-from levljepa_hf.distributed import GlobalBatchNorm, _asked_processes, convert_sync_batchnorm
+from levljepa_hf.distributed import GlobalBatchNorm, _asked_processes, check_launch, convert_sync_batchnorm
 from levljepa_hf.sigreg_levljepa import SIGReg
 
 WIDTH = 6
@@ -468,6 +468,14 @@ def test_conversion_keeps_tensors_names_and_mode():
 )
 def test_what_accelerate_was_asked_for(command, expected):
     assert _asked_processes(command.split()) == expected
+
+
+def test_processes_that_would_each_train_alone_are_refused(tmp_path, monkeypatch):
+    args = LeVLJEPATrainingArguments(str(tmp_path), use_cpu=True)
+    check_launch(args)
+    monkeypatch.setenv("WORLD_SIZE", "2")  # as torchrun has it, where accelerate did not take notice
+    with pytest.raises(ValueError, match="2 processes were started, and each would train alone.*--use_cpu"):
+        check_launch(args)
 
 
 def test_one_process_in_place_of_several_is_refused(tmp_path):

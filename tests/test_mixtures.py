@@ -208,6 +208,13 @@ def test_the_datasets_of_a_stream_are_gone_through_before_they_repeat(shards):
     assert {type(one["captions"]) for one in drawn} == {list} and {"image", "captions"} <= drawn[0].keys()
 
 
+def test_rows_do_not_wait_in_a_buffer(shards):
+    stream = web_and_photos(shards).prepared(1, 7)
+    for _ in zip(range(20), stream, strict=False):
+        pass
+    assert [len(one.buffer) for one in stream.position.parts] == [7, 1]
+
+
 def test_streams_of_as_many_shards_do_not_go_in_step(shards):
     mixture = Mixture({"a": tars(shards), "b": tars(shards)}, {"a": 1, "b": 1})
     drawn = list(itertools.islice(mixture.prepared(0, 1), 60))
@@ -526,6 +533,25 @@ def test_what_was_drawn_is_logged(tmp_path, processor):
     assert (metrics["samples/web"], metrics["samples/photos"]) == logs[1]
 
 
+def test_batches_follow_the_order_of_the_mixture(tmp_path, processor):
+    """Which another sampler would shuffle, so that samples came again before others of their dataset."""
+    seen = []
+
+    def collate(drawn: list[dict[str, Any]]) -> dict[str, Any]:
+        seen.extend(map(names, drawn))
+        return collator(drawn)
+
+    collator = LeVLJEPADataCollator(processor)
+    mixture = Mixture({"web": samples(9), "photos": samples(7)}, WEIGHTS)
+    trainer(tmp_path, processor, train_dataset=mixture, data_collator=collate, max_steps=8, seed=5).train()
+    dataset = mixture.prepared(seed=5)
+    expected = []
+    for epoch in (0, 1):
+        dataset.set_epoch(epoch)
+        expected += [names(dataset[i]) for i in range(16)]
+    assert seen == expected
+
+
 def test_single_datasets_are_not_counted(tmp_path, processor):
     run = trainer(tmp_path, processor)
     run.train()
@@ -641,6 +667,9 @@ def test_a_recipe_may_name_mappings_where_they_are_read(tmp_path: Path) -> None:
     recipe.write_text("mixture: [a, {dataset: b, weight: 1}]\n")
     with pytest.raises(ValueError, match="'a' of the mixture has no weight"):
         pretrain.parse_args(["--recipe", str(recipe)])
+    recipe.write_text("mixture: [{dataset: a, weight: 1, name: null}, {dataset: b, weight: 1}]\n")
+    argv = ["--recipe", str(recipe), "--output_dir", str(tmp_path), "--use_cpu"]
+    assert pretrain.parse_args(argv)[1].mixture[0] == {"dataset": "a", "weight": 1, "name": None}
     recipe.write_text("mixture: a\n")
     with pytest.raises(ValueError, match="mixture='a' must be a list"):
         pretrain.parse_args(["--recipe", str(recipe)])

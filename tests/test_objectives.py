@@ -7,7 +7,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from levljepa_hf import LeVLJEPAConfig, LeVLJEPAModel, LeVLJEPAProcessor, LeVLJEPAVisionModel, SIGReg
+from levljepa_hf import (
+    LeVLJEPAConfig,
+    LeVLJEPAModel,
+    LeVLJEPAProcessor,
+    LeVLJEPAVisionModel,
+    SIGReg,
+    contrastive_levljepa,
+)
 from levljepa_hf.contrastive_levljepa import ContrastiveLoss
 from levljepa_hf.large_batch import large_batch_backward
 
@@ -64,9 +71,9 @@ def test_contrastive_losses_equal_their_formulas(objective, chunk_size):
 
 @pytest.mark.parametrize("objective", CONTRASTIVE)
 def test_contrastive_losses_at_the_largest_scale_in_float32(objective):
-    """Logits from -100 to 100, some rows without any near 100: nothing overflows or vanishes."""
-    u, v = embeddings(40, 3, torch.float32)
-    module = ContrastiveLoss(objective)
+    """Logits from -100 to 100, some rows and chunks without any near 100: nothing overflows or vanishes."""
+    u, v = embeddings(40, 2, torch.float32)
+    module = ContrastiveLoss(objective, chunk_size=1)
     with torch.no_grad():
         module.logit_scale.fill_(math.log(100.0))
         u[:4] = -v[:4]
@@ -76,6 +83,20 @@ def test_contrastive_losses_at_the_largest_scale_in_float32(objective):
     expected = value_and_gradients(plain(objective, exact_u, exact_v, exact), exact_u, exact_v, exact)
     for a, b in zip((value.detach() for value in ours), (value.detach() for value in expected), strict=True):
         torch.testing.assert_close(a.double(), b, rtol=2e-4, atol=1e-5 * b.abs().max().item())
+
+
+def test_chunks_are_as_many_rows_as_make_the_allowance(monkeypatch):
+    u, v = embeddings(10)
+    held = []
+    logits = contrastive_levljepa._Rows.logits
+    monkeypatch.setattr(contrastive_levljepa._Rows, "logits", lambda *args: held.append(logits(*args)) or held[-1])
+    monkeypatch.setattr(contrastive_levljepa, "_CHUNK_ELEMENTS", 35)
+    ContrastiveLoss("siglip").double()(u, v)
+    assert [tuple(x.shape) for x in held] == [(3, 10), (3, 10), (3, 10), (1, 10)]
+    monkeypatch.setattr(contrastive_levljepa, "_CHUNK_ELEMENTS", 5)
+    held.clear()
+    ContrastiveLoss("siglip").double()(u, v)
+    assert len(held) == 10, "at least a row"
 
 
 def test_initial_scale_and_bias_are_those_of_the_papers():

@@ -128,29 +128,121 @@ def test_descent_makes_a_collapsed_batch_normal():
 # --- directions ---
 
 
-def test_directions_are_uniform_on_the_sphere():
-    rows = draw_directions(0, torch.tensor(7), 6, 50_000)
-    assert rows.shape == (50_000, 6) and rows.dtype == torch.float32
-    torch.testing.assert_close(rows.norm(dim=1), torch.ones(50_000))
-    torch.testing.assert_close(rows.mean(0), torch.zeros(6), rtol=0, atol=0.01)
-    torch.testing.assert_close(6 * rows.t() @ rows / 50_000, torch.eye(6), rtol=0, atol=0.02)
-    torch.testing.assert_close(48 / 3 * rows.pow(4).mean(0), torch.ones(6), rtol=0, atol=0.05)  # D (D + 2) / 3
+def marginal_cdf(dim):
+    """P(<a, e> <= x) for a uniform on the sphere of R^dim: its density goes with (1 - x^2)^((dim - 3) / 2)."""
+    grid = torch.linspace(-math.pi / 2, math.pi / 2, 20_001, dtype=torch.float64)
+    mass = torch.cumulative_trapezoid(grid.cos() ** (dim - 2), grid)
+    mass = torch.cat([mass.new_zeros(1), mass / mass[-1]])
+
+    def cdf(x):
+        position = (x.double().asin() + math.pi / 2) / math.pi * 20_000
+        low = position.long().clamp(0, 19_999)
+        return mass[low] + (position - low) * (mass[low + 1] - mass[low])
+
+    return cdf
 
 
-def test_directions_follow_from_splitmix64():
-    """The same on every machine and in every version: resumed runs go on with the stream they began with."""
+def kolmogorov_smirnov(x, cdf):
+    """sqrt(n) times the largest distance to the law: above 1.95 with a probability of 0.001."""
+    steps = torch.arange(len(x) + 1, dtype=torch.float64) / len(x)
+    expected = cdf(x.sort().values)
+    return len(x) ** 0.5 * torch.maximum(steps[1:] - expected, expected - steps[:-1]).max().item()
+
+
+@pytest.mark.parametrize("dim", [4, 5, 6, 8, 64])
+def test_each_direction_is_uniform_on_the_sphere(dim):
+    rows = draw_directions(0, torch.tensor(7), dim, 40_000)
+    assert rows.shape == (40_000, dim) and rows.dtype == torch.float32
+    torch.testing.assert_close(rows.norm(dim=1), torch.ones(40_000))
+    others = torch.linalg.qr(torch.randn(dim, dim)).Q
+    for turn in rows.chunk(4):  # the four directions of a draw: independent within a turn
+        n = len(turn)
+        torch.testing.assert_close(turn.mean(0) * (n * dim) ** 0.5, torch.zeros(dim), rtol=0, atol=4.0)
+        torch.testing.assert_close(dim * turn.t() @ turn / n, torch.eye(dim), rtol=0, atol=4.5 * (2 / n) ** 0.5)
+        for projection in [*turn.t()[:4], *turn.t()[-4:], *(turn @ others).t()[:6]]:
+            assert kolmogorov_smirnov(projection, marginal_cdf(dim)) < 2.2
+
+
+def test_draws_are_independent():
+    """Neighbours in the stream, of one step and the next, of one seed and the next: no correlation, nor of squares."""
+    dim, number = 8, 20_000
+    one = sigreg_levljepa._draw(3, torch.tensor(5), dim, number)
+    others = {
+        "next draw": one.roll(1, 0),
+        "draw 256 later": one.roll(256, 0),
+        "next step": sigreg_levljepa._draw(3, torch.tensor(6), dim, number),
+        "next seed": sigreg_levljepa._draw(4, torch.tensor(5), dim, number),
+        "seed and step exchanged": sigreg_levljepa._draw(5, torch.tensor(3), dim, number),
+        "negative step": sigreg_levljepa._draw(3, torch.tensor(-1), dim, number),
+        "high bits of the seed": sigreg_levljepa._draw(3 + (1 << 40), torch.tensor(5), dim, number),
+    }
+    for name, other in others.items():
+        for function in (lambda x: x, torch.square, torch.abs):
+            a, b = ((x - x.mean(0)) / x.std(0) for x in (function(one), function(other)))
+            worst = (a.t() @ b / number).abs().max() * number**0.5
+            assert worst < 4.5, f"{name}: a correlation {worst:.1f} standard deviations from 0"
+    assert (one[:, :4] * one[:, 4:]).mean(0).abs().max() < 4.5 / dim / number**0.5  # cosine and sine of one angle
+
+
+@pytest.mark.parametrize("dim", [4, 12, 256])
+def test_four_directions_of_a_draw(dim):
+    """Orthogonal maps of the draw, none of which keeps an axis, or the mean of all axes, for two directions."""
+    draws = torch.cat([torch.eye(dim), torch.full((1, dim), dim**-0.5)])
+    maps = sigreg_levljepa._expand(draws, 4).unflatten(0, (4, -1))
+    for i, one in enumerate(maps):
+        torch.testing.assert_close(one[:dim] @ one[:dim].t(), torch.eye(dim))
+        for other in maps[:i]:
+            # w, an axis or the mean of all, projects the draw b to <A w, b> and <B w, b>: these are uncorrelated.
+            for w in draws[[0, dim // 2, -2, -1]]:
+                assert abs((one[:dim] @ w) @ (other[:dim] @ w)) < 1e-6
+
+
+EMBEDDINGS = {
+    "normal": lambda z: z,
+    "scales": lambda z: z * torch.linspace(0.1, 2, z.shape[1]),
+    "dead half": lambda z: z * (torch.arange(z.shape[1]) < z.shape[1] // 2),
+    "one large": lambda z: z * (1 + 9 * (torch.arange(z.shape[1]) == 3)),
+    "mean": lambda z: z + 1,
+    "low rank": lambda z: z[:, :5] @ torch.randn(5, z.shape[1]),
+    "clusters": lambda z: 8 * torch.eye(z.shape[1])[torch.randint(z.shape[1], (len(z),))],
+    "point": lambda z: z[:1].expand_as(z),
+}
+
+
+@pytest.mark.parametrize("embeddings", EMBEDDINGS.values(), ids=EMBEDDINGS)
+def test_estimate_is_that_of_independent_directions(embeddings):
+    """The same mean, and a variance about the same, over draws; `generator` draws every direction independently."""
+    z, module, generator, calls = embeddings(torch.randn(64, 64)), SIGReg(128), torch.Generator().manual_seed(0), 400
+    ours = torch.stack([module(z) for _ in range(calls)])
+    independent = torch.stack([module(z, generator=generator) for _ in range(calls)])
+    error = ((ours.var() + independent.var()) / calls).sqrt()
+    assert abs(ours.mean() - independent.mean()) < 4 * error
+    assert 0.5 < ours.var() / independent.var() < 1.35  # each is known to 7 %
+
+
+def test_directions_follow_from_splitmix64_and_lowbias32():
+    """The same on every machine: resumed runs go on with the stream they began with."""
     golden, wrap = 0x9E3779B97F4A7C15, (1 << 64) - 1
 
-    def mix(x):
+    def mix64(x):
         x = ((x ^ (x >> 30)) * 0xBF58476D1CE4E5B9) & wrap
         x = ((x ^ (x >> 27)) * 0x94D049BB133111EB) & wrap
         return x ^ (x >> 31)
 
+    def mix32(x):
+        x = ((x ^ (x >> 16)) * 0x7FEB352D) & 0xFFFFFFFF
+        x = ((x ^ (x >> 15)) * 0x846CA68B) & 0xFFFFFFFF
+        return x ^ (x >> 16)
+
+    def signed(x):
+        return x - (x >> 31 << 32)
+
     for seed, step in ((0, 0), (3, 7), (-1, -1)):
-        key = mix((step + mix((seed + golden) & wrap)) & wrap)
-        bits = [mix(((key + count) * golden) & wrap) for count in range(1, 13)]
-        radius = torch.tensor([math.sqrt(-2 * math.log(((b >> 40) + 1) / 2**24)) for b in bits]).view(4, 3)
-        angle = torch.tensor([2 * math.pi * ((b >> 8) % 2**24) / 2**24 for b in bits]).view(4, 3)
+        key = mix64((step + mix64((seed + golden) & wrap)) & wrap)
+        keys = [mix64(((key + count) * golden) & wrap) for count in range(1, 5)]
+        bits = [[signed(mix32(mix32(c ^ (k & 0xFFFFFFFF)) ^ (k >> 32))) for c in range(6)] for k in keys]
+        radius = torch.tensor([[math.sqrt(-2 * math.log((abs(b) + 1) / 2**31)) for b in row[:3]] for row in bits])
+        angle = torch.tensor([[math.pi * b / 2**31 for b in row[3:]] for row in bits])
         expected = torch.cat([radius * angle.cos(), radius * angle.sin()], dim=1)[:, :5]
         rows = draw_directions(seed, torch.tensor(step), 5, 4)
         torch.testing.assert_close(rows, expected / expected.norm(dim=1, keepdim=True), rtol=1e-5, atol=1e-6)
@@ -162,9 +254,29 @@ def test_directions_do_not_depend_on_the_blocks_they_are_drawn_in(monkeypatch):
     assert torch.equal(draw_directions(0, torch.tensor(1), 5, 11), expected)
 
 
-def test_directions_are_finite_where_all_bits_are_zero(monkeypatch):
-    monkeypatch.setattr(sigreg_levljepa, "_splitmix64", torch.zeros_like)
-    assert draw_directions(0, torch.tensor(1), 4, 3).isfinite().all()
+@pytest.mark.parametrize("bits", [0, -1, 2**31 - 1, -(2**31)])
+@pytest.mark.parametrize("dim", [1, 2, 6])
+def test_directions_are_unit_vectors_whatever_the_bits(monkeypatch, dim, bits):
+    monkeypatch.setattr(sigreg_levljepa, "_lowbias32", lambda x: torch.full_like(x, bits))
+    torch.testing.assert_close(draw_directions(0, torch.tensor(1), dim, 3).norm(dim=1), torch.ones(3))
+
+
+@pytest.mark.parametrize("implementation", ["auto", "tiled", "plain"])
+@pytest.mark.parametrize("one_pass", [True, False], ids=["one pass", "two passes"])
+@pytest.mark.parametrize(
+    "shape, num_directions",
+    [((30, 8), 12), ((30, 8), 13), ((2, 20, 5), 8), ((2, 300, 12), 2000), ((1, 4), 1), ((3, 64), 4)],
+    ids=["groups", "part of a group", "no groups", "several panels", "one direction", "one group"],
+)
+def test_drawn_directions_are_those_of_draw_directions(shape, num_directions, one_pass, implementation):
+    module, z = SIGReg(num_directions, seed=5, implementation=implementation), 1.5 * torch.randn(shape) + 0.3
+    if not one_pass:
+        module._in_one_pass = lambda z: False
+    value, gradient = value_and_gradient(module, z)
+    directions = draw_directions(5, torch.tensor(0), shape[-1], num_directions).t()
+    expected, expected_gradient = value_and_gradient(lambda z: equation(z, directions), z.double())
+    torch.testing.assert_close(value.double(), expected, rtol=1e-5, atol=1e-6)
+    assert (gradient - expected_gradient).norm() < 1e-5 * expected_gradient.norm()
 
 
 def test_directions_depend_on_seed_and_step_alone():
@@ -203,7 +315,7 @@ def test_generator_draws_the_directions():
     z, module = torch.randn(20, 6), SIGReg(16)
     first, second, third = (module(z, generator=torch.Generator().manual_seed(s)).item() for s in (1, 1, 2))
     assert first == second != third and module.step == 0
-    rows = module._directions(z, None, torch.Generator().manual_seed(1))
+    rows = module._draws(z, None, torch.Generator().manual_seed(1))[0]
     torch.testing.assert_close(rows.norm(dim=1), torch.ones(16))
 
 
@@ -264,7 +376,7 @@ def test_compiled_directions_are_those_of_eager(constant):
 
     def draw(step):
         step = torch.full_like(step, -1) if constant else step
-        return torch.stack([draw_directions(seed, step, 5, 7) for seed in (0, -3, 2**63, -(2**63), 2**64 + 5)])
+        return torch.stack([draw_directions(seed, step, 8, 7) for seed in (2**63, 2**64 - 5)])
 
     torch._dynamo.reset()
     torch.testing.assert_close(torch.compile(draw, fullgraph=True)(torch.tensor(3)), draw(torch.tensor(3)))

@@ -26,10 +26,11 @@ from pathlib import Path
 from typing import Any
 
 import levljepa_hf  # noqa: F401  isort: skip  (before what imports torchvision)
-from levljepa_hf.curves import plot_runs, read_run
+import torch
 from tqdm.auto import tqdm
 
 import pretrain
+from levljepa_hf.curves import plot_runs, read_run
 from levljepa_hf.recipes import as_config, as_overrides, read_recipe, recipe_names, run_script
 
 RECIPES = Path(__file__).parent / "recipes"
@@ -104,6 +105,8 @@ class Run:
         (self.folder / OPTIONS_FILE).write_text(json.dumps(self.options, indent=1))
         launch = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
         command = [sys.executable, *(launch if processes > 1 else []), str(SCRIPT), *self.argv()]
+        if processes > 1 and not torch.accelerator.is_available():
+            command.append("--use_cpu")
         done = subprocess.run([*command, "--resume_from_checkpoint", "auto"])
         if done.returncode:
             raise RuntimeError(

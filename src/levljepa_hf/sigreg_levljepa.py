@@ -5,6 +5,7 @@ directions, the equation, the plain form, the tiled form for any device, the Tri
 """
 
 import functools
+import itertools
 import math
 import re
 import warnings
@@ -19,35 +20,84 @@ IMPLEMENTATIONS = ("auto", "tiled", "triton", "plain")
 _GOLDEN = 0x9E3779B97F4A7C15 - (1 << 64)  # the constants of splitmix64, as signed 64-bit integers
 _MIX_1 = 0xBF58476D1CE4E5B9 - (1 << 64)
 _MIX_2 = 0x94D049BB133111EB - (1 << 64)
-_DRAW_BLOCK = 1 << 19  # numbers drawn at a time on the CPU, so that the integers stay in cache
+_LOW_1 = 0x7FEB352D  # those of lowbias32, as signed 32-bit integers
+_LOW_2 = 0x846CA68B - (1 << 32)
+_GROUP = 4  # directions of one draw
+_DRAW_BLOCK = 1 << 18  # numbers drawn at a time on the CPU, so that the integers stay in cache
+
+
+# What was made here is changed in place: new memory costs more than this arithmetic.
 
 
 def _shift_right(x: Tensor, bits: int) -> Tensor:
-    """Logical shift of an int64 tensor; torch's own is arithmetic."""
-    return (x >> bits) & ((1 << (64 - bits)) - 1)
+    """Logical shift of an int32 or int64 tensor; torch's own is arithmetic."""
+    return (x >> bits).bitwise_and_((1 << (8 * x.element_size() - bits)) - 1)
 
 
 def _splitmix64(x: Tensor) -> Tensor:
     """The finaliser of splitmix64: a bijection of 64-bit integers whose outputs look random."""
-    x = (x ^ _shift_right(x, 30)) * _MIX_1
-    x = (x ^ _shift_right(x, 27)) * _MIX_2
-    return x ^ _shift_right(x, 31)
+    x = (x ^ _shift_right(x, 30)).mul_(_MIX_1)
+    x = x.bitwise_xor_(_shift_right(x, 27)).mul_(_MIX_2)
+    return x.bitwise_xor_(_shift_right(x, 31))
+
+
+def _lowbias32(x: Tensor) -> Tensor:
+    """The same for 32-bit integers (github.com/skeeto/hash-prospector)."""
+    x = (x ^ _shift_right(x, 16)).mul_(_LOW_1)
+    x = x.bitwise_xor_(_shift_right(x, 15)).mul_(_LOW_2)
+    return x.bitwise_xor_(_shift_right(x, 16))
 
 
 def _normalised(rows: Tensor) -> Tensor:
     return rows / torch.linalg.vector_norm(rows, dim=-1, keepdim=True)
 
 
-def _draw_rows(key: Tensor, first: int, last: int, dim: int) -> Tensor:
-    """Directions number `first` to `last` - 1 of the stream `key`: splitmix64 of a counter, then Box-Muller."""
+def _draw_rows(keys: Tensor, dim: int) -> Tensor:
+    """A unit vector of R^dim for each of the (R, 1) keys: two rounds of lowbias32 on a counter, then Box-Muller."""
     half = (dim + 1) // 2
-    counter = torch.arange(first * half, last * half, device=key.device)
+    counter = torch.arange(2 * half, device=keys.device, dtype=torch.int32)
+    bits = _lowbias32(_lowbias32(counter ^ keys.to(torch.int32)).bitwise_xor_((keys >> 32).to(torch.int32)))
+    first, second = bits.split(half, dim=1)
+    uniform = first.float().abs_().add_(1.0).mul_(2.0**-31 - 2.0**-55)  # in (0, 1): no radius is infinite, or 0
+    radius = uniform.log_().mul_(-2.0).sqrt_()
+    angle = second.float().mul_(math.pi * 2.0**-31)
+    return _normalised(torch.cat([angle.cos().mul_(radius), angle.sin().mul_(radius)], dim=1)[:, :dim])
+
+
+def _draw(seed: int, step: Tensor, dim: int, number: int) -> Tensor:
+    """(number, D) independent unit vectors, uniform on the sphere. Each has a key of 64 bits, by splitmix64."""
+    seed = (seed + (1 << 63)) % (1 << 64) - (1 << 63)
+    key = _splitmix64(step + _splitmix64(torch.full_like(step, seed) + _GOLDEN))
     # key - ~counter is key + counter + 1, but inductor's arithmetic of indices, which does not wrap around, ends at ~.
-    bits = _splitmix64((key - ~counter) * _GOLDEN).view(last - first, half)
-    uniform = (_shift_right(bits, 40) + 1).float() * 2.0**-24  # in (0, 1]: its logarithm is finite
-    angle = ((bits >> 8) & 0xFFFFFF).float() * (2.0 * math.pi * 2.0**-24)
-    radius = torch.sqrt(-2.0 * torch.log(uniform))
-    return _normalised(torch.cat([radius * torch.cos(angle), radius * torch.sin(angle)], dim=1)[:, :dim])
+    keys = _splitmix64((key - ~torch.arange(number, device=step.device)) * _GOLDEN)[:, None]
+    if step.device.type != "cpu" or torch.compiler.is_compiling():  # a compiler fuses; eager needs the cache
+        return _draw_rows(keys, dim)
+    return torch.cat([_draw_rows(block, dim) for block in keys.split(max(1, _DRAW_BLOCK // dim))])
+
+
+def _group_size(dim: int) -> int:
+    """How many directions a draw gives."""
+    return _GROUP if dim % _GROUP == 0 else 1
+
+
+def _signs(group: int, like: Tensor) -> Tensor:
+    """(group, group): a symmetric Hadamard matrix, without a copy from the CPU, which would wait for the device."""
+    matrix = like.new_ones(1, 1)
+    while len(matrix) < group:
+        matrix = torch.cat([torch.cat([matrix, matrix], 1), torch.cat([matrix, -matrix], 1)])
+    return matrix
+
+
+def _reflected(rows: Tensor, group: int) -> Tensor:
+    """(..., D) -> (..., group, D / group): an orthogonal map, its own inverse, that spreads each part over all."""
+    parts = rows.unflatten(-1, (group, -1))
+    return parts.sum(-2, keepdim=True) * (2 / group) - parts
+
+
+def _expand(draws: Tensor, group: int) -> Tensor:
+    """(G, D) -> (group * G, D), the directions: those of all draws with the first row of signs, then the second ..."""
+    signs = _signs(group, draws)[:, None, :, None]
+    return _reflected((signs * draws.unflatten(-1, (group, -1))).flatten(2), group).flatten(2).flatten(0, 1)
 
 
 def draw_directions(seed: int, step: Tensor, dim: int, num_directions: int) -> Tensor:
@@ -56,20 +106,20 @@ def draw_directions(seed: int, step: Tensor, dim: int, num_directions: int) -> T
     A pure function of its arguments. The generator is counter-based and made of tensor operations: the directions are
     the same on every rank and after a resume, the global random state is not touched, and nothing waits for a device.
 
+    Where 4 divides D, one independent draw gives four directions: its quarters take the signs of a row of a Hadamard
+    matrix, and a fixed orthogonal matrix mixes them. A uniform vector stays uniform under an orthogonal map, so every
+    direction has exactly the law of an independent one, and the mean over directions the same expectation. Its
+    variance is at most that of S / 4 independent directions; measured, it is that of S, unless the coordinates of z
+    repeat the same scales in every quarter.
+
     Args:
         seed: any integer.
         step: 0-dim int64 tensor.
         dim: D.
         num_directions: S.
     """
-    seed = (seed + (1 << 63)) % (1 << 64) - (1 << 63)
-    key = _splitmix64(step + _splitmix64(torch.full_like(step, seed) + _GOLDEN))
-    block = num_directions
-    if step.device.type == "cpu" and not torch.compiler.is_compiling():  # a compiler fuses; eager needs the cache
-        block = max(1, _DRAW_BLOCK // dim)
-    starts = range(0, num_directions, block)
-    blocks = [_draw_rows(key, start, min(start + block, num_directions), dim) for start in starts]
-    return blocks[0] if len(blocks) == 1 else torch.cat(blocks)
+    group = _group_size(dim)
+    return _expand(_draw(seed, step, dim, -(-num_directions // group)), group)[:num_directions]
 
 
 # --- the equation ----------------------------------------------------------------------------------------------------
@@ -214,8 +264,11 @@ class _Tile:
 
 def _tile_sizes(samples: int, num_directions: int, device: torch.device) -> tuple[int, int]:
     """Directions per tile and per panel; a tile's table should fit the cache, a panel shares its matrix products."""
-    # Smaller tiles are no faster on the CPU, and suffer more where other processes keep its cores busy.
-    elements = (1 << 17) * min(8, torch.get_num_threads()) if device.type == "cpu" else 1 << 21
+    threads = torch.get_num_threads()
+    if device.type != "cpu":
+        elements = 1 << 21
+    else:  # several threads wait for each other at every loop: fewer and longer ones
+        elements = 1 << 16 if threads == 1 else (1 << 17) * min(8, threads)
     tile = max(1, min(num_directions, elements // samples))
     return tile, max(1, 4 * elements // (samples * tile)) * tile
 
@@ -223,19 +276,25 @@ def _tile_sizes(samples: int, num_directions: int, device: torch.device) -> tupl
 @torch.no_grad()
 def _tiled(
     z: Tensor,
-    directions: Tensor,
+    draws: Tensor,
     num_knots: int,
     t_max: float,
+    group: int = 1,
     grad_sums: Tensor | None = None,
     with_gradient: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """The sums (V, S, 2M) of z (V, N, D), the gradient (V, N, D) or both, in one pass over tiles that stay in cache.
 
+    The draws (G, D) stand for S = group * G directions, as in `_expand`. With H the Hadamard matrix, b and y the mixed
+    parts of a draw and of a sample, the j-th direction of the draw projects the sample to sum_m H_jm <b_m, y_m>: the
+    products of the draws alone, and sums of a few numbers.
+
     Samples are contiguous in a tile. Without `grad_sums`, the sums are computed, and `with_gradient` adds the gradient
     of `_statistic` on the same tiles. With `grad_sums`, the gradient of the sums is taken with these, and the sums
     returned are empty.
     """
-    (views, samples, _), num_directions = z.shape, directions.shape[0]
+    (views, samples, _), num_draws = z.shape, draws.shape[0]
+    num_directions = group * num_draws
     with_sums, with_gradient = grad_sums is None, with_gradient or grad_sums is not None
     sums = z.new_zeros(views, num_directions if with_sums else 0, 2 * (num_knots - 1))
     gradient = torch.zeros_like(z) if with_gradient else z.new_empty(0)
@@ -249,20 +308,28 @@ def _tiled(
     weights = weights * (2.0 / (samples * num_directions))
 
     size, panel = _tile_sizes(samples, num_directions, z.device)
+    panel = min(-(-panel // group), num_draws)
+    size = min(size, panel)
     table = z.new_empty(plan.num_rows, size, samples)
     table[0] = 1.0
     factors = z.new_empty(size if with_gradient else 0, plan.num_coarse, samples)
-    projections = z.new_empty(min(panel, num_directions), samples)
     whole = _Tile(plan, table, factors)
+    memory = z.new_empty(2, group * panel * samples)
+    signs = _signs(group, z)
+    parts = draws.unflatten(1, (group, -1)).transpose(0, 1)
     for view in range(views):
-        angles = (z[view] * (t_max / (num_knots - 1))).t()
-        for first in range(0, num_directions, panel):
-            rows = directions[first : first + panel]
-            u = torch.mm(rows, angles, out=projections[: rows.shape[0]])
-            for start in range(0, rows.shape[0], size):
-                x = u[start : start + size]
+        angles = _reflected(z[view] * (t_max / (num_knots - 1)), group).permute(1, 2, 0)  # (group, D / group, N)
+        gradient_parts = torch.zeros_like(angles.transpose(1, 2)) if with_gradient else None
+        for first in range(0, num_draws, panel):
+            rows = parts[:, first : first + panel]
+            products, u = memory[:, : group * rows.shape[1] * samples].view(2, group, -1, samples)
+            torch.bmm(rows, angles, out=products)
+            torch.mm(signs, products.flatten(1), out=u.flatten(1))
+            for turn, start in itertools.product(range(group), range(0, rows.shape[1], size)):
+                x = u[turn, start : start + size]
                 tile = whole if len(x) == size else _Tile(plan, table[:, : len(x)], factors[: len(x)])
-                here = slice(first + start, first + start + len(x))
+                begin = turn * num_draws + first + start
+                here = slice(begin, begin + len(x))
                 tile.load(x)
                 if with_sums:
                     tile_sums = torch.mm(tile.sums(), to_sums, out=sums[view, here])
@@ -272,7 +339,10 @@ def _tiled(
                 if with_gradient:
                     tile.polynomial(slope @ to_polynomial, out=x)  # the gradient takes the place of the projections
             if with_gradient:
-                gradient[view].addmm_(u.t(), rows)
+                torch.mm(signs, u.flatten(1), out=products.flatten(1))
+                gradient_parts.baddbmm_(products.transpose(1, 2), rows)
+        if with_gradient:
+            gradient[view] = _reflected(gradient_parts.transpose(0, 1).flatten(1), group).flatten(1)
     return sums, gradient
 
 
@@ -459,47 +529,47 @@ def _without_autocast(z: Tensor) -> torch.autocast:
 
 
 @torch.library.custom_op(f"{_NAMESPACE}::column_sums", mutates_args=())
-def _column_sums(z: Tensor, directions: Tensor, num_knots: int, t_max: float, implementation: str) -> Tensor:
-    """z (V, N, D), directions (S, D) -> (V, S, 2M)."""
+def _column_sums(z: Tensor, draws: Tensor, num_knots: int, t_max: float, group: int, implementation: str) -> Tensor:
+    """z (V, N, D), draws (G, D) of S = group * G directions -> (V, S, 2M)."""
     with _without_autocast(z):
         if _with_triton(z, implementation):
-            return _triton_sums(z, directions, num_knots, t_max)
-        return _tiled(z, directions, num_knots, t_max)[0]
+            return _triton_sums(z, _expand(draws, group), num_knots, t_max)
+        return _tiled(z, draws, num_knots, t_max, group)[0]
 
 
 @torch.library.custom_op(f"{_NAMESPACE}::column_sums_backward", mutates_args=())
 def _column_sums_backward(
-    grad_sums: Tensor, z: Tensor, directions: Tensor, num_knots: int, t_max: float, implementation: str
+    grad_sums: Tensor, z: Tensor, draws: Tensor, num_knots: int, t_max: float, group: int, implementation: str
 ) -> Tensor:
     """The gradient (V, N, D) of `_column_sums`, from that of its result."""
     with _without_autocast(z):
         if _with_triton(z, implementation):
-            return _triton_gradient(grad_sums, z, directions, num_knots, t_max)
-        return _tiled(z, directions, num_knots, t_max, grad_sums=grad_sums)[1]
+            return _triton_gradient(grad_sums, z, _expand(draws, group), num_knots, t_max)
+        return _tiled(z, draws, num_knots, t_max, group, grad_sums=grad_sums)[1]
 
 
 @torch.library.custom_op(f"{_NAMESPACE}::statistic_and_gradient", mutates_args=())
 def _statistic_and_gradient(
-    z: Tensor, directions: Tensor, num_knots: int, t_max: float, with_gradient: bool
+    z: Tensor, draws: Tensor, num_knots: int, t_max: float, group: int, with_gradient: bool
 ) -> tuple[Tensor, Tensor]:
-    """z (V, N, D), directions (S, D) -> (V,) statistics and their gradient (V, N, D), or an empty tensor."""
+    """z (V, N, D), draws (G, D) -> (V,) statistics and their gradient (V, N, D), or an empty tensor."""
     with _without_autocast(z):
-        sums, gradient = _tiled(z, directions, num_knots, t_max, with_gradient=with_gradient)
+        sums, gradient = _tiled(z, draws, num_knots, t_max, group, with_gradient=with_gradient)
         return _statistic(sums, z.shape[1], num_knots, t_max), gradient
 
 
 @_column_sums.register_fake
-def _(z, directions, num_knots, t_max, implementation):
-    return z.new_empty(z.shape[0], directions.shape[0], 2 * (num_knots - 1))
+def _(z, draws, num_knots, t_max, group, implementation):
+    return z.new_empty(z.shape[0], group * draws.shape[0], 2 * (num_knots - 1))
 
 
 @_column_sums_backward.register_fake
-def _(grad_sums, z, directions, num_knots, t_max, implementation):
+def _(grad_sums, z, draws, num_knots, t_max, group, implementation):
     return torch.empty_like(z, memory_format=torch.contiguous_format)
 
 
 @_statistic_and_gradient.register_fake
-def _(z, directions, num_knots, t_max, with_gradient):
+def _(z, draws, num_knots, t_max, group, with_gradient):
     return z.new_empty(z.shape[0]), z.new_empty(z.shape if with_gradient else 0)
 
 
@@ -535,8 +605,8 @@ class _StatisticFunction(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(z: Tensor, directions: Tensor, num_knots: int, t_max: float, with_gradient: bool):
-        return _statistic_and_gradient(z, directions, num_knots, t_max, with_gradient)
+    def forward(z: Tensor, draws: Tensor, num_knots: int, t_max: float, group: int, with_gradient: bool):
+        return _statistic_and_gradient(z, draws, num_knots, t_max, group, with_gradient)
 
     @staticmethod
     def setup_context(ctx, inputs, output) -> None:
@@ -549,7 +619,7 @@ class _StatisticFunction(torch.autograd.Function):
             _refuse_second_derivative()
         (gradient,) = ctx.saved_tensors
         grad_z = None if grad_statistic is None else grad_statistic[:, None, None] * gradient
-        return grad_z, None, None, None, None
+        return grad_z, None, None, None, None, None
 
 
 class _ColumnSumsFunction(torch.autograd.Function):
@@ -558,26 +628,28 @@ class _ColumnSumsFunction(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(z: Tensor, directions: Tensor, num_knots: int, t_max: float, implementation: str) -> Tensor:
-        return _column_sums(z, directions, num_knots, t_max, implementation)
+    def forward(z: Tensor, draws: Tensor, num_knots: int, t_max: float, group: int, implementation: str) -> Tensor:
+        return _column_sums(z, draws, num_knots, t_max, group, implementation)
 
     @staticmethod
     def setup_context(ctx, inputs, output) -> None:
-        z, directions, *ctx.constants = inputs
-        ctx.save_for_backward(z, directions)
+        z, draws, *ctx.constants = inputs
+        ctx.save_for_backward(z, draws)
 
     @staticmethod
     def backward(ctx, grad_sums: Tensor):
         gradient = _ColumnSumsBackwardFunction.apply(grad_sums.contiguous(), *ctx.saved_tensors, *ctx.constants)
-        return gradient, None, None, None, None
+        return gradient, None, None, None, None, None
 
 
 class _ColumnSumsBackwardFunction(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(grad_sums: Tensor, z: Tensor, directions: Tensor, num_knots: int, t_max: float, implementation: str):
-        return _column_sums_backward(grad_sums, z, directions, num_knots, t_max, implementation)
+    def forward(
+        grad_sums: Tensor, z: Tensor, draws: Tensor, num_knots: int, t_max: float, group: int, implementation: str
+    ) -> Tensor:
+        return _column_sums_backward(grad_sums, z, draws, num_knots, t_max, group, implementation)
 
     @staticmethod
     def setup_context(ctx, inputs, output) -> None:
@@ -612,9 +684,10 @@ class AllReduce(torch.autograd.Function):
 class SIGReg(nn.Module):
     r"""Sketched isotropic Gaussian regularisation (arXiv 2607.00784): the Epps-Pulley statistic of random projections.
 
-    For embeddings z of shape (..., N, D) and S random unit directions, the columns of A, let u = z A. With K knots t_k
-    evenly spaced on [0, t_max], phi_k = exp(-t_k^2 / 2), and w_k the trapezoid weights doubled for the negative half
-    (2 dt inside, dt at both ends, dt = t_max / (K - 1)),
+    For embeddings z of shape (..., N, D) and S random unit directions, the columns of A, let u = z A. Where 4 divides
+    D, the directions come in groups of four (see `draw_directions`); a `generator` draws all independently. With K
+    knots t_k evenly spaced on [0, t_max], phi_k = exp(-t_k^2 / 2), and w_k the trapezoid weights doubled for the
+    negative half (2 dt inside, dt at both ends, dt = t_max / (K - 1)),
 
         stat_s = N * sum_k w_k phi_k [ (mean_n cos(t_k u_ns) - phi_k)^2 + (mean_n sin(t_k u_ns))^2 ]
 
@@ -697,17 +770,17 @@ class SIGReg(nn.Module):
         over_ranks = self._over_ranks()
         if z.shape[-2] == 0 and not over_ranks:
             raise ValueError(f"SIGReg of an empty batch, embeddings of shape {tuple(z.shape)}: it needs a sample.")
-        rows = self._directions(z, directions, generator)
+        draws, group = self._draws(z, directions, generator)
         dtype = z.dtype if z.dtype == torch.float64 else torch.float32
         with _without_autocast(z):
             z = (z[None] if z.dim() == 2 else z.flatten(0, -3)).to(dtype).contiguous()  # (V, N, D)
-            rows = rows.to(device=z.device, dtype=dtype).contiguous()
-            statistic, count = self._statistic(z, rows, over_ranks)
+            draws = draws.to(device=z.device, dtype=dtype).contiguous()
+            statistic, count = self._statistic(z, draws, group, over_ranks)
             scale = count if self.sample_size_scale is None else self.sample_size_scale
             return (scale * statistic).mean()
 
-    def _directions(self, z: Tensor, directions: Tensor | None, generator: torch.Generator | None) -> Tensor:
-        """(S, D), the rows of A's transpose."""
+    def _draws(self, z: Tensor, directions: Tensor | None, generator: torch.Generator | None) -> tuple[Tensor, int]:
+        """(G, D), and how many directions each row stands for."""
         dim = z.shape[-1]
         if directions is not None:
             if directions.dim() != 2 or directions.shape[0] != dim or directions.shape[1] == 0:
@@ -715,25 +788,28 @@ class SIGReg(nn.Module):
                     f"directions of shape {tuple(directions.shape)} do not fit embeddings of width {dim}: "
                     f"they must have the shape ({dim}, S) with at least 1 direction."
                 )
-            return directions.t()
+            return directions.t(), 1
         if generator is not None:
-            return _normalised(torch.randn(self.num_directions, dim, generator=generator, device=generator.device))
-        if not self.training:
-            return draw_directions(self.seed, torch.full((), -1, device=z.device), dim, self.num_directions)
-        rows = draw_directions(self.seed, self.step.to(z.device), dim, self.num_directions)
-        self.step.add_(1)
-        return rows
+            return _normalised(torch.randn(self.num_directions, dim, generator=generator, device=generator.device)), 1
+        step = self.step.to(z.device) if self.training else torch.full((), -1, device=z.device)
+        if self.num_directions % _group_size(dim) == 0:
+            draws, group = _draw(self.seed, step, dim, self.num_directions // _group_size(dim)), _group_size(dim)
+        else:
+            draws, group = draw_directions(self.seed, step, dim, self.num_directions), 1
+        if self.training:
+            self.step.add_(1)
+        return draws, group
 
-    def _statistic(self, z: Tensor, rows: Tensor, over_ranks: bool) -> tuple[Tensor, Tensor | int]:
+    def _statistic(self, z: Tensor, draws: Tensor, group: int, over_ranks: bool) -> tuple[Tensor, Tensor | int]:
         """The statistics (V,) without their factor N, and N."""
         constants = (self.num_knots, self.t_max)
-        if rows.requires_grad or self.implementation == "plain":
-            sums = _plain_sums(z, rows, *constants)
+        if draws.requires_grad or self.implementation == "plain":
+            sums = _plain_sums(z, _expand(draws, group), *constants)
         elif self._in_one_pass(z) and not over_ranks:  # over ranks, the gradient waits for the sums of all
             with_gradient = torch.is_grad_enabled() and z.requires_grad
-            return _StatisticFunction.apply(z, rows, *constants, with_gradient)[0], z.shape[1]
+            return _StatisticFunction.apply(z, draws, *constants, group, with_gradient)[0], z.shape[1]
         else:
-            sums = _ColumnSumsFunction.apply(z, rows, *constants, self.implementation)
+            sums = _ColumnSumsFunction.apply(z, draws, *constants, group, self.implementation)
         count = z.shape[1]
         if over_ranks:
             joined = AllReduce.apply(torch.cat([sums.flatten(), sums.new_full((1,), count)]), None)

@@ -59,7 +59,8 @@ class LeVLJEPATrainer(ModelCardMixin, ResumableTrainer):
     - Evaluation gives the loss, its terms and retrieval recalls, such as `eval_text_to_image_R@10`. Images go through
       the processor as it is, not the official evaluation transform (`evaluation_image_processor`).
     - Samples are numbered (`NumberedDataset`) and streams repeated without end (`EndlessStream`), so that what the
-      collator draws follows from the seed, and a resumed run continues as if it had not stopped.
+      collator draws follows from the seed, and a resumed run continues as if it had not stopped. Of a `Mixture` it
+      logs how many samples each dataset gave since the first step, over all ranks (`samples/NAME`).
     - With several processes BatchNorm takes its statistics over all ranks, and so does SIGReg unless the model's
       `config.sigreg_distributed` is `False`.
     - `create_model_card`, which `push_to_hub` calls, says what was trained on what, and how it went (`hub.py`).
