@@ -25,6 +25,7 @@ from levljepa_hf.evaluation.health import sigreg_ceiling, sigreg_floor, unexplai
 from levljepa_hf.sigreg_levljepa import SIGReg
 from levljepa_hf.watching import throughput, watcher
 from levljepa_hf.watching.health import HealthLimits, HealthMonitor
+from levljepa_hf.watching.log_file import LogFile
 from levljepa_hf.watching.probes import OnlineProbes, Probes
 from levljepa_hf.watching.throughput import StepFlops, Throughput, peak_flops
 from test_trainer import TERMS, new_model, samples, trainer
@@ -259,6 +260,16 @@ def test_the_log_is_a_file_that_grows_with_the_run(tmp_path: Path, processor) ->
     again.train(resume_from_checkpoint=str(tmp_path / "checkpoint-3"))
     assert [entry["step"] for entry in read() if "loss" in entry] == [1, 2, 3, 4, 5]
     assert read() == again.state.log_history
+
+
+def test_a_log_that_can_not_be_written_stops_no_run(tmp_path: Path, caplog) -> None:
+    file = LogFile(tmp_path)
+    file.begin([])
+    file.path.unlink()
+    file.path.mkdir()
+    for step in (1, 2):
+        file.add({"step": step})
+    assert warnings_of(caplog).count("log.jsonl ends here") == 1
 
 
 @pytest.mark.parametrize("objective", ["infonce", "siglip", "levljepa_plus"])
