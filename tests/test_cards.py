@@ -15,6 +15,7 @@ from transformers.utils import logging as transformers_logging
 
 from levljepa_hf import (
     LeVLJEPABackbone,
+    LeVLJEPAConfig,
     LeVLJEPAForImageClassification,
     LeVLJEPAForSemanticSegmentation,
     LeVLJEPAModel,
@@ -129,6 +130,27 @@ def test_the_card_of_a_run(folder) -> None:
     by_name = {one.metric_name: one for one in card.data.eval_results}
     assert len(by_name) == 6 and by_name["text to image R@5 (after training)"].metric_value == 0.25
     assert {one.metric_type for one in by_name.values()} == {"recall"}
+
+
+@pytest.mark.parametrize(
+    ("objective", "words"),
+    [
+        ("levljepa", "to predict each other's embeddings"),
+        ("levljepa_plus", "on 2 global and 4 local views of each image"),
+        ("infonce", "aligned directly with InfoNCE"),
+        ("siglip", "aligned directly with SigLIP's pairwise sigmoid loss"),
+    ],
+)
+def test_the_card_says_what_was_trained(objective, words, tmp_path) -> None:
+    config = LeVLJEPAConfig.from_preset("debug", objective=objective, architectures=["LeVLJEPAModel"])
+    config.save_pretrained(tmp_path)
+    log = [{"loss": 1.0, "contrastive_scale": 17.25, "contrastive_bias": -9.5, "multi_view_loss": 0.25, "step": 20}]
+    leave_run(tmp_path, {"objective": objective}, log)
+    card = " ".join(str(checkpoint_card(tmp_path)).split())
+    assert words in card
+    assert ("LeVLJEPA+" in card) == (objective == "levljepa_plus")
+    for row in ("learned scale | 17.25", "learned bias | -9.50", "squared distance of the views | 0.2500"):
+        assert row in card
 
 
 def test_the_card_of_a_fine_tuned_classifier(tmp_path, config) -> None:

@@ -22,10 +22,13 @@ from levljepa_hf import (
     LeVLJEPATrainer,
     LeVLJEPATrainingArguments,
 )
-from levljepa_hf.distributed import GlobalBatchNorm, _asked_processes, convert_sync_batchnorm
+from levljepa_hf.contrastive_levljepa import ContrastiveLoss
+from levljepa_hf.distributed import GlobalBatchNorm, _asked_processes, check_launch, convert_sync_batchnorm
 from levljepa_hf.sigreg_levljepa import SIGReg
 
 WIDTH = 6
+CONTRASTIVE = ("infonce", "siglip")
+OBJECTIVES = ("levljepa", "levljepa_plus", *CONTRASTIVE)
 BATCHES = {2: [(8, 8), (11, 5), (16, 0)], 4: [(4, 4, 4, 4), (7, 1, 0, 8)]}
 
 
@@ -71,6 +74,23 @@ def compiled_step(rank, batches):
     return {"loss": loss.detach(), "weight": model[0].weight.grad}
 
 
+class Contrast(nn.Module):
+    """Both modalities' heads, without BatchNorm, under a contrastive loss."""
+
+    def __init__(self, objective):
+        super().__init__()
+        self.first, self.second = nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, WIDTH)
+        self.contrastive = ContrastiveLoss(objective, chunk_size=3)
+
+    def forward(self, x):
+        return self.contrastive(self.first(x), self.second(x))
+
+
+def make_contrast(objective):
+    torch.manual_seed(0)
+    return Contrast(objective), 2 * torch.randn(16, WIDTH) + 1
+
+
 def cumulative_batch_norm(batches, rank):
     """BatchNorm of (N, C, L) in double, with a cumulative average, from a loss that differs between samples."""
     torch.manual_seed(0)
@@ -90,6 +110,14 @@ def worker(rank, world_size, folder):
         model, x = make()
         results["global", batches] = step(DistributedDataParallel(model), shard(x, batches, rank))
         results["norm", batches] = cumulative_batch_norm(batches, rank)
+        for objective in CONTRASTIVE:
+            model, x = make_contrast(objective)
+            results[objective, batches] = step(DistributedDataParallel(model), shard(x, batches, rank))
+    for objective in CONTRASTIVE:
+        model, x = make_contrast(objective)
+        results[objective, "eval"] = model.eval()(shard(x, BATCHES[world_size][0], rank)).detach()
+        with torch.no_grad():
+            results[objective, "no gradient"] = model.train()(shard(x, BATCHES[world_size][0], rank))
     model, x = make(distributed=False, sample_size_scale=10)
     results["local"] = step(model.sigreg, shard(x, BATCHES[world_size][0], rank).requires_grad_())
     model, x = make()
@@ -123,6 +151,26 @@ def test_loss_gradients_and_buffers_equal_one_process(ranks):
     for batches in BATCHES[len(ranks)]:
         for results in ranks:
             torch.testing.assert_close(results["global", batches], expected, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("objective", CONTRASTIVE)
+def test_contrastive_losses_and_gradients_equal_one_process(ranks, objective):
+    """On every rank the loss is that of all pairs, also where a rank has none of them."""
+    expected = step(*make_contrast(objective))
+    assert len(expected) == (7 if objective == "siglip" else 6)
+    for batches in BATCHES[len(ranks)]:
+        for results in ranks:
+            torch.testing.assert_close(results[objective, batches], expected, rtol=1e-4, atol=1e-6)
+    for results in ranks:
+        torch.testing.assert_close(results[objective, "no gradient"], expected["loss"])
+
+
+@pytest.mark.parametrize("objective", CONTRASTIVE)
+def test_contrastive_losses_in_eval_mode_stay_on_their_rank(ranks, objective):
+    model, x = make_contrast(objective)
+    for rank, results in enumerate(ranks):
+        expected = model.eval()(shard(x, BATCHES[len(ranks)][0], rank))
+        torch.testing.assert_close(results[objective, "eval"], expected.detach())
 
 
 def test_batch_norm_equals_one_process(ranks):
@@ -180,15 +228,32 @@ def whole_model_step(inputs, parallel=lambda model: model, regrouped=False, **co
     outputs.loss.backward()
     result = {name: parameter.grad for name, parameter in model.named_parameters()}
     result |= {"running_mean": model.vision_projection[1].running_mean, "loss": outputs.loss.detach()}
-    return result | {name: outputs[name].detach() for name in ("image_embeds", "sigreg_vision")}
+    names = ("image_embeds", "sigreg_vision", "contrastive_loss", "multi_view_loss")
+    return result | {name: outputs[name].detach() for name in names if name in outputs}
 
 
-def whole_batch():
+def whole_batch(objective="levljepa"):
     generator = torch.Generator().manual_seed(1)
-    return {
+    batch = {
         "pixel_values": torch.randn(12, 3, 32, 32, generator=generator),
         "input_ids": torch.randint(0, 50000, (12, 7), generator=generator),
     }
+    if objective == "levljepa_plus":
+        batch["pixel_values"] = torch.randn(12, 2, 3, 32, 32, generator=generator)
+        batch["local_pixel_values"] = torch.randn(12, 4, 3, 16, 16, generator=generator)
+    return batch
+
+
+def frozen_step(inputs, parallel=lambda model: model, **config):
+    """One training step of what is left of the model where both towers are frozen."""
+    torch.manual_seed(0)
+    model = convert_sync_batchnorm(LeVLJEPAModel(LeVLJEPAConfig.from_preset("debug", **config))).train()
+    model.freeze_vision(), model.freeze_text()
+    wrapped = parallel(model)
+    for _ in range(2):  # a second forward pass is refused where the first left a parameter without a gradient
+        model.zero_grad()
+        wrapped(**inputs).loss.backward()
+    return {name: parameter.grad for name, parameter in model.named_parameters() if parameter.requires_grad}
 
 
 def samples(number):
@@ -271,6 +336,10 @@ def trainer_worker(rank, folder):
         "evaluation": evaluation(f"{folder}/evaluation", leave_out=False),
         "skipped": skipped(f"{folder}/skipped"),
     }
+    for objective in OBJECTIVES:
+        share = {name: tensor.chunk(2)[rank] for name, tensor in whole_batch(objective).items()}
+        results[objective] = whole_model_step(share, DistributedDataParallel, objective=objective)
+        results["frozen", objective] = frozen_step(share, DistributedDataParallel, objective=objective)
     try:
         not_a_number(f"{folder}/nan", fails=rank == 1)
     except FloatingPointError as error:
@@ -303,6 +372,34 @@ def test_whole_model_with_sigreg_over_ranks_and_on_each(two_ranks, over_ranks):
         sigreg = SIGReg(LeVLJEPAConfig.from_preset("debug").sigreg_num_directions)
         own = sigreg(expected["image_embeds"] if over_ranks else embeds)
         torch.testing.assert_close(result["sigreg_vision"], own, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_whole_model_with_every_objective(two_ranks, objective):
+    expected = whole_model_step(whole_batch(objective), objective=objective)
+    names = [name for name in expected if "." in name]
+    largest = max(expected[name].norm() for name in names).item()
+    for results in (rank[objective] for rank in two_ranks):
+        for name in names:
+            torch.testing.assert_close(results[name], expected[name], rtol=1e-4, atol=1e-5 * largest, msg=name)
+    # The prediction and the multi-view term are means of each rank's pairs, all others are of all pairs on each rank.
+    for name in ("loss", "contrastive_loss", "multi_view_loss", "sigreg_vision"):
+        if name in expected:
+            values = [rank[objective][name] for rank in two_ranks]
+            torch.testing.assert_close(sum(values) / 2, expected[name], rtol=1e-4, atol=1e-6)
+            if name in ("contrastive_loss", "sigreg_vision"):
+                torch.testing.assert_close(values[0], values[1])
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_frozen_towers_train_without_unused_parameters(two_ranks, objective):
+    expected = frozen_step(whole_batch(objective), objective=objective)
+    largest = max(gradient.norm() for gradient in expected.values()).item()
+    for results in two_ranks:
+        assert results["frozen", objective].keys() == expected.keys()
+        for name, gradient in expected.items():
+            result = results["frozen", objective][name]
+            torch.testing.assert_close(result, gradient, rtol=1e-4, atol=1e-5 * largest, msg=name)
 
 
 def test_large_batches_over_ranks_take_the_steps_of_one_process(two_ranks, tmp_path):
@@ -371,6 +468,14 @@ def test_conversion_keeps_tensors_names_and_mode():
 )
 def test_what_accelerate_was_asked_for(command, expected):
     assert _asked_processes(command.split()) == expected
+
+
+def test_processes_that_would_each_train_alone_are_refused(tmp_path, monkeypatch):
+    args = LeVLJEPATrainingArguments(str(tmp_path), use_cpu=True)
+    check_launch(args)
+    monkeypatch.setenv("WORLD_SIZE", "2")  # as torchrun has it, where accelerate did not take notice
+    with pytest.raises(ValueError, match="2 processes were started, and each would train alone.*--use_cpu"):
+        check_launch(args)
 
 
 def test_one_process_in_place_of_several_is_refused(tmp_path):

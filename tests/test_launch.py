@@ -30,14 +30,18 @@ save_steps: 1
 report_to: none
 """
 
-# Runs its command once for each task; and, given a status, only exits with it.
+# Runs its command once for each task. Given a status, it only exits; given a path, it signals once that is there.
 SRUN = """#!/bin/bash
-echo "$@" >> "$CALLS/srun.calls"
+printf '%q ' "$@" >> "$CALLS/srun.calls"
 [[ -n ${STATUS:-} ]] && exit "$STATUS"
 while [[ $1 == --* ]]; do shift; done
 for rank in 0 1; do
     SLURM_PROCID=$rank SLURM_LOCALID=$rank SLURM_NTASKS=2 "$@" & tasks+=($!)
 done
+if [[ -n ${SIGNAL_AFTER:-} ]]; then
+    until [[ -e $SIGNAL_AFTER ]]; do sleep 0.1; done
+    kill -USR1 "${tasks[@]}"
+fi
 status=0
 for task in "${tasks[@]}"; do wait "$task" || status=$?; done
 exit "$status"
@@ -85,7 +89,7 @@ def test_a_job_goes_back_into_the_queue_after_a_signal_alone(tmp_path: Path, sta
     done, calls = sbatch(tmp_path, "--recipe", "datacomp-vit-base", "--dataset", "two words", STATUS=str(status))
     assert done.returncode == status, done.stderr
     assert ("requeue" in calls) == requeued
-    assert (tmp_path / "srun.calls").read_text().endswith("--dataset two words --resume_from_checkpoint auto\n")
+    assert (tmp_path / "srun.calls").read_text().endswith(r"--dataset two\ words --resume_from_checkpoint auto ")
 
 
 @needs_bash
@@ -102,6 +106,17 @@ def test_the_slurm_script_trains_on_two_tasks(imagefolder: Path, tmp_path: Path)
     assert state["global_step"] == 2
     done, _ = sbatch(tmp_path, *argv)
     assert done.returncode == 0 and "nothing is left to do" in done.stdout, done.stderr[-3000:]
+
+
+@needs_bash
+@pytest.mark.slow
+def test_a_signal_ends_in_a_checkpoint_and_the_queue(imagefolder: Path, tmp_path: Path) -> None:  # noqa: F811
+    (tmp_path / "recipe.yaml").write_text(RECIPE)
+    argv = ["--recipe", str(tmp_path / "recipe.yaml"), "--dataset", str(imagefolder), "--ddp_backend", "gloo"]
+    argv += ["--cache_dir", str(tmp_path / "cache"), "--output_dir", str(tmp_path / "run"), "--max_steps", "2000"]
+    done, calls = sbatch(tmp_path, *argv, SIGNAL_AFTER=str(tmp_path / "run" / "checkpoint-1"))
+    assert done.returncode == 138 and "requeue" in calls, done.stderr[-3000:]
+    assert "Stopped by SIGUSR1" in done.stderr
 
 
 @pytest.mark.slow

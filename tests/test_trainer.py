@@ -481,6 +481,18 @@ def test_options_reach_collator_stream_and_loader(tmp_path: Path, processor) -> 
     assert loader.collate_fn.collator is run.data_collator
 
 
+@pytest.mark.parametrize("micro_batch_size", [None, 2])
+def test_the_views_of_levljepa_plus_come_by_themselves(tmp_path: Path, processor, micro_batch_size) -> None:
+    model = new_model(objective="levljepa_plus", views={"global": 3, "local": 1})
+    run = trainer(tmp_path, processor, model=model, max_steps=2, encoder_micro_batch_size=micro_batch_size)
+    batch = next(iter(run.get_train_dataloader()))
+    assert batch["pixel_values"].shape == (4, 3, 3, 32, 32) and batch["local_pixel_values"].shape == (4, 1, 3, 16, 16)
+    run.train()
+    log = next(entry for entry in run.state.log_history if "multi_view_loss" in entry)
+    assert 0 < log["multi_view_loss"] < 10 and log["prediction_loss"] > 0
+    assert next(iter(run.get_eval_dataloader(samples(4))))["pixel_values"].shape == (4, 3, 32, 32)
+
+
 def test_each_epoch_is_augmented_anew(tmp_path: Path, processor, monkeypatch) -> None:
     """Whatever tells the dataset: with several processes accelerate tells the sampler alone."""
     monkeypatch.setattr("accelerate.data_loader.DataLoaderShard.set_epoch", lambda self, epoch: None)

@@ -9,6 +9,10 @@ The same with webdataset shards, streamed, and with several GPUs:
     python training/pretrain.py --recipe flickr8k --dataset "path/to/train-*.tar" --streaming --max_steps 200
     accelerate launch --num_processes 16 training/pretrain.py --recipe datacomp-vit-base --dataset "shards/*.tar"
 
+Several datasets, 70 % of the samples from the first:
+
+    python training/pretrain.py --recipe flickr8k --mixture path/to/photos other/photos --mixture_weights 0.7 0.3
+
 A recipe is a YAML file of the options below, by its path or by its name in training/recipes. The command line wins.
 """
 
@@ -32,10 +36,11 @@ from levljepa_hf.data import (
     find_columns,
     image_size,
     load_pretraining_dataset,
-    training_transform,
+    objective_transform,
 )
 from levljepa_hf.distributed import check_launch
 from levljepa_hf.hub import prepare_push
+from levljepa_hf.mixtures import MixtureSource, load_mixture, read_entry, read_sources
 from levljepa_hf.recipes import (
     add_overrides,
     as_overrides,
@@ -78,6 +83,21 @@ class DataArguments:
     dataset: str | None = _option(
         None, "Hub id; folder of images, webdataset or parquet shards; a file or glob; or what save_to_disk wrote."
     )
+    mixture: list[str] = field(
+        default_factory=list,
+        metadata={
+            "help": "Several datasets in place of --dataset: their names, or mappings in YAML of what is their own, "
+            "'{dataset: shards/*.tar, streaming: true, weight: 0.7}'; also name, split, image_column, caption_column, "
+            "config, max_samples. What it leaves out is that of the options here."
+        },
+    )
+    mixture_weights: list[float] = field(
+        default_factory=list,
+        metadata={
+            "help": "How likely a sample is from each of them; where left out, in proportion to their sizes, which "
+            "streams do not have."
+        },
+    )
     dataset_config: str | None = _option(None, "Configuration of a Hub dataset that has several.")
     image_column: str | None = _option(None, "Column of the images; found by itself where it has a usual name.")
     caption_column: str | None = _option(
@@ -89,15 +109,22 @@ class DataArguments:
     eval_image_column: str | None = _option(None, "Its column of images, as --image_column.")
     eval_caption_column: str | None = _option(None, "Its column of captions, as --caption_column.")
     streaming: bool = _option(False, "Read the data as a stream; needs --max_steps.")
-    max_train_samples: int | None = _option(None, "Keep the first so many training samples.")
+    max_train_samples: int | None = _option(None, "Keep the first so many training samples, of each dataset.")
     max_eval_samples: int = _option(1000, "Evaluate on the first so many samples at most.")
     cache_dir: str | None = _option(None, "Where `datasets` keeps what it prepares.")
-    crop_scale: list[float] = field(
-        default_factory=lambda: [0.8, 1.0], metadata={"help": "Range of the random crop's share of the area."}
+    crop_scale: list[float] | None = _option(
+        None, "Range of the random crop's share of the area; by default 0.8 1.0, and 0.4 1.0 of global views."
     )
-    flip_probability: float = _option(0.5, "Probability of mirroring; 0 for captions that tell left from right.")
-    color_jitter_probability: float = _option(0.3, "Probability of the colour jitter.")
-    grayscale_probability: float = _option(0.05, "Probability of removing the colour.")
+    local_crop_scale: list[float] | None = _option(None, "The same of local views; by default 0.05 0.4.")
+    flip_probability: float | None = _option(
+        None, "Probability of mirroring, by default 0.5; 0 for captions that tell left from right."
+    )
+    color_jitter_probability: float | None = _option(
+        None, "Probability of the colour jitter; by default 0.3, and 0.8 where there are several views."
+    )
+    grayscale_probability: float | None = _option(
+        None, "Probability of removing the colour; by default 0.05, and 0.2 where there are several views."
+    )
     pad_to_multiple_of: int | None = _option(None, "Pad captions to a multiple of this many tokens.")
 
 
@@ -114,7 +141,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float]:
     prepare_push(args)
     set_seed(args.seed)
     model, processor = build_model(model_args)
-    collator = build_collator(data_args, processor, args.seed)
+    collator = build_collator(data_args, model.config, processor, args.seed)
     with args.main_process_first(desc="preparing the dataset"):
         train_dataset, columns = load_train_data(data_args)
         eval_dataset, eval_columns = load_eval_data(data_args)
@@ -180,10 +207,20 @@ def parse_args(argv: Sequence[str] | None) -> tuple[ModelArguments, DataArgument
             ", ".join(as_overrides(recipe_config)),
             model_args.model_name_or_path,
         )
-    if data_args.dataset is None:
-        parser.error("--dataset is missing: a Hub id, a folder, or a glob of files.")
-    if data_args.streaming and args.max_steps <= 0:
+    data_args.mixture = [read_entry(one) for one in data_args.mixture]
+    if data_args.mixture and data_args.dataset is not None:
+        parser.error(
+            f"--dataset {data_args.dataset} is one dataset and --mixture names several: leave one of them out."
+        )
+    if data_args.dataset is None and not data_args.mixture:
+        parser.error("--dataset is missing: a Hub id, a folder, or a glob of files. Or name several with --mixture.")
+    if data_args.mixture_weights and not data_args.mixture:
+        parser.error("--mixture_weights are those of the datasets of --mixture, and there are none.")
+    sources = mixture_sources(data_args)
+    if (data_args.streaming or any(one.streaming for one in sources)) and args.max_steps <= 0:
         parser.error("--streaming has no epochs: give the length of the run with --max_steps.")
+    if sources and data_args.eval_dataset is None and data_args.eval_split is not None:
+        parser.error("--eval_split needs --eval_dataset, which is one dataset, where --mixture names several.")
     if data_args.eval_dataset is not None and data_args.eval_split is None:
         parser.error("--eval_dataset needs --eval_split.")
     if args.load_best_model_at_end and data_args.eval_split is None:
@@ -200,7 +237,7 @@ def parse_args(argv: Sequence[str] | None) -> tuple[ModelArguments, DataArgument
 
 def pretraining_recipes() -> list[str]:
     """Names of the recipes in training/recipes that are for this script."""
-    return [name for name in recipe_names(RECIPES) if not name.startswith("finetune-")]
+    return [name for name in recipe_names(RECIPES) if not name.startswith(("compare-", "finetune-"))]
 
 
 def build_model(model_args: ModelArguments) -> tuple[LeVLJEPAModel, LeVLJEPAProcessor]:
@@ -218,7 +255,9 @@ def build_config(model_args: ModelArguments) -> LeVLJEPAConfig:
 
 
 def load_train_data(data_args: DataArguments) -> tuple[Any, dict[str, str]]:
-    """The training set, and the collator's arguments that name its columns."""
+    """The training set, and the collator's arguments that name its columns: a mixture has the usual ones."""
+    if data_args.mixture:
+        return load_mixture(mixture_sources(data_args), cache_dir=data_args.cache_dir), {}
     columns = (data_args.image_column, data_args.caption_column)
     dataset = load_pretraining_dataset(
         data_args.dataset,
@@ -230,6 +269,21 @@ def load_train_data(data_args: DataArguments) -> tuple[Any, dict[str, str]]:
         cache_dir=data_args.cache_dir,
     )
     return dataset, _named(find_columns(dataset, *columns))
+
+
+def mixture_sources(data_args: DataArguments) -> list[MixtureSource]:
+    """The datasets of the mixture, none where there is one dataset."""
+    if not data_args.mixture:
+        return []
+    defaults = {
+        "split": data_args.train_split,
+        "image_column": data_args.image_column,
+        "caption_column": data_args.caption_column,
+        "config": data_args.dataset_config,
+        "streaming": data_args.streaming,
+        "max_samples": data_args.max_train_samples,
+    }
+    return read_sources(data_args.mixture, data_args.mixture_weights, defaults)
 
 
 def load_eval_data(data_args: DataArguments) -> tuple[Any, dict[str, str]]:
@@ -258,10 +312,15 @@ def _named(columns: tuple[str, str]) -> dict[str, str]:
     return dict(zip(("image_column", "caption_column"), columns, strict=True))
 
 
-def build_collator(data_args: DataArguments, processor: LeVLJEPAProcessor, seed: int) -> LeVLJEPADataCollator:
-    transform = training_transform(
+def build_collator(
+    data_args: DataArguments, config: LeVLJEPAConfig, processor: LeVLJEPAProcessor, seed: int
+) -> LeVLJEPADataCollator:
+    """The collator with the augmentations of the model's objective, where the options give no others."""
+    transform = objective_transform(
+        config,
         image_size(processor),
-        crop_scale=tuple(data_args.crop_scale),
+        crop_scale=data_args.crop_scale,
+        local_crop_scale=data_args.local_crop_scale,
         flip_probability=data_args.flip_probability,
         color_jitter_probability=data_args.color_jitter_probability,
         grayscale_probability=data_args.grayscale_probability,

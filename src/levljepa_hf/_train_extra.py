@@ -4,6 +4,7 @@ try:
     import accelerate  # noqa: F401
     import datasets  # noqa: F401
     import fsspec  # noqa: F401
+    import simplejpeg  # noqa: F401
 except ModuleNotFoundError as error:
     raise ImportError(
         f"Training and its data need the package {error.name!r}, which is not installed. "

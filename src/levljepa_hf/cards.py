@@ -55,7 +55,8 @@ HUB_ID = re.compile(r"([\w-][\w.-]*/)?[\w-][\w.-]*")
 # Options of a recipe that say where a run is kept and watched, not what is trained.
 _PLACES = ("output_dir", "logging_dir", "cache_dir", "push_to_hub", "hub_model_id", "hub_private_repo", "hub_strategy")
 _PLACES += ("hub_always_push", "hub_revision", "report_to", "run_name", "disable_tqdm")
-_SAY_ALL = {"dataset", "from_scratch"}  # options of the scripts, whose recipes name a checkpoint if there was one
+# Options of the scripts, whose recipes name a checkpoint if there was one.
+_SAY_ALL = {"dataset", "mixture", "from_scratch"}
 _BY_TRAINER = " (after training)"  # marks the figures of a trainer's own evaluation, which a new card replaces
 _NO_FIGURES = ("runtime", "samples_per_second", "steps_per_second", "model_preparation_time")
 _ACCURACIES = ("top5_accuracy", "mean_per_class_accuracy", "mean_accuracy", "pixel_accuracy")  # one type to the Hub
@@ -132,6 +133,12 @@ class Run:
         return self.figures.get(name, logged[-1] if logged else None)
 
     @property
+    def drawn(self) -> dict[str, int]:
+        """Of a mixture, the samples that each data set gave, by its name in the log."""
+        logged = next((entry for entry in reversed(self.log) if any(map(_is_drawn, entry))), {})
+        return {name.partition("/")[2]: count for name, count in logged.items() if _is_drawn(name)}
+
+    @property
     def split(self) -> str | None:
         """The split of the last evaluation, if the recipe names it."""
         return self.recipe.get("eval_split") or self.recipe.get("test_split")
@@ -141,6 +148,10 @@ class Run:
         """Samples of the last evaluation."""
         seconds, rate = self.figures.get("runtime"), self.figures.get("samples_per_second")
         return round(seconds * rate) if seconds and rate else None
+
+
+def _is_drawn(name: str) -> bool:
+    return name.startswith("samples/")
 
 
 def _by_number(name: str) -> list[Any]:
@@ -410,12 +421,12 @@ def checkpoint_card(
     for key, value in old.to_dict().items():
         if key not in data and key not in ("model-index", "base_model", "license"):
             data[key] = value
-    ids = list(datasets) or list(dict.fromkeys(one.hub_id for one in (trained, evaluated) if one and one.hub_id))
+    ids = list(datasets) or list(dict.fromkeys(one.hub_id for one in (*trained, evaluated) if one and one.hub_id))
     data.datasets = ids or old.datasets
     data.language = language or old.language or (None if training else data.language)  # a run's captions may be any
     data.tags = list(dict.fromkeys([*(data.tags or ()), *tags, *(old.tags or ())]))
     data.pipeline_tag = pipeline_tag or data.pipeline_tag
-    own = _figures(run, architecture, data.pipeline_tag, evaluated or trained, dataset_config)
+    own = _figures(run, architecture, data.pipeline_tag, evaluated, dataset_config)
     data.metrics = list(dict.fromkeys([*(one.metric_type for one in own), *(old.metrics or ())])) or None
     add_figures(data, [figure for figure in old.eval_results or () if not _is_own(figure)], name)
     add_figures(data, own, name)
@@ -457,12 +468,14 @@ def _base(run: Run, given: str | None, names: _Names, old: ModelCardData, token:
     return Source(old_id, old_id, old.license or _release_license(old_id)) if old_id else None
 
 
-def _datasets(run: Run, names: _Names, given: str | None, old: ModelCardData) -> tuple[Source | None, Source | None]:
-    """What was trained on, and what was evaluated on."""
+def _datasets(run: Run, names: _Names, given: str | None, old: ModelCardData) -> tuple[list[Source], Source | None]:
+    """What was trained on, of a mixture all of it, and what was evaluated on."""
     said_before = next((one.dataset_name for one in old.eval_results or () if _is_own(one)), None)
-    trained = given or run.recipe.get("dataset") or said_before
-    evaluated = run.recipe.get("eval_dataset") or trained
-    return tuple(None if one is None else names.dataset(one) for one in (trained, evaluated))
+    mixed = [one["dataset"] if isinstance(one, dict) else one for one in run.recipe.get("mixture") or ()]
+    trained = as_list(given) or mixed or as_list(run.recipe.get("dataset") or said_before)
+    evaluated = run.recipe.get("eval_dataset") or (trained[0] if len(trained) == 1 else None)
+    sources = list(dict.fromkeys(map(names.dataset, trained)))
+    return sources, None if evaluated is None else names.dataset(evaluated)
 
 
 def _present_name(run: Run, present: ModelCard | None) -> str | None:
@@ -498,7 +511,7 @@ def _training_sections(
     architecture: str,
     base: Source | None,
     is_new: bool,
-    trained: Source | None,
+    trained: list[Source],
     evaluated: Source | None,
     names: _Names,
 ) -> str:
@@ -553,6 +566,9 @@ def _health(run: Run, config: LeVLJEPAConfig) -> dict[str, str]:
         "prediction loss": row("prediction_loss", digits=4),
         "SIGReg, image / text": row("sigreg_vision", "sigreg_text", digits=2),
         "SIGReg of a training batch of Gaussian samples": row("sigreg_floor", digits=2),
+        "squared distance of the views": row("multi_view_loss", digits=4),
+        "learned scale": row("contrastive_scale", digits=2),
+        "learned bias": row("contrastive_bias", digits=2),
         "effective rank, image / text": ranks and f"{ranks}, of {config.projection_dim}",
         "cosine of matched / shuffled pairs": row("cosine_matched", "cosine_shuffled", digits=2),
     }

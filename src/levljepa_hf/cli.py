@@ -8,6 +8,7 @@ from importlib import import_module
 COMMANDS = {
     "demo": ("demo", "pretrain a small model on captioned scenes, evaluate it and draw what it sees"),
     "evaluate": ("evaluation.command", "measure frozen features: zero-shot, retrieval, probes, segmentation, VLM"),
+    "plot": ("curves", "draw the curves of runs, finished or still going, as one picture"),
     "embed": ("embed", "write the features of a large collection of images to sharded files"),
     "convert": ("convert", "turn a released checkpoint (two files, or a .pt pair) into the native layout, or back"),
     "card": ("hub", "print or write a checkpoint's model card: training, recipe, figures, pictures"),

@@ -24,6 +24,9 @@ TEXT_DEFAULTS = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0, "use_
 
 TEXT_READOUTS = ("eot", "pad77")
 
+OBJECTIVES = ("levljepa", "levljepa_plus", "infonce", "siglip")
+DEFAULT_VIEWS = {"global": 2, "local": 4}  # of LeVLJEPA+, with local views of 96 px beside global ones of 224
+
 # `tiny`, `small` and `base` are the sizes of the official code, with embeddings as wide as the towers. `released` is
 # the checkpoint lukaskuhndkfz/LeVLJEPA-ViT-B-DataComp-200k: `base` with embeddings of 256.
 PRESETS: dict[str, dict[str, Any]] = {
@@ -286,10 +289,10 @@ class LeVLJEPAConfig(PreTrainedConfig):
         head_hidden_size: Width of the heads' hidden layers; a list has the width of each.
         head_num_layers: Hidden layers of each head; 1, or the length of a list. 0 makes the heads linear.
         predictor_hidden_size: Width of the predictors' hidden layers; a list has the width of each, and an empty one
-            makes the predictors linear. `None` is `head_hidden_size`.
+            makes the predictors linear. `None` is `head_hidden_size`. Contrastive objectives make it `None`.
         predictor_num_layers: Hidden layers of each predictor; 4, or the length of a list. 0 without a list means no
             predictors (the InfoNCE sibling): the predictions are `None`, the logits use the `zeroshot` readout, and
-            the loss compares the embeddings themselves.
+            the loss compares the embeddings themselves. Contrastive objectives make it 0, whatever was given.
         predictor_dropout: Dropout after each hidden layer of the predictors and after their last layer, as in
             `torchvision.ops.MLP`, which the official code uses.
         text_readout: Where the text feature is read. `"eot"`: at the last unmasked token, which is EOS. `"pad77"`, the
@@ -306,10 +309,20 @@ class LeVLJEPAConfig(PreTrainedConfig):
             device alone, as the released recipe does: exact for reproducing it, but the objective then depends on how
             many devices share the batch. With `True` many devices equal one with the whole batch.
         logit_scale: Factor of the cosine similarities in `logits_per_image` and `logits_per_text`. Fixed, and used for
-            inference alone. 20 is a guess for the `avg` readout: it calibrates best (negative log-likelihood 0.17;
-            0.51 at 100) the scores that the authors publish for 500 Imagenette photos, which are those of the
-            `proj_text` readout on images normalised with ImageNet's statistics.
+            inference alone; contrastive objectives use what they have learned. 20 is a guess for the `avg` readout:
+            it calibrates best (negative log-likelihood 0.17; 0.51 at 100) the scores that the authors publish for 500
+            Imagenette photos, which are those of the `proj_text` readout on images normalised with ImageNet's
+            statistics.
         semantic_loss_ignore_index: The label of void pixels, left out of the segmentation loss.
+        objective: What is trained. `"levljepa"`: prediction and SIGReg. `"levljepa_plus"`: the same with several views
+            of each image, which are also drawn to their mean. `"infonce"` (CLIP) and `"siglip"`: the contrastive
+            objectives it is compared with, on the same towers and heads, with a learned scale and no predictors.
+        multi_view_weight: With `levljepa_plus`, the weight of the squared distance of the views' embeddings from the
+            mean of the global ones. The prediction term weighs `1 - lv - lt` less this.
+        views: With `levljepa_plus`, how many `"global"` and `"local"` views (crops) training takes of an image; 2 and
+            4 by default. The mean of the global ones is the image's embedding.
+        local_image_size: With `levljepa_plus`, the side of local views in pixels; by default the multiple of the patch
+            size next to 96 / 224 of `vision_config.image_size`.
 
     Raises:
         ValueError: if a value is out of its range.
@@ -346,12 +359,21 @@ class LeVLJEPAConfig(PreTrainedConfig):
     sigreg_distributed: bool = True
     logit_scale: float | int = 20.0
     semantic_loss_ignore_index: int = 255
+    objective: str = "levljepa"
+    multi_view_weight: float | int = 0.2
+    views: dict | None = None
+    local_image_size: int | None = None
 
     def __post_init__(self, **kwargs: Any) -> None:
         if not isinstance(self.vision_config, PreTrainedConfig):
             self.vision_config = LeVLJEPAVisionConfig(**(self.vision_config or {}))
         if not isinstance(self.text_config, PreTrainedConfig):
             self.text_config = GPT2Config(**{**TEXT_DEFAULTS, **(self.text_config or {})})
+        if self.objective not in OBJECTIVES:
+            raise ValueError(f"objective={self.objective!r} is unknown: use one of {', '.join(OBJECTIVES)}.")
+        if self.is_contrastive:
+            self.predictor_hidden_size, self.predictor_num_layers = None, 0
+        self._fill_views()
         self.head_num_layers = _num_layers("head", self.head_hidden_size, self.head_num_layers, default=1)
         self.predictor_num_layers = _num_layers(
             "predictor", self.predictor_hidden_size, self.predictor_num_layers, default=4
@@ -371,11 +393,13 @@ class LeVLJEPAConfig(PreTrainedConfig):
         _check_text_readout(self.text_readout)
         if not 0 <= self.predictor_dropout < 1:
             raise ValueError(f"predictor_dropout={self.predictor_dropout} must be at least 0 and less than 1.")
-        weights = (self.sigreg_vision_weight, self.sigreg_text_weight)
-        if min(weights) < 0 or sum(weights) > 1:
+        weights = {"sigreg_vision_weight": self.sigreg_vision_weight, "sigreg_text_weight": self.sigreg_text_weight}
+        if self.views is not None:
+            weights["multi_view_weight"] = self.multi_view_weight
+        if min(weights.values()) < 0 or sum(weights.values()) > 1:
             raise ValueError(
-                f"sigreg_vision_weight={weights[0]} and sigreg_text_weight={weights[1]} must be at least 0 and add up "
-                "to at most 1: the prediction term weighs what they leave."
+                f"{' and '.join(f'{name}={weight}' for name, weight in weights.items())} must be at least 0 and add "
+                "up to at most 1: the prediction term weighs what they leave."
             )
         if (
             isinstance(self.head_hidden_size, list)
@@ -390,6 +414,39 @@ class LeVLJEPAConfig(PreTrainedConfig):
             value = getattr(self, name)
             if value is not None and min(value if isinstance(value, list) else [value], default=1) < 1:
                 raise ValueError(f"{name}={value} must be at least 1.")
+
+    def _fill_views(self) -> None:
+        """The number and size of the views that `levljepa_plus` takes of an image; others take none."""
+        if self.objective != "levljepa_plus":
+            given = [name for name in ("views", "local_image_size") if getattr(self, name) is not None]
+            if given:
+                raise ValueError(
+                    f"{given[0]}={getattr(self, given[0])} has no effect with objective={self.objective!r}: leave it "
+                    'out, or choose "levljepa_plus".'
+                )
+            return
+        self.views = {**DEFAULT_VIEWS, **(self.views or {})}
+        counts = list(self.views.values())
+        if self.views.keys() != DEFAULT_VIEWS.keys() or not all(isinstance(count, int) for count in counts):
+            raise ValueError(f"views={self.views}: give the numbers of global and local views, as {DEFAULT_VIEWS}.")
+        if self.views["global"] < 1 or self.views["local"] < 0 or sum(counts) < 2:
+            raise ValueError(
+                f"views={self.views}: there must be at least 1 global view and 2 in all, else there is nothing to "
+                'draw together: objective="levljepa" is the one for a single view.'
+            )
+        size, patch = self.vision_config.image_size, self.vision_config.patch_size
+        if self.local_image_size is None:
+            self.local_image_size = max(1, round(size * 96 / 224 / patch)) * patch
+        if self.local_image_size < 1 or self.local_image_size % patch:
+            raise ValueError(
+                f"local_image_size={self.local_image_size} must be a multiple of patch_size={patch}, such as "
+                f"{max(1, round(self.local_image_size / patch)) * patch}."
+            )
+
+    @property
+    def is_contrastive(self) -> bool:
+        """Whether the objective compares the embeddings themselves, over all pairs, and has no predictors."""
+        return self.objective in ("infonce", "siglip")
 
     @property
     def head_hidden_sizes(self) -> list[int]:
@@ -406,8 +463,9 @@ class LeVLJEPAConfig(PreTrainedConfig):
 
     @property
     def prediction_weight(self) -> float:
-        """1 - lv - lt, the weight of the prediction term."""
-        return 1.0 - self.sigreg_vision_weight - self.sigreg_text_weight
+        """1 - lv - lt, and with several views less `multi_view_weight`: the weight of the prediction term."""
+        views = 0.0 if self.views is None else self.multi_view_weight
+        return 1.0 - self.sigreg_vision_weight - self.sigreg_text_weight - views
 
     @classmethod
     def from_preset(cls, name: str, **overrides: Any) -> "LeVLJEPAConfig":

@@ -16,7 +16,7 @@ import glob
 import hashlib
 import itertools
 import logging
-import math
+import random
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -41,12 +41,19 @@ from datasets.exceptions import DatasetGenerationError
 from PIL import Image as PILImage
 from torch import Tensor
 from torch.nn import functional as F
-from torchvision.transforms import v2
 from transformers import ProcessorMixin
 
-from .image_files import open_image
+from .augmentation import (
+    Augmentation,
+    DrawnView,
+    draft_size,
+    multi_view_transform,
+    objective_transform,
+    training_transform,
+)
+from .image_files import UnreadImage, open_image
 from .processing_levljepa import to_rgb
-from .streams import SAMPLE_EPOCH, SAMPLE_INDEX, list_skipped
+from .streams import SAMPLE_DATASET, SAMPLE_EPOCH, SAMPLE_INDEX, list_skipped
 from .tar_shards import TarShards
 from .workers import prepare_worker
 
@@ -61,6 +68,7 @@ MIN_SAMPLES_TO_JUDGE = 1000  # before the end of an epoch, the rate is that of a
 MAX_IMAGE_PIXELS = 89_478_485  # from here PIL warns of decompression bombs; 268 MB in RGB
 MAX_CAPTION_CHARACTERS = 20_000
 IMAGE_TYPES = (bytes, bytearray, memoryview, str, Path, Mapping, PILImage.Image, Tensor, np.ndarray)
+Views = Tensor | tuple[Tensor, Tensor]  # one view, or the global and the local ones
 _MAX_WORKERS = 512
 
 
@@ -288,7 +296,7 @@ def look_up(sample: Mapping[str, Any], address: str) -> Any:
     root = root_column(sample, address)
     value = None if root is None else sample[root]
     if root is None or (root != address and value is not None and not isinstance(value, Mapping)):
-        columns = ", ".join(repr(name) for name in sample if name not in (SAMPLE_INDEX, SAMPLE_EPOCH))
+        columns = ", ".join(repr(name) for name in sample if name not in (SAMPLE_INDEX, SAMPLE_EPOCH, SAMPLE_DATASET))
         raise ValueError(f"A sample has no column {address!r}. Its columns: {columns}.")
     return value if root == address or value is None else look_up(value, address[len(root) + 1 :])
 
@@ -333,50 +341,6 @@ def image_size(processor: ProcessorMixin) -> tuple[int, int]:
     return size["height"], size["width"]
 
 
-def training_transform(
-    image_size: int | tuple[int, int] = 224,
-    crop_scale: tuple[float, float] = (0.8, 1.0),
-    flip_probability: float = 0.5,
-    color_jitter_probability: float = 0.3,
-    grayscale_probability: float = 0.05,
-) -> v2.Compose:
-    """The augmentations of the released recipe, from a uint8 image (3, H, W) to one of `image_size`.
-
-    Captions that say left and right want `flip_probability=0`.
-
-    Raises:
-        ValueError: if the crop's shares or a probability are out of their range.
-    """
-    if len(crop_scale) != 2 or not 0 < crop_scale[0] <= crop_scale[1] <= 1:
-        raise ValueError(
-            f"crop_scale={list(crop_scale)} must be two shares of the area, 0 < smallest <= largest <= 1."
-        )
-    probabilities = {
-        "flip_probability": flip_probability,
-        "color_jitter_probability": color_jitter_probability,
-        "grayscale_probability": grayscale_probability,
-    }
-    for name, value in probabilities.items():
-        if not 0 <= value <= 1:
-            raise ValueError(f"{name}={value} must be between 0 and 1.")
-    return v2.Compose(
-        [
-            v2.RandomResizedCrop(
-                image_size, scale=crop_scale, interpolation=v2.InterpolationMode.BICUBIC, antialias=True
-            ),
-            v2.RandomHorizontalFlip(flip_probability),
-            v2.RandomApply([v2.ColorJitter(0.2, 0.2, 0.2, 0.02)], p=color_jitter_probability),
-            v2.RandomGrayscale(grayscale_probability),
-        ]
-    )
-
-
-def draft_size(transform: Callable[[Tensor], Tensor]) -> int | None:
-    """Side of an image whose smallest `RandomResizedCrop` in `transform` is not enlarged; None where there is none."""
-    crop = next((t for t in getattr(transform, "transforms", ()) if isinstance(t, v2.RandomResizedCrop)), None)
-    return None if crop is None else math.ceil(max(crop.size) / math.sqrt(min(crop.scale) * min(crop.ratio)))
-
-
 @contextlib.contextmanager
 def _torch_seeded(seed: int) -> Iterator[None]:
     """Inside, torch's CPU generator (torchvision draws from it) starts from `seed`; outside, nothing has changed."""
@@ -398,7 +362,7 @@ class SampleCounter:
         self._counts = torch.zeros(_MAX_WORKERS, 3, dtype=torch.int64).share_memory_()
 
     def add(self, read: int = 0, images: int = 0, captions: int = 0) -> None:
-        self._counts[self._row()] += torch.tensor([read, images, captions])
+        self._counts.numpy()[self._row()] += (read, images, captions)
 
     def read_by_this_worker(self) -> int:
         return int(self._counts[self._row(), 0])
@@ -439,8 +403,10 @@ class LeVLJEPADataCollator:
         image_column: column of the image; see `open_image` for what it may hold.
         caption_column: column of the caption (a string) or captions (a list of strings); dots address nested fields.
         training: whether to augment and to draw the caption.
-        transform: the augmentations, from and to uint8 images (3, H, W); `training_transform` at the processor's image
-            size by default.
+        transform: the augmentations; `training_transform` at the processor's image size by default. A
+            `multi_view_transform` gives several views. Any other callable from uint8 images (3, H, W) to uint8 images
+            of one size will do, and may draw from torch's global generator, which is seeded for each sample; so will
+            one to a pair of stacks of views (V, 3, H, W), the global and the local ones.
         seed: decides everything random, together with the epoch and the index of the sample (in a `NumberedDataset`;
             elsewhere with the image's bytes or path and how many samples the worker has read).
         jpeg_draft: in training, decode large JPEGs at a reduced scale that still exceeds what the crop needs.
@@ -453,7 +419,8 @@ class LeVLJEPADataCollator:
         counter: counts what was read and skipped, over all workers; by default a new one.
 
     Returns (when called with a list of samples):
-        `pixel_values` (N, 3, H, W) float32, `input_ids` and `attention_mask` (N, L), and in evaluation, where the
+        `pixel_values` (N, 3, H, W) float32 (of several views in training: (N, V, 3, H, W), and `local_pixel_values`
+        of the local ones where there are any), `input_ids` and `attention_mask` (N, L), and in evaluation, where the
         samples are numbered, `sample_index` (N,).
     """
 
@@ -461,7 +428,7 @@ class LeVLJEPADataCollator:
     image_column: str = "image"
     caption_column: str = "captions"
     training: bool = True
-    transform: Callable[[Tensor], Tensor] | None = None
+    transform: Callable[[Tensor], Views] | None = None
     seed: int = 0
     jpeg_draft: bool = True
     pad_to_multiple_of: int | None = None
@@ -485,8 +452,7 @@ class LeVLJEPADataCollator:
     def __call__(self, samples: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
         images, captions, indices = [], [], []
         for sample in samples:
-            with self._seeded(sample):
-                pair = self._read(sample)
+            pair = self._read(sample)
             if pair is not None:
                 images.append(pair[0])
                 captions.append(pair[1])
@@ -495,7 +461,7 @@ class LeVLJEPADataCollator:
         if not images:
             raise ValueError(f"None of the {len(samples)} samples of a batch can be used. {self._skipped()}")
 
-        batch = {"pixel_values": self._pixel_values(images), **self._tokens(captions)}
+        batch = {**self._pixel_values(images), **self._tokens(captions)}
         if not self.training and None not in indices:
             batch[SAMPLE_INDEX] = torch.tensor(indices)
         return batch
@@ -518,9 +484,7 @@ class LeVLJEPADataCollator:
             f"{self.caption_column!r} can't be used."
         )
 
-    def _seeded(self, sample: Mapping[str, Any]) -> contextlib.AbstractContextManager:
-        if not self.training:
-            return contextlib.nullcontext()
+    def _generator(self, sample: Mapping[str, Any]) -> random.Random:
         if SAMPLE_INDEX in sample:
             key = (self.seed, sample[SAMPLE_EPOCH], sample[SAMPLE_INDEX])
         else:
@@ -530,12 +494,13 @@ class LeVLJEPADataCollator:
             checksum = zlib.crc32(content) if isinstance(content, (bytes, bytearray, memoryview)) else 0
             key = (self.seed, self.counter.read_by_this_worker(), checksum)
         digest = hashlib.blake2b(repr(key).encode(), digest_size=8).digest()
-        return _torch_seeded(int.from_bytes(digest, "little"))
+        return random.Random(int.from_bytes(digest, "little"))
 
-    def _read(self, sample: Mapping[str, Any]) -> tuple[Tensor | PILImage.Image, str] | None:
-        """The image and the caption of a sample, or None if it has to be skipped."""
+    def _read(self, sample: Mapping[str, Any]) -> tuple[Views | PILImage.Image, str] | None:
+        """The image (in training its views) and the caption of a sample, or None if it has to be skipped."""
+        generator = self._generator(sample) if self.training else None
         image_value = look_up(sample, self.image_column)
-        caption = self._caption(look_up(sample, self.caption_column))
+        caption = self._caption(look_up(sample, self.caption_column), generator)
         if image_value is not None and not isinstance(image_value, IMAGE_TYPES):
             raise TypeError(
                 f"Column {self.image_column!r} holds {image_value!r:.80} ({type(image_value).__name__}), which is no "
@@ -551,24 +516,41 @@ class LeVLJEPADataCollator:
             )
             return None
         try:
-            image = open_image(image_value, self._draft_size if self.training else None, self.max_image_pixels)
-            image = to_rgb(image) if self.training else image
+            image, drawn = self._open(image_value, generator)
         except Exception as error:  # PIL raises all kinds of them on broken files
             self.counter.add(images=1)
             self._warn(sample, f"its image in column {self.image_column!r} does not decode ({error!r:.200})")
             return None
-        if self.training:
-            image = self.transform(v2.functional.pil_to_tensor(image))
-        return image, caption
+        return (image if generator is None else self._augmented(image, drawn, generator)), caption
+
+    def _open(
+        self, value: Any, generator: random.Random | None
+    ) -> tuple[PILImage.Image | np.ndarray, Sequence[DrawnView] | None]:
+        """The image, in training as pixels (H, W, 3), and what was drawn for it before their scale was chosen."""
+        if generator is None:
+            return open_image(value, max_pixels=self.max_image_pixels), None
+        if not isinstance(self.transform, Augmentation):
+            return np.array(to_rgb(open_image(value, self._draft_size, self.max_image_pixels))), None
+        image = UnreadImage(value)
+        drawn = self.transform.draw(image.size, generator)
+        reduction = self.transform.reduction(drawn) if self.jpeg_draft else 1
+        return image.pixels(reduction, self.max_image_pixels), drawn
+
+    def _augmented(self, pixels: np.ndarray, drawn: Sequence[DrawnView] | None, generator: random.Random) -> Views:
+        if drawn is not None:
+            return self.transform.apply(pixels, drawn)
+        with _torch_seeded(generator.getrandbits(63)):
+            return self.transform(torch.from_numpy(pixels).permute(2, 0, 1).contiguous())
 
     def _warn(self, sample: Mapping[str, Any], reason: str) -> None:
         image = look_up(sample, self.image_column)
         path = image.get("path") if isinstance(image, Mapping) else None
         name = sample.get("__key__") or path or f"number {sample.get(SAMPLE_INDEX, 'unknown')}"
-        logger.warning("Skipped sample %s: %s.", name, reason)
-        list_skipped(self.skipped_file, sample=str(name), reason=reason)
+        dataset = {"dataset": sample[SAMPLE_DATASET]} if SAMPLE_DATASET in sample else {}
+        logger.warning("Skipped sample %s: %s.", " of ".join([str(name), *dataset.values()]), reason)
+        list_skipped(self.skipped_file, **dataset, sample=str(name), reason=reason)
 
-    def _caption(self, value: Any) -> str | None:
+    def _caption(self, value: Any, generator: random.Random | None) -> str | None:
         values = list(value) if isinstance(value, (list, tuple, np.ndarray)) else [value]
         captions = []
         for caption in values:
@@ -582,7 +564,7 @@ class LeVLJEPADataCollator:
                 captions.append(caption.strip())
         if not captions:
             return None
-        return captions[int(torch.randint(len(captions), ()))] if self.training else captions[0]
+        return captions[0] if generator is None else generator.choice(captions)
 
     def _is_usable(self, caption: str) -> bool:
         try:
@@ -591,12 +573,28 @@ class LeVLJEPADataCollator:
             return False
         return len(caption) <= self.max_caption_characters
 
-    def _pixel_values(self, images: Sequence[Tensor | PILImage.Image]) -> Tensor:
-        image_processor = self.processor.image_processor
+    def _pixel_values(self, images: Sequence[Views | PILImage.Image]) -> dict[str, Tensor]:
         if not self.training:
-            return image_processor(images, return_tensors="pt")["pixel_values"]
-        pixels = v2.functional.to_dtype(torch.stack(images), torch.float32, scale=True)
-        return v2.functional.normalize(pixels, image_processor.image_mean, image_processor.image_std, inplace=True)
+            return {"pixel_values": self.processor.image_processor(images, return_tensors="pt")["pixel_values"]}
+        if isinstance(images[0], Tensor):
+            return {"pixel_values": self._normalised(images)}
+        global_views, local_views = zip(*images, strict=True)
+        batch = {"pixel_values": self._normalised(global_views)}
+        return {**batch, "local_pixel_values": self._normalised(local_views)} if local_views[0].numel() else batch
+
+    def _normalised(self, images: Sequence[Tensor]) -> Tensor:
+        """uint8 images, or stacks of them (V, 3, H, W), as a float32 batch, with the processor's mean and std."""
+        mean, std = (
+            torch.tensor(value, dtype=torch.float64)[:, None, None]
+            for value in (self.processor.image_processor.image_mean, self.processor.image_processor.image_std)
+        )
+        scale, offset = (1 / (255 * std)).float(), (-mean / std).float()
+        # Memory from numpy, which asks for huge pages: writing to a fresh batch costs a quarter of what it does to
+        # memory from torch. One image at a time stays in the cache.
+        batch = torch.from_numpy(np.empty((len(images), *images[0].shape), dtype=np.float32))
+        for row, image in zip(batch, images, strict=True):
+            row.copy_(image).mul_(scale).add_(offset)
+        return batch
 
     def _tokens(self, captions: Sequence[str]) -> Mapping[str, Tensor]:
         tokenizer, multiple = self.processor.tokenizer, self.pad_to_multiple_of or 1
@@ -623,6 +621,8 @@ __all__ = [
     "load_pretraining_dataset",
     "load_source",
     "look_up",
+    "multi_view_transform",
+    "objective_transform",
     "open_image",
     "root_column",
     "training_transform",

@@ -108,16 +108,25 @@ def check_sharding(args: TrainingArguments) -> None:
 
 
 def check_launch(args: TrainingArguments) -> None:
-    """Refuses to be one process where `accelerate launch` was asked for several: on a CPU it starts one in silence.
+    """Refuses to be one process where several were asked for.
+
+    On a CPU `accelerate launch` starts one in silence, and accelerate takes no notice of the others that `torchrun`
+    starts, unless the CPU is asked for: each would train alone, into the same folder.
 
     Raises:
-        ValueError: with the command that starts them.
+        ValueError: with what makes them one run.
     """
+    started = int(os.environ.get("WORLD_SIZE", 1))
+    if args.world_size == 1 and started > 1:
+        raise ValueError(
+            f"{started} processes were started, and each would train alone: no accelerator was found, and the CPU was "
+            "not asked for. Add --use_cpu to train on it."
+        )
     asked = _asked_processes(_parents_command())
     if args.world_size == 1 and asked > 1:
         raise ValueError(
             f"accelerate launch was asked for {asked} processes and started one, as it does on a CPU. Start them with "
-            f"torchrun --nproc_per_node {asked} SCRIPT, or leave --num_processes out."
+            f"torchrun --nproc_per_node {asked} SCRIPT --use_cpu, or leave --num_processes out."
         )
 
 

@@ -261,7 +261,8 @@ class ModelCardMixin:
             super().create_model_card(**given)
             return
         self._take_figures_over()
-        if "dataset" not in Run.from_folder(folder).recipe:  # no script has left recipe, state and results
+        by_script = {"dataset", "mixture"} & Run.from_folder(folder).recipe.keys()
+        if not by_script:  # which has left recipe, state and results
             from .recipes import save_recipe
 
             model = self.accelerator.unwrap_model(self.model)

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from .modeling_levljepa import LeVLJEPAModel, LeVLJEPAOutput
 
 Encoder = Callable[..., object]
-_IMAGE, _TEXT = ("pixel_values",), ("input_ids", "attention_mask", "position_ids")
+_IMAGE, _TEXT = ("pixel_values", "local_pixel_values"), ("input_ids", "attention_mask", "position_ids")
 
 
 def large_batch_backward(
@@ -38,7 +38,8 @@ def large_batch_backward(
 
     Args:
         model: The model, not wrapped for data-parallel: see `average_gradients`.
-        inputs: `pixel_values` `(N, C, H, W)`, `input_ids` `(N, L)`; also `attention_mask`, `position_ids` `(N, L)`.
+        inputs: `pixel_values` `(N, C, H, W)`, or of several views `(N, V, C, H, W)` beside `local_pixel_values`;
+            `input_ids` `(N, L)`; also `attention_mask`, `position_ids` `(N, L)`.
         micro_batch_size: Samples that the encoders hold activations of at a time.
         backward: What to call on the loss (a scaled one, say); the encoders' gradients carry on from it.
         autocast: Makes the context that forward passes run in.
@@ -57,7 +58,8 @@ def large_batch_backward(
     unknown = inputs.keys() - {*_IMAGE, *_TEXT}
     if unknown:
         raise ValueError(f"Unknown inputs {sorted(unknown)}: the encoders take {', '.join(_IMAGE + _TEXT)}.")
-    model._check_batch(inputs["input_ids"], inputs["pixel_values"], return_loss=True)
+    images, local = inputs["pixel_values"], inputs.get("local_pixel_values")
+    model._check_batch(inputs["input_ids"], images, return_loss=True, local_pixel_values=local)
     image_tower = _Tower(model.vision_model, encode_image or model.encode_image, inputs, _IMAGE, micro_batch_size)
     text_tower = _Tower(model.text_model, encode_text or model.encode_text, inputs, _TEXT, micro_batch_size)
 
@@ -90,18 +92,18 @@ class _Tower:
 
     @torch.no_grad()
     def features(self) -> Tensor:
-        """Pooled features of the whole batch `(N, hidden_size)`, a leaf that collects its gradient."""
+        """Pooled features of the whole batch `(..., N, hidden_size)`, a leaf that collects its gradient."""
         pooled = []
         for micro_batch in self.micro_batches:
             self.random_states.append(_random_state(micro_batch))
             pooled.append(self.encode(**micro_batch).pooler_output)
-        return torch.cat(pooled).requires_grad_(self.learns)
+        return torch.cat(pooled, dim=-2).requires_grad_(self.learns)
 
     def backward(self, gradient: Tensor | None, autocast: Callable[[], AbstractContextManager]) -> None:
         """Encodes again, with the same dropout masks, and goes back from the gradient of the features."""
         if not self.learns:
             return
-        parts = zip(self.micro_batches, self.random_states, gradient.split(self.micro_batch_size), strict=True)
+        parts = zip(self.micro_batches, self.random_states, gradient.split(self.micro_batch_size, dim=-2), strict=True)
         for micro_batch, random_state, part in parts:
             with _with_random_state(random_state, micro_batch), autocast():
                 pooled = self.encode(**micro_batch).pooler_output

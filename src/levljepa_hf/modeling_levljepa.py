@@ -13,6 +13,7 @@ import difflib
 import functools
 import inspect
 import json
+import math
 import os
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
@@ -47,7 +48,9 @@ from .configuration_levljepa import (
     other_tower,
     whole_config,
 )
+from .contrastive_levljepa import INITIAL_BIAS, INITIAL_SCALE, ContrastiveLoss
 from .heads_levljepa import predictor, projection_head
+from .prediction_levljepa import multi_view_distance, prediction_loss
 from .released import HUB_KWARGS, find_released_files, released_config, released_state_dict
 from .sigreg_levljepa import SIGReg
 
@@ -111,15 +114,22 @@ def sentence_transformers_files(embedding_dim: int) -> dict[str, Any]:
 @dataclass
 class LeVLJEPAOutput(ModelOutput):
     """
-    Output of `LeVLJEPAModel`. N is the batch, D the projection dimension; embeddings are not normalised.
+    Output of `LeVLJEPAModel`. N is the batch, D the projection dimension; embeddings are not normalised. What the
+    objective does not have is `None`.
 
     Args:
         loss (`torch.Tensor` of shape `(1,)`, returned when `return_loss` and both modalities have the same batch
-            size): `(1 - lv - lt) * prediction_loss + lv * sigreg_vision + lt * sigreg_text`.
+            size): What `config.objective` minimises. Of `levljepa` it is
+            `(1 - lv - lt) * prediction_loss + lv * sigreg_vision + lt * sigreg_text`.
         prediction_loss (`torch.Tensor` of shape `(1,)`): Mean of the two directions of prediction, unweighted.
-        sigreg_vision (`torch.Tensor` of shape `(1,)`): SIGReg(Z_V), unweighted; about 1 for an isotropic Gaussian.
+        sigreg_vision (`torch.Tensor` of shape `(1,)`): SIGReg(Z_V), unweighted; about 1 for an isotropic Gaussian. The
+            mean over the views, where there are several.
         sigreg_text (`torch.Tensor` of shape `(1,)`): SIGReg(Z_T).
-        image_embeds (`torch.Tensor` of shape `(N_images, D)`): Z_V.
+        multi_view_loss (`torch.Tensor` of shape `(1,)`): Squared distance of the views from their mean, unweighted.
+        contrastive_loss (`torch.Tensor` of shape `(1,)`): InfoNCE or SigLIP.
+        contrastive_scale (`torch.Tensor` of shape `(1,)`): The learned factor of the cosines, 1 / temperature.
+        contrastive_bias (`torch.Tensor` of shape `(1,)`): SigLIP's learned bias.
+        image_embeds (`torch.Tensor` of shape `(N_images, D)`): Z_V; of several views, the mean of the global ones.
         text_embeds (`torch.Tensor` of shape `(N_texts, D)`): Z_T.
         predicted_text_embeds (`torch.Tensor` of shape `(N_images, D)`): Zhat_T = q_V(Z_V), predicted from the image.
         predicted_image_embeds (`torch.Tensor` of shape `(N_texts, D)`): Zhat_V = q_T(Z_T), predicted from the text.
@@ -133,6 +143,10 @@ class LeVLJEPAOutput(ModelOutput):
     prediction_loss: Tensor | None = None
     sigreg_vision: Tensor | None = None
     sigreg_text: Tensor | None = None
+    multi_view_loss: Tensor | None = None
+    contrastive_loss: Tensor | None = None
+    contrastive_scale: Tensor | None = None
+    contrastive_bias: Tensor | None = None
     image_embeds: Tensor | None = None
     text_embeds: Tensor | None = None
     predicted_text_embeds: Tensor | None = None
@@ -202,18 +216,6 @@ def retrieval_embeds(in_text_space: Tensor | None, in_image_space: Tensor | None
     """
     halves = [half for half in (in_text_space, in_image_space) if half is not None]
     return torch.cat([F.normalize(half, dim=-1) for half in halves], dim=-1)
-
-
-def prediction_distance(prediction: Tensor, target: Tensor, loss_type: str) -> Tensor:
-    """Distance of predictions to targets behind a stop-gradient, `(N, D)`: mean squared error, or mean of `2 - 2 cos`.
-
-    In float32, or in float64 if the predictions are.
-    """
-    dtype = torch.promote_types(prediction.dtype, torch.float32)
-    prediction, target = prediction.to(dtype), target.detach().to(dtype)
-    if loss_type == "mse":
-        return F.mse_loss(prediction, target)
-    return (2 - 2 * F.cosine_similarity(prediction, target, dim=-1)).mean()
 
 
 def known_arguments_only(method: Callable[..., Any]) -> Callable[..., Any]:
@@ -412,6 +414,10 @@ class LeVLJEPAPreTrainedModel(PreTrainedModel):
             init.zeros_(module.num_batches_tracked)
         elif isinstance(module, SIGReg):
             init.zeros_(module.step)
+        elif isinstance(module, ContrastiveLoss):
+            init.constant_(module.logit_scale, math.log(INITIAL_SCALE[module.objective]))
+            if module.logit_bias is not None:
+                init.constant_(module.logit_bias, INITIAL_BIAS)
 
 
 class LeVLJEPAVisionModel(LeVLJEPAPreTrainedModel):
@@ -436,7 +442,7 @@ class LeVLJEPAVisionModel(LeVLJEPAPreTrainedModel):
     config: LeVLJEPAVisionConfig
     config_class = LeVLJEPAVisionConfig
     base_model_prefix = "vision_model"
-    _keys_to_ignore_on_load_unexpected = [r"^(text|sigreg|vision_projection|vision_predictor|classifier)"]
+    _keys_to_ignore_on_load_unexpected = [r"^(text|sigreg|contrastive|vision_projection|vision_predictor|classifier)"]
 
     def __init__(self, config: LeVLJEPAVisionConfig) -> None:
         super().__init__(config)
@@ -764,7 +770,7 @@ class LeVLJEPATextModel(LeVLJEPAPreTrainedModel):
     input_modalities = ("text",)
     _released_towers = ("text",)
     _supports_flash_attn = True
-    _keys_to_ignore_on_load_unexpected = [r"^(vision|sigreg|text_projection|text_predictor)"]
+    _keys_to_ignore_on_load_unexpected = [r"^(vision|sigreg|contrastive|text_projection|text_predictor)"]
 
     def __init__(self, config: LeVLJEPATextConfig) -> None:
         super().__init__(config)
@@ -817,9 +823,9 @@ class LeVLJEPAModel(LeVLJEPAPreTrainedModel):
     """The whole model: both towers, their heads, the predictors and the loss (arXiv 2607.00784, section 3).
 
     An image's embedding Z_V and a text's Z_T each predict the other: Zhat_T = q_V(Z_V), Zhat_V = q_T(Z_T). Called with
-    both modalities it gives all four, their similarities and the loss (see `LeVLJEPAOutput`). `get_image_features` and
-    `get_text_features` embed one modality, `get_image_retrieval_features` and `get_text_retrieval_features` make
-    vectors for an index.
+    both modalities it gives all four, their similarities and the loss (see `LeVLJEPAOutput`), which `config.objective`
+    chooses (see `compute_loss`). `get_image_features` and `get_text_features` embed one modality,
+    `get_image_retrieval_features` and `get_text_retrieval_features` make vectors for an index.
 
     Args:
         config: A `LeVLJEPAConfig`; the weights are new. `from_pretrained` loads trained ones from a folder or the Hub,
@@ -842,13 +848,17 @@ class LeVLJEPAModel(LeVLJEPAPreTrainedModel):
         self.text_projection = projection_head(config.text_config.hidden_size, head_sizes, dim)
         self.vision_predictor = predictor(dim, predictor_sizes, dropout)
         self.text_predictor = predictor(dim, predictor_sizes, dropout)
-        self.sigreg = SIGReg(
-            num_directions=config.sigreg_num_directions,
-            num_knots=config.sigreg_num_knots,
-            t_max=config.sigreg_t_max,
-            sample_size_scale=config.sigreg_sample_size_scale,
-            distributed=config.sigreg_distributed,
-        )
+        self.sigreg = self.contrastive = None  # the objective has one or the other
+        if config.is_contrastive:
+            self.contrastive = ContrastiveLoss(config.objective)
+        else:
+            self.sigreg = SIGReg(
+                num_directions=config.sigreg_num_directions,
+                num_knots=config.sigreg_num_knots,
+                t_max=config.sigreg_t_max,
+                sample_size_scale=config.sigreg_sample_size_scale,
+                distributed=config.sigreg_distributed,
+            )
         self.post_init()
         # post_init takes over the vision tower's, under which what is foreign to a whole model would pass unreported
         self._keys_to_ignore_on_load_unexpected -= set(LeVLJEPAVisionModel._keys_to_ignore_on_load_unexpected)
@@ -868,9 +878,26 @@ class LeVLJEPAModel(LeVLJEPAPreTrainedModel):
         self.text_model.requires_grad_(False)
 
     @known_arguments_only
-    def encode_image(self, pixel_values: Tensor, **kwargs: Unpack[TransformersKwargs]) -> BaseModelOutputWithPooling:
-        """The vision tower's output; `pooler_output` `(N, hidden_size)` is the feature *before* the head."""
-        return self.vision_model(pixel_values=pixel_values, return_dict=True, **kwargs)
+    def encode_image(
+        self,
+        pixel_values: Tensor,
+        local_pixel_values: Tensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> BaseModelOutputWithPooling:
+        """The vision tower's output; `pooler_output` `(N, hidden_size)` is the feature *before* the head.
+
+        Of several views, `(N, V, C, H, W)`, and smaller ones of other number and size beside, it is the output for the
+        views in `pixel_values`, one after the other, with all views' features `(V, N, hidden_size)`.
+        """
+        if pixel_values.dim() == 4:
+            return self.vision_model(pixel_values=pixel_values, return_dict=True, **kwargs)
+        outputs = self.vision_model(_views_as_images(pixel_values), return_dict=True, **kwargs)
+        features = [outputs.pooler_output]
+        if local_pixel_values is not None:
+            local = self.vision_model(_views_as_images(local_pixel_values), return_dict=True, **kwargs)
+            features.append(local.pooler_output)
+        outputs.pooler_output = torch.cat(features).unflatten(0, (-1, pixel_values.shape[0]))
+        return outputs
 
     @known_arguments_only
     def encode_text(
@@ -981,11 +1008,17 @@ class LeVLJEPAModel(LeVLJEPAPreTrainedModel):
         """Everything after the towers: heads, predictors, loss and logits.
 
         Args:
-            image_features: Pooled features `(N_images, hidden_size)`, as `encode_image` gives them.
+            image_features: Pooled features `(N_images, hidden_size)`, as `encode_image` gives them; of several views
+                `(V, N_images, hidden_size)`.
             text_features: Pooled features `(N_texts, hidden_size)`, as `encode_text` gives them.
             return_loss: Whether to compute the loss, where images and texts have the same number.
         """
-        z_v = self.vision_projection(image_features)  # (N_images, D)
+        z_views = None
+        if image_features.dim() == 2:
+            z_v = self.vision_projection(image_features)  # (N_images, D)
+        else:  # in one call, so that BatchNorm pools the views
+            z_views = self.vision_projection(image_features.flatten(0, 1)).unflatten(0, image_features.shape[:2])
+            z_v = z_views[: self.config.views["global"]].mean(0)  # of the global ones, which come first
         z_t = self.text_projection(text_features)  # (N_texts, D)
 
         zhat_t = zhat_v = None
@@ -993,19 +1026,20 @@ class LeVLJEPAModel(LeVLJEPAPreTrainedModel):
             zhat_t = self.vision_predictor(z_v)  # q_V: the text predicted from the image
             zhat_v = self.text_predictor(z_t)  # q_T: the image predicted from the text
 
-        loss = prediction_loss = sigreg_vision = sigreg_text = None
+        terms: dict[str, Tensor] = {}
         if return_loss and z_v.shape == z_t.shape:
-            loss, prediction_loss, sigreg_vision, sigreg_text = self.compute_loss(z_v, z_t, zhat_t, zhat_v)
+            terms = self.compute_loss(z_v, z_t, zhat_t, zhat_v, z_views)
 
         with torch.no_grad():
             readout = "zeroshot" if zhat_t is None else "avg"
-            logits_per_image = self.config.logit_scale * similarity(z_v, z_t, zhat_t, zhat_v, readout)
+            logits_per_image = similarity(z_v, z_t, zhat_t, zhat_v, readout)
+            if self.contrastive is None:
+                logits_per_image = self.config.logit_scale * logits_per_image
+            else:
+                logits_per_image = self.contrastive.logits(logits_per_image)
 
         return LeVLJEPAOutput(
-            loss=loss,
-            prediction_loss=prediction_loss,
-            sigreg_vision=sigreg_vision,
-            sigreg_text=sigreg_text,
+            **terms,
             image_embeds=z_v,
             text_embeds=z_t,
             predicted_text_embeds=zhat_t,
@@ -1015,30 +1049,53 @@ class LeVLJEPAModel(LeVLJEPAPreTrainedModel):
         )
 
     def compute_loss(
-        self, z_v: Tensor, z_t: Tensor, zhat_t: Tensor | None = None, zhat_v: Tensor | None = None
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """The training loss from embeddings and predictions, all `(N, D)` (arXiv 2607.00784, section 3).
+        self,
+        z_v: Tensor,
+        z_t: Tensor,
+        zhat_t: Tensor | None = None,
+        zhat_v: Tensor | None = None,
+        z_views: Tensor | None = None,
+    ) -> dict[str, Tensor]:
+        """What `config.objective` minimises, from embeddings and predictions, all `(N, D)`.
 
-        Without predictions the predictors are the identity: each embedding is compared with the other's.
+        `levljepa` (arXiv 2607.00784, section 3): `(1 - lv - lt) * prediction_loss + lv * sigreg_vision + lt *
+        sigreg_text`. Without predictions the predictors are the identity: each embedding is compared with the other's.
+        `levljepa_plus`: SIGReg of every view `(V, N, D)`, and `0.2 * multi_view_loss` at the prediction's expense.
+        `infonce` and `siglip`: `contrastive_loss`, of the batch of all ranks in training (`contrastive_levljepa.py`).
+
+        Args:
+            z_v: Z_V; of several views, the mean of the global ones.
+            z_t: Z_T.
+            zhat_t: Zhat_T, predicted from the image; `None` without predictors.
+            zhat_v: Zhat_V, predicted from the text.
+            z_views: The embeddings of all views `(V, N, D)`, where there are several.
 
         Returns:
-            `loss`, `prediction_loss`, `sigreg_vision`, `sigreg_text`: scalars, the terms unweighted; float32, or
-            float64 if the embeddings are.
+            `loss` and the terms it consists of, unweighted, by the names of `LeVLJEPAOutput`: scalars of float32, or
+            of float64 if the embeddings are.
         """
+        if self.contrastive is not None:
+            loss = self.contrastive(z_v, z_t)
+            learned = {"contrastive_scale": self.contrastive.scale(), "contrastive_bias": self.contrastive.logit_bias}
+            learned = {name: value.detach().squeeze(0) for name, value in learned.items() if value is not None}
+            return {"loss": loss, "contrastive_loss": loss, **learned}
         config = self.config
         if zhat_t is None or zhat_v is None:
             zhat_t, zhat_v = z_v, z_t
-        prediction_loss = 0.5 * (
-            prediction_distance(zhat_t, z_t, config.prediction_loss_type)
-            + prediction_distance(zhat_v, z_v, config.prediction_loss_type)
-        )
-        sigreg_vision, sigreg_text = self.sigreg(z_v), self.sigreg(z_t)
+        terms = {
+            "prediction_loss": prediction_loss(z_v, z_t, zhat_t, zhat_v, config.prediction_loss_type),
+            "sigreg_vision": self.sigreg(z_v if z_views is None else z_views),
+            "sigreg_text": self.sigreg(z_t),
+        }
         loss = (
-            config.prediction_weight * prediction_loss
-            + config.sigreg_vision_weight * sigreg_vision
-            + config.sigreg_text_weight * sigreg_text
+            config.prediction_weight * terms["prediction_loss"]
+            + config.sigreg_vision_weight * terms["sigreg_vision"]
+            + config.sigreg_text_weight * terms["sigreg_text"]
         )
-        return loss, prediction_loss, sigreg_vision, sigreg_text
+        if z_views is not None:
+            terms["multi_view_loss"] = multi_view_distance(z_views, z_v)
+            loss = loss + config.multi_view_weight * terms["multi_view_loss"]
+        return {"loss": loss, **terms}
 
     @can_return_tuple
     @known_arguments_only
@@ -1049,20 +1106,23 @@ class LeVLJEPAModel(LeVLJEPAPreTrainedModel):
         attention_mask: Tensor | None = None,
         return_loss: bool = True,
         position_ids: Tensor | None = None,
+        local_pixel_values: Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> LeVLJEPAOutput:
         """
         Args:
-            pixel_values: Normalised images `(N_images, C, H, W)`.
+            pixel_values: Normalised images `(N_images, C, H, W)`; of several (global) views of each `(N, V, C, H, W)`.
             input_ids: Token ids `(N_texts, L)`, each caption ended by EOS.
             attention_mask: 1 at tokens, 0 at padding, `(N_texts, L)`.
             return_loss: Whether to compute the loss. In evaluation mode there is none when images and texts differ in
                 number, as in zero-shot classification.
             position_ids: Positions `(N_texts, L)`.
+            local_pixel_values: Smaller views of the images, `(N_images, V_local, C, h, w)`.
 
         Raises:
             ValueError: without images or without texts; in training mode with a batch of one, or (with `return_loss`)
-                with images and texts of different number.
+                with images and texts of different number; with several views where the objective has one, or (in
+                training mode) one where it has several.
 
         Example:
 
@@ -1074,15 +1134,21 @@ class LeVLJEPAModel(LeVLJEPAPreTrainedModel):
         >>> inputs = processor(images=image, text=["a photo of a cat.", "a photo of a dog."], return_tensors="pt")
         >>> probabilities = model(**inputs).logits_per_image.softmax(-1)
         ```"""
-        self._check_batch(input_ids, pixel_values, return_loss)
-        vision_outputs = self.encode_image(pixel_values, **kwargs)
+        self._check_batch(input_ids, pixel_values, return_loss, local_pixel_values)
+        vision_outputs = self.encode_image(pixel_values, local_pixel_values, **kwargs)
         text_outputs = self.encode_text(input_ids, attention_mask, position_ids, **kwargs)
         outputs = self.forward_heads(vision_outputs.pooler_output, text_outputs.pooler_output, return_loss)
         vision_outputs.pooler_output, text_outputs.pooler_output = outputs.image_embeds, outputs.text_embeds
         outputs.vision_model_output, outputs.text_model_output = vision_outputs, text_outputs
         return outputs
 
-    def _check_batch(self, input_ids: Tensor | None, pixel_values: Tensor | None, return_loss: bool) -> None:
+    def _check_batch(
+        self,
+        input_ids: Tensor | None,
+        pixel_values: Tensor | None,
+        return_loss: bool,
+        local_pixel_values: Tensor | None = None,
+    ) -> None:
         if input_ids is None or pixel_values is None:
             missing, method = ("input_ids", "image") if input_ids is None else ("pixel_values", "text")
             tower = "Vision" if method == "image" else "Text"
@@ -1091,6 +1157,7 @@ class LeVLJEPAModel(LeVLJEPAPreTrainedModel):
                 f"`get_{method}_features`, or load the checkpoint with LeVLJEPA{tower}Model, which pipelines such as "
                 '"image-feature-extraction" take as their `model`.'
             )
+        self._check_views(pixel_values, local_pixel_values)
         if not self.training:
             return
         num_images, num_texts = pixel_values.shape[0], input_ids.shape[0]
@@ -1105,6 +1172,39 @@ class LeVLJEPAModel(LeVLJEPAPreTrainedModel):
                 "(`dataloader_drop_last=True` drops a last batch of one), or call `model.eval()`."
             )
 
+    def _check_views(self, pixel_values: Tensor, local_pixel_values: Tensor | None) -> None:
+        """Images as the objective takes them: `(N, C, H, W)`, or views `(N, V, C, H, W)` where it has several."""
+        shape, views = tuple(pixel_values.shape), self.config.views
+        if views is None and (len(shape) == 5 or local_pixel_values is not None):
+            raise ValueError(
+                f"pixel_values of shape {shape}{'' if local_pixel_values is None else ' and local_pixel_values'}, but "
+                f'objective={self.config.objective!r} takes one view an image, (N, C, H, W): use "levljepa_plus" for '
+                "several."
+            )
+        if views is None or (len(shape) == 4 and local_pixel_values is None and not self.training):
+            return
+        if len(shape) == 4:
+            raise ValueError(
+                f'pixel_values of shape {shape}: training with objective="levljepa_plus" takes several views of each '
+                "image, (N, V, C, H, W), as `LeVLJEPADataCollator` makes them with `multi_view_transform`; or call "
+                "`model.eval()`."
+            )
+        if shape[1] != views["global"]:
+            raise ValueError(
+                f"pixel_values of shape {shape} have {shape[1]} views an image, but the mean of config.views['global']"
+                f"={views['global']} views is its embedding: local views go to local_pixel_values."
+            )
+        if local_pixel_values is not None and local_pixel_values.shape[0] != shape[0]:
+            raise ValueError(
+                f"Got views of {shape[0]} images and local views of {local_pixel_values.shape[0]}: they must be of "
+                "the same images."
+            )
+
+
+def _views_as_images(pixel_values: Tensor) -> Tensor:
+    """`(N, V, C, H, W)` to `(V N, C, H, W)`, all images of the first view first."""
+    return pixel_values.transpose(0, 1).flatten(0, 1)
+
 
 def _with_retrieval_embeds(
     outputs: BaseModelOutputWithPooling, in_text_space: Tensor | None, in_image_space: Tensor | None
@@ -1118,7 +1218,7 @@ class _LinearClassifier(LeVLJEPAPreTrainedModel):
     """The vision tower and a linear classifier: what both task heads are made of."""
 
     base_model_prefix = "vision_model"
-    _keys_to_ignore_on_load_unexpected = [r"^(text|sigreg|vision_projection|vision_predictor)"]
+    _keys_to_ignore_on_load_unexpected = [r"^(text|sigreg|contrastive|vision_projection|vision_predictor)"]
 
     def __init__(self, config: LeVLJEPAConfig) -> None:
         super().__init__(config)

@@ -124,7 +124,10 @@ def _converted(action: argparse.Action, value: Any) -> Any:
         raise ValueError(f"The recipe's {action.dest}={value!r} must be a list, such as [{value}].")
     convert = action.type or str
     try:
-        converted = [convert(str(one)) for one in value] if isinstance(value, list) else convert(str(value))
+        if isinstance(value, list):  # mappings are for the script to read: a mixture's datasets
+            converted = [one if isinstance(one, dict) and convert is str else convert(str(one)) for one in value]
+        else:
+            converted = convert(str(value))
     except (ValueError, TypeError, argparse.ArgumentTypeError) as error:
         raise ValueError(f"The recipe's {action.dest}={value!r} is of the wrong type: {error}.") from error
     if action.choices is not None and not set(_listed(converted)) <= set(action.choices):

@@ -6,7 +6,8 @@
 
 In each pass ("epoch") the shards are shuffled and dealt to the workers of all ranks, and each worker draws its samples
 from a buffer that it fills from its shards. Every choice is a function of the seed, the epoch and the count of draws,
-so a position is a few numbers, and to go back to it no sample before it is decoded.
+so a position is a few numbers, and to go back to it no sample before it is decoded. `mixtures.py` makes one stream of
+several.
 """
 
 import hashlib
@@ -16,7 +17,7 @@ import math
 import random
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,8 @@ MAX_SKIPPED_SHARDS = 0.1
 MANY = 8  # from so many shards a worker on, one more or less makes little difference
 RETRY_AFTER = (0.5, 2.0)  # seconds: a shard that is out of reach may come back
 SAMPLE_INDEX, SAMPLE_EPOCH = "sample_index", "sample_epoch"  # what samples carry for the collator's randomness
+SAMPLE_DATASET = "sample_dataset"  # and those of a mixture: the name of their dataset
+MAX_ROW_SHARDS = 2**20  # their order is a list in each worker
 
 
 @dataclass
@@ -43,8 +46,9 @@ class Position:
         epoch: of the pass.
         shard: how many of the worker's shards are read to their end.
         read: samples of the next one that are read.
-        draws: samples drawn from the buffer in this epoch.
+        draws: samples drawn from the buffer in this epoch; of a mixture, from its streams.
         buffer: (shard, sample) of what waits in the buffer, in its order.
+        parts: of a mixture, where the worker is in each of its streams.
     """
 
     epoch: int = 0
@@ -52,6 +56,14 @@ class Position:
     read: int = 0
     draws: int = 0
     buffer: list[tuple[int, int]] = field(default_factory=list)
+    parts: list["Position"] = field(default_factory=list)
+
+    @classmethod
+    def from_dict(cls, fields: dict[str, Any]) -> "Position":
+        return cls(**{**fields, "parts": [cls.from_dict(one) for one in fields.get("parts", ())]})
+
+    def of_part(self, number: int) -> "Position":
+        return self.parts[number] if self.parts else Position()
 
 
 @dataclass
@@ -73,14 +85,20 @@ class StreamState:
     def is_of(self, world_size: int, num_workers: int) -> bool:
         return num_workers == self.num_workers and len(self.positions) == world_size * num_workers
 
+    def of_part(self, number: int) -> "StreamState":
+        """Where they are in one of the streams of a mixture."""
+        positions, *pasts = ([one.of_part(number) for one in run] for run in (self.positions, *self.pasts))
+        return replace(self, positions=positions, pasts=pasts)
+
     def to_json(self) -> str:
         return json.dumps(asdict(self))
 
     @classmethod
     def from_json(cls, text: str) -> "StreamState":
         fields = json.loads(text)
-        positions, pasts = ([Position(**p) for p in fields["positions"]], fields["pasts"])
-        return cls(**{**fields, "positions": positions, "pasts": [[Position(**p) for p in one] for one in pasts]})
+        runs = (fields["positions"], *fields["pasts"])
+        positions, *pasts = ([Position.from_dict(one) for one in run] for run in runs)
+        return cls(**{**fields, "positions": positions, "pasts": pasts})
 
 
 class BrokenShards:
@@ -89,11 +107,13 @@ class BrokenShards:
     Args:
         num_shards: of the stream.
         max_rate: the share of them that may be broken.
+        name: of the stream, where it is one of several.
     """
 
-    def __init__(self, num_shards: int, max_rate: float = MAX_SKIPPED_SHARDS) -> None:
+    def __init__(self, num_shards: int, max_rate: float = MAX_SKIPPED_SHARDS, name: str | None = None) -> None:
         self.flags = torch.zeros(num_shards, dtype=torch.uint8).share_memory_()
         self.max_rate = max_rate
+        self.name = name
         self.file: Path | None = None  # where they are listed
 
     @property
@@ -106,18 +126,91 @@ class BrokenShards:
         Raises:
             RuntimeError: if more than `max_rate` of the shards, and more than one, are broken.
         """
+        of = "" if self.name is None else f" of {self.name}"
         if not self.flags[shard]:
-            logger.warning("Shard %d of %d is used as far as it can be read. %s", shard, len(self.flags), reason)
-            list_skipped(self.file, shard=shard, reason=reason)
+            logger.warning("Shard %d of %d%s is used as far as it can be read. %s", shard, len(self.flags), of, reason)
+            list_skipped(self.file, **({"dataset": self.name} if of else {}), shard=shard, reason=reason)
         self.flags[shard] = 1
         if self.count > max(1, self.max_rate * len(self.flags)) or self.count == len(self.flags):
             raise RuntimeError(
-                f"{self.count} of {len(self.flags)} shards can't be read to their end, more than "
+                f"{self.count} of {len(self.flags)} shards{of} can't be read to their end, more than "
                 f"max_skipped_shards={self.max_rate:.0%}. The last one: {reason} The warnings above name the others."
             )
 
 
-class EndlessStream(torch.utils.data.IterableDataset):
+class RowShards:
+    """A map-style dataset as a stream whose shards are its rows, so that each pass takes them in an order of its own.
+
+    Args:
+        dataset: anything with a length and rows by number.
+    """
+
+    def __init__(self, dataset: Any) -> None:
+        self.dataset = dataset
+        self.num_shards = min(len(dataset), MAX_ROW_SHARDS)
+
+    def read_shard(self, number: int) -> Iterator[dict[str, Any]]:
+        """The row; of more than `MAX_ROW_SHARDS`, every so manieth."""
+        for row in range(number, len(self.dataset), self.num_shards):
+            yield self.dataset[row]
+
+
+class ResumableStream(torch.utils.data.IterableDataset):
+    """What can be taken up again: where its workers were, and which of those is whose now.
+
+    Args:
+        seed: of every choice; the same on every rank.
+        rank, world_size: which part of the stream this process reads.
+    """
+
+    def __init__(self, seed: int = 0, rank: int = 0, world_size: int = 1) -> None:
+        self.seed = seed
+        self.rank, self.world_size = rank, world_size
+        self.worker = 0  # the number of the one that this process is
+        self.resumed: StreamState | None = None
+
+    @property
+    def position(self) -> Position:
+        """After the last sample that this process has drawn."""
+        raise NotImplementedError
+
+    @property
+    def parts(self) -> "list[EndlessStream]":
+        """The streams that it is made of."""
+        raise NotImplementedError
+
+    def resume(self, state: StreamState) -> None:
+        """Goes on from where the workers of all ranks were.
+
+        As many ranks and workers as then draw what they would have drawn. With other numbers they draw, in another
+        order, what was not drawn yet in the pass at hand.
+        """
+        self.resumed = state
+
+    def pasts(self, num_workers: int) -> list[list[Position]]:
+        """Positions of earlier runs with other numbers of workers or ranks, whose samples are not drawn again."""
+        if self.resumed is None:
+            return []
+        same = self.resumed.is_of(self.world_size, num_workers)
+        return self.resumed.pasts if same else [*self.resumed.pasts, self.resumed.positions]
+
+    def start(self) -> tuple[int, int, Position]:
+        """Of this process: the number of the worker that it is or takes over, how many there are, where it begins."""
+        worker = torch.utils.data.get_worker_info()
+        number, num_workers = (0, 1) if worker is None else (worker.id, worker.num_workers)
+        if self.resumed is None:
+            return number, num_workers, Position()
+        if not self.resumed.is_of(self.world_size, num_workers):
+            return number, num_workers, self.after_others(self.resumed.positions)
+        number = (number + self.resumed.next_worker) % num_workers  # the loader begins with its worker 0
+        return number, num_workers, self.resumed.positions[self.rank * num_workers + number]
+
+    def after_others(self, positions: list[Position]) -> Position:
+        """Where a worker begins after a run with other numbers of them."""
+        raise NotImplementedError
+
+
+class EndlessStream(ResumableStream):
     """A streamed dataset, repeated for ever and shuffled anew in each pass, split between ranks and workers.
 
     Without an end no rank runs dry before the others, and a run of `max_steps` is one epoch of the Trainer. Where the
@@ -126,61 +219,63 @@ class EndlessStream(torch.utils.data.IterableDataset):
     A shard that ends with an error is used as far as it went, named and counted in `broken`.
 
     Args:
-        dataset: what `load_pretraining_dataset(..., streaming=True)` returns.
+        dataset: what `load_pretraining_dataset(..., streaming=True)` returns, or `RowShards`.
         seed: of the shuffling; the same on every rank.
         buffer_size: samples held in memory to draw from. The order of the shards is shuffled as well.
         rank, world_size: which part of the stream this process reads.
         max_skipped_shards: the share of the shards that may be broken.
+        name: what it is called where it is one of several.
     """
 
     def __init__(
         self,
-        dataset: IterableDataset | TarShards,
+        dataset: IterableDataset | TarShards | RowShards,
         seed: int = 0,
         buffer_size: int = 1000,
         rank: int = 0,
         world_size: int = 1,
         max_skipped_shards: float = MAX_SKIPPED_SHARDS,
+        name: str | None = None,
     ) -> None:
         if buffer_size < 1:
             raise ValueError(f"buffer_size={buffer_size} must be at least 1: what is drawn from has a sample or more.")
+        super().__init__(seed, rank, world_size)
         self.dataset = dataset
-        self.seed = seed
         self.buffer_size = buffer_size
-        self.rank, self.world_size = rank, world_size
-        self.broken = BrokenShards(dataset.num_shards, max_skipped_shards)
+        self.many = 1 if isinstance(dataset, RowShards) else MANY  # a shard of one row is not shared
+        self.broken = BrokenShards(dataset.num_shards, max_skipped_shards, name)
         self._drawn: tuple[int, int, int, int, list[Any]] = (0, 0, 0, 0, [])
-        self.worker = 0  # the number of the one that this process is
-        self.resumed: StreamState | None = None
 
     @property
     def position(self) -> Position:
-        """After the last sample that this process has drawn."""
         epoch, shard, read, draws, buffer = self._drawn
         return Position(epoch, shard, read, draws, [key for key, _ in buffer])
 
-    def resume(self, state: "StreamState") -> None:
-        """Goes on from where the workers of all ranks were.
+    @property
+    def parts(self) -> "list[EndlessStream]":
+        return [self]
 
-        As many ranks and workers as then draw what they would have drawn. With other numbers they draw, in another
-        order, what was not drawn yet in the pass at hand.
+    def resume(self, state: StreamState) -> None:
+        """As `ResumableStream.resume`.
+
+        Raises:
+            ValueError: if the position is one in a mixture.
         """
-        self.resumed = state
+        if any(one.parts for one in state.positions):
+            raise ValueError(
+                "The checkpoint is of a mixture of datasets, and this run has one: give the same ones in the same "
+                "order."
+            )
+        super().resume(state)
+
+    def after_others(self, positions: list[Position]) -> Position:
+        return Position(epoch=min(position.epoch for position in positions))
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         prepare_worker()
-        worker = torch.utils.data.get_worker_info()
-        number, num_workers = (0, 1) if worker is None else (worker.id, worker.num_workers)
+        number, num_workers, start = self.start()
         self.worker = number
-        start, pasts = Position(), []
-        if self.resumed is not None:
-            pasts = [_Past(one, self.dataset.num_shards, self.seed) for one in self.pasts(num_workers)]
-            if self.resumed.is_of(self.world_size, num_workers):
-                number = (number + self.resumed.next_worker) % num_workers  # the loader begins with its worker 0
-                self.worker = number
-                start = self.resumed.positions[self.rank * num_workers + number]
-            else:
-                start = Position(epoch=min(position.epoch for position in self.resumed.positions))
+        pasts = [_Past(one, self) for one in self.pasts(num_workers)]
         consumer, consumers = self.rank * num_workers + number, self.world_size * num_workers
         epoch = start.epoch
         while True:
@@ -193,17 +288,14 @@ class EndlessStream(torch.utils.data.IterableDataset):
             epoch, start = epoch + 1, Position()
             pasts = [past for past in pasts if past.reaches(epoch)]
 
-    def pasts(self, num_workers: int) -> list[list[Position]]:
-        """Positions of earlier runs with other numbers of workers or ranks, whose samples are not drawn again."""
-        if self.resumed is None:
-            return []
-        same = self.resumed.is_of(self.world_size, num_workers)
-        return self.resumed.pasts if same else [*self.resumed.pasts, self.resumed.positions]
+    def deal(self, epoch: int, consumer: int, consumers: int) -> tuple[list[int], int, int]:
+        """A worker's shards and turns (`deal`) in this stream."""
+        return deal(self.dataset.num_shards, self.seed, epoch, consumer, consumers, self.many)
 
     def _epoch(
         self, epoch: int, consumer: int, consumers: int, start: Position, pasts: "list[_Past]"
     ) -> Iterator[dict[str, Any]]:
-        shards, turn, turns = deal(self.dataset.num_shards, self.seed, epoch, consumer, consumers)
+        shards, turn, turns = self.deal(epoch, consumer, consumers)
         buffer, draws = self._refilled(start.buffer), start.draws
 
         def drawn(place: int, read: int) -> dict[str, Any]:
@@ -257,8 +349,8 @@ class EndlessStream(torch.utils.data.IterableDataset):
         return [(tuple(key), found[tuple(key)]) for key in keys if tuple(key) in found]
 
 
-def _read_shard(dataset: IterableDataset | TarShards, shard: int) -> Iterator[dict[str, Any]]:
-    if isinstance(dataset, TarShards):
+def _read_shard(dataset: IterableDataset | TarShards | RowShards, shard: int) -> Iterator[dict[str, Any]]:
+    if isinstance(dataset, (TarShards, RowShards)):
         yield from dataset.read_shard(shard)
         return
     for row in dataset.shard(dataset.num_shards, shard).iter(batch_size=1):  # `iter(dataset)` splits it among workers
@@ -268,8 +360,8 @@ def _read_shard(dataset: IterableDataset | TarShards, shard: int) -> Iterator[di
 class _Past:
     """What the workers of an earlier run, of any number, have drawn."""
 
-    def __init__(self, positions: Sequence[Position], num_shards: int, seed: int) -> None:
-        self.positions, self.num_shards, self.seed = positions, num_shards, seed
+    def __init__(self, positions: Sequence[Position], stream: EndlessStream) -> None:
+        self.positions, self.deal = positions, stream.deal
         self._waiting = [{tuple(key) for key in position.buffer} for position in positions]
         self._owners: dict[int, dict[int, list[tuple[int, int]]]] = {}  # epoch: shard: (consumer, place) by turn
 
@@ -291,7 +383,7 @@ class _Past:
         if epoch not in self._owners:
             owners: dict[int, list[tuple[int, int]]] = {}
             for consumer in range(len(self.positions)):  # ascending: the order of their turns
-                shards = deal(self.num_shards, self.seed, epoch, consumer, len(self.positions))[0]
+                shards = self.deal(epoch, consumer, len(self.positions))[0]
                 for place, shard in enumerate(shards):
                     owners.setdefault(shard, []).append((consumer, place))
             self._owners[epoch] = owners
@@ -305,15 +397,17 @@ def list_skipped(file: Path | None, **entry: Any) -> None:
             lines.write(json.dumps(entry) + "\n")
 
 
-def deal(num_shards: int, seed: int, epoch: int, consumer: int, consumers: int) -> tuple[list[int], int, int]:
+def deal(
+    num_shards: int, seed: int, epoch: int, consumer: int, consumers: int, many: int = MANY
+) -> tuple[list[int], int, int]:
     """A worker's shards in an epoch, in its order, and which samples of them are its: every `turns`-th from `turn`.
 
     Of all workers together, each sample of each shard is dealt to exactly one. Where whole shards can't be dealt about
-    evenly, groups of workers share theirs.
+    evenly (there are fewer than `many` for each worker), groups of workers share theirs.
     """
     order = list(range(num_shards))
     random.Random(f"{seed} {epoch}").shuffle(order)
-    even = num_shards % consumers == 0 or num_shards >= MANY * consumers
+    even = num_shards % consumers == 0 or num_shards >= many * consumers
     groups = consumers if even else math.gcd(num_shards, consumers)
     return order[consumer % groups :: groups], consumer // groups, consumers // groups
 
@@ -329,6 +423,8 @@ __all__ = [
     "BrokenShards",
     "EndlessStream",
     "Position",
+    "ResumableStream",
+    "RowShards",
     "StreamState",
     "deal",
     "draw",

@@ -5,6 +5,7 @@ samples that it can draw reproducible randomness from, and stops before a loss t
 """
 
 import contextlib
+import copy
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -15,7 +16,6 @@ from . import _train_extra  # noqa: F401  isort: skip  (says what to install)
 import datasets
 import numpy as np
 import torch
-from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim import Optimizer
@@ -30,17 +30,19 @@ from transformers import (
 from transformers.trainer_utils import EvalLoopOutput, SchedulerType
 
 from .checkpoints import ResumableTrainer
-from .data import LeVLJEPADataCollator, NumberedDataset, find_columns
+from .configuration_levljepa import LeVLJEPAConfig
+from .data import LeVLJEPADataCollator, NumberedDataset, find_columns, image_size, objective_transform
 from .distributed import check_sharding, convert_sync_batchnorm, describe_launch
-from .evaluation.health import embedding_health, sigreg_floor
+from .evaluation.health import embedding_health, sigreg_ceiling, sigreg_floor
 from .evaluation.retrieval import retrieval_recall
 from .hub import ModelCardMixin
 from .large_batch import average_gradients, large_batch_backward
-from .streams import SAMPLE_INDEX, EndlessStream, Position, StreamState
+from .mixtures import STREAM_POSITION, DrawnSamples, MixedDataset, Mixture, WithOrigin, numbered, reproducible
+from .streams import SAMPLE_INDEX, Position, ResumableStream, StreamState
 from .tar_shards import TarShards
 from .training_arguments import LeVLJEPATrainingArguments
+from .watching.watcher import Watcher
 
-STREAM_POSITION = "stream_position"  # beside the tensors of a batch: the worker, and where it was after it
 EMBEDDINGS = ("image_embeds", "text_embeds", "predicted_text_embeds", "predicted_image_embeds")
 FILLED, UNNUMBERED = -1, -2  # indices of rows that are no sample, and of samples without a number
 NO_WEIGHT_DECAY = ("pos_embed", "cls_token", "reg_token", "dist_token")  # timm's convention
@@ -51,11 +53,14 @@ class LeVLJEPATrainer(ModelCardMixin, ResumableTrainer):
 
     - Each scalar of the model's output is logged: the mean over the steps since the last log, and over all ranks.
     - Every `health_steps` steps the embeddings of the current batch (of all ranks) are described, without another
-      forward pass.
+      forward pass; collapse and divergence are warned of in words (`watching/health.py`).
+    - Each line of the log has the throughput (`watching/throughput.py`), and stands in `log.jsonl` too.
+    - With a `probe_dataset` the model is probed on labelled data while it is trained (`watching/probes.py`).
     - Evaluation gives the loss, its terms and retrieval recalls, such as `eval_text_to_image_R@10`. Images go through
       the processor as it is, not the official evaluation transform (`evaluation_image_processor`).
     - Samples are numbered (`NumberedDataset`) and streams repeated without end (`EndlessStream`), so that what the
-      collator draws follows from the seed, and a resumed run continues as if it had not stopped.
+      collator draws follows from the seed, and a resumed run continues as if it had not stopped. Of a `Mixture` it
+      logs how many samples each dataset gave since the first step, over all ranks (`samples/NAME`).
     - With several processes BatchNorm takes its statistics over all ranks, and so does SIGReg unless the model's
       `config.sigreg_distributed` is `False`.
     - `create_model_card`, which `push_to_hub` calls, says what was trained on what, and how it went (`hub.py`).
@@ -69,7 +74,8 @@ class LeVLJEPATrainer(ModelCardMixin, ResumableTrainer):
         args: `LeVLJEPATrainingArguments`.
         data_collator: a `LeVLJEPADataCollator`; by default one of `processing_class` and the usual column names.
         eval_data_collator: the one for evaluation; by default `data_collator.for_evaluation()`.
-        train_dataset: samples of images and captions; a `datasets.IterableDataset` needs `max_steps`.
+        train_dataset: samples of images and captions, or a `Mixture` of several datasets; with a
+            `datasets.IterableDataset` it needs `max_steps`.
         eval_dataset: a map-style dataset, or a dict of several.
         processing_class: the processor, saved beside the model.
         kwargs: further arguments of `Trainer`.
@@ -94,18 +100,19 @@ class LeVLJEPATrainer(ModelCardMixin, ResumableTrainer):
         args = LeVLJEPATrainingArguments() if args is None else args
         if not isinstance(args, LeVLJEPATrainingArguments):
             raise TypeError(f"args must be LeVLJEPATrainingArguments, not {type(args).__name__}.")
-        _check_batch_size(args, train_dataset)
+        prepared_dataset = reproducible(train_dataset, args)
+        _check_batch_size(args, prepared_dataset)
         _check_large_batch(args)
         check_sharding(args)
         if data_collator is None and processing_class is not None:
-            data_collator = _default_collator(processing_class, train_dataset, args.seed)
+            data_collator = _default_collator(processing_class, train_dataset, args.seed, model)
         kwargs.setdefault("compute_metrics", retrieval_metrics)
         super().__init__(
             model=None if model is None else _prepared(model, args),
             args=args,
             data_collator=data_collator,
-            train_dataset=_reproducible(train_dataset, args),
-            eval_dataset=_numbered(eval_dataset),
+            train_dataset=prepared_dataset,
+            eval_dataset=numbered(eval_dataset),
             processing_class=processing_class,
             **kwargs,
         )
@@ -114,15 +121,16 @@ class LeVLJEPATrainer(ModelCardMixin, ResumableTrainer):
             eval_data_collator = collator.for_evaluation() if hasattr(collator, "for_evaluation") else collator
         self.eval_data_collator = eval_data_collator
         self.model_accepts_loss_kwargs = False  # the loss is a mean: with accumulation it must be divided
-        self._terms = _Averages()
         self._health: dict[str, float] = {}
         self._compiled_encoders: dict[str, Any] | None = None
+        self._drawn = DrawnSamples(self.mixture.names if self.mixture else ())
         self._stream_positions: dict[int, Position] = {}  # by worker, the one whose batch was the last at the end
         self._resumed_from: Path | None = None
         self._before_step: _State | None = None
         self._step_begins = True
         self._answers: tuple[list[str], Tensor, torch.cuda.Event | None] | None = None
         self._requested: int | None = None
+        self.watcher = Watcher(self)
         self._list_skipped()
         self.add_callback(_Events(self))
 
@@ -131,22 +139,31 @@ class LeVLJEPATrainer(ModelCardMixin, ResumableTrainer):
         file = Path(self.args.output_dir, f"skipped_{self.args.process_index}.jsonl")
         if hasattr(self.data_collator, "skipped_file"):
             self.data_collator.skipped_file = file
-        if isinstance(self.train_dataset, EndlessStream):
-            self.train_dataset.broken.file = file
+        if isinstance(self.train_dataset, ResumableStream):
+            for part in self.train_dataset.parts:
+                part.broken.file = file
 
     def call_model_init(self, trial: Any = None) -> nn.Module:
         return _prepared(super().call_model_init(trial), self.args)
 
     # Data
 
+    @property
+    def mixture(self) -> Mixture | None:
+        """What is trained on, if it is several datasets."""
+        return getattr(self.train_dataset, "mixture", None)
+
     def get_train_dataloader(self) -> DataLoader:
-        if not isinstance(self.train_dataset, EndlessStream):
+        if isinstance(self.train_dataset, MixedDataset):  # it has the order, and the collator counts
+            with self._loading(WithOrigin(self.data_collator), train_sampling_strategy="sequential"):
+                return super().get_train_dataloader()
+        if not isinstance(self.train_dataset, ResumableStream):
             return super().get_train_dataloader()
         # The stream splits itself between the ranks: accelerate would have each rank read everything.
         return DataLoader(
             self.train_dataset,
             batch_size=self._train_batch_size,
-            collate_fn=_WithPosition(self.data_collator, self.train_dataset),
+            collate_fn=WithOrigin(self.data_collator, self.train_dataset),
             num_workers=self.args.dataloader_num_workers,
             pin_memory=self.args.dataloader_pin_memory and self.args.device.type == "cuda",
             prefetch_factor=self.args.dataloader_prefetch_factor,
@@ -154,22 +171,23 @@ class LeVLJEPATrainer(ModelCardMixin, ResumableTrainer):
         )
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
-        with self._evaluation_data():
-            return super().get_eval_dataloader(_numbered(eval_dataset))
+        with self._loading(self.eval_data_collator, dataloader_drop_last=False):  # every sample counts
+            return super().get_eval_dataloader(numbered(eval_dataset))
 
     def get_test_dataloader(self, test_dataset: Any) -> DataLoader:
-        with self._evaluation_data():
-            return super().get_test_dataloader(_numbered(test_dataset))
+        with self._loading(self.eval_data_collator, dataloader_drop_last=False):  # every sample counts
+            return super().get_test_dataloader(numbered(test_dataset))
 
     @contextlib.contextmanager
-    def _evaluation_data(self) -> Iterator[None]:
-        """While a DataLoader is made: the other collator, and every sample counts."""
-        collator, drop_last = self.data_collator, self.args.dataloader_drop_last
-        self.data_collator, self.args.dataloader_drop_last = self.eval_data_collator, False
+    def _loading(self, data_collator: Any, **options: Any) -> Iterator[None]:
+        """While a DataLoader is made: another collator and other arguments."""
+        collator, args = self.data_collator, self.args
+        self.data_collator, self.args = data_collator, copy.copy(args)
+        vars(self.args).update(options)
         try:
             yield
         finally:
-            self.data_collator, self.args.dataloader_drop_last = collator, drop_last
+            self.data_collator, self.args = collator, args
 
     # Where the data are, in checkpoints
 
@@ -178,8 +196,10 @@ class LeVLJEPATrainer(ModelCardMixin, ResumableTrainer):
         settings = {**super().run_settings(), "weight_decay_parameters": self.args.weight_decay_parameters}
         settings["warmup_start_factor"] = self.args.warmup_start_factor
         data = self.train_dataset
-        if isinstance(data, EndlessStream):
-            settings["num_shards"] = data.dataset.num_shards
+        if self.mixture is not None:
+            settings |= self.mixture.settings()
+        if isinstance(data, ResumableStream):
+            settings["num_shards"] = sum(part.dataset.num_shards for part in data.parts)
             settings["stream_buffer_size"] = self.args.stream_buffer_size
             settings["dataloader_num_workers"] = self.args.dataloader_num_workers  # they share the shards
         elif data is not None:
@@ -191,8 +211,10 @@ class LeVLJEPATrainer(ModelCardMixin, ResumableTrainer):
         return settings
 
     def save_position(self, folder: Path) -> None:
-        """Where this rank's workers are in the stream."""
-        if isinstance(self.train_dataset, EndlessStream):
+        """Where this rank's workers are in the stream; of a mixture, what was drawn; the probes that learn beside."""
+        self._drawn.save(folder, self.accelerator)
+        self.watcher.save(folder)
+        if isinstance(self.train_dataset, ResumableStream):
             workers = max(1, self.args.dataloader_num_workers)
             *_, last = self._stream_positions
             positions = [self._stream_positions.get(worker, Position()) for worker in range(workers)]
@@ -200,8 +222,10 @@ class LeVLJEPATrainer(ModelCardMixin, ResumableTrainer):
             (folder / f"stream_{self.args.process_index}.json").write_text(state.to_json())
 
     def resume_position(self, checkpoint: Path) -> None:
-        """Puts the stream where it was, without reading what is behind."""
-        if not isinstance(self.train_dataset, EndlessStream):
+        """Puts the stream where it was, without reading what is behind; and the probes."""
+        self._drawn.load(checkpoint, self.accelerator)
+        self.watcher.load(checkpoint)
+        if not isinstance(self.train_dataset, ResumableStream):
             return
         files = sorted(checkpoint.glob("stream_*.json"), key=lambda path: int(path.stem.split("_")[1]))
         if not files:  # of an earlier version
@@ -218,7 +242,8 @@ class LeVLJEPATrainer(ModelCardMixin, ResumableTrainer):
         self.args.ignore_data_skip, self._resumed_from = True, checkpoint
 
     def get_batch_samples(self, epoch_iterator: Iterator, num_batches: int, device: torch.device) -> Any:
-        batches = super().get_batch_samples(epoch_iterator, num_batches, device)
+        with self.watcher.throughput.waiting():
+            batches = super().get_batch_samples(epoch_iterator, num_batches, device)
         if self._resumed_from is not None:  # making the iterator drew from the random state
             self._load_rng_state(str(self._resumed_from))
             self._resumed_from = None
@@ -280,7 +305,7 @@ class LeVLJEPATrainer(ModelCardMixin, ResumableTrainer):
     def _record(self, outputs: Any) -> None:
         """Takes from a training step's outputs what is logged, and what can stop the run."""
         terms = loss_terms(outputs)
-        self._terms.add(terms)
+        self.watcher.terms.add(terms)
         self._watch({"loss": outputs.loss, **terms})
         if self._health_is_due():
             self._health = self._describe(outputs)
@@ -292,6 +317,7 @@ class LeVLJEPATrainer(ModelCardMixin, ResumableTrainer):
             worker, position = inputs.pop(STREAM_POSITION)
             self._stream_positions.pop(worker, None)
             self._stream_positions[worker] = position
+        self._drawn.take(inputs)
         if self._step_begins:
             self._keep_state()
         self._step_begins = self.accelerator.sync_gradients  # with the next one, if this is its last
@@ -387,14 +413,20 @@ class LeVLJEPATrainer(ModelCardMixin, ResumableTrainer):
 
     # Logging
 
+    def floating_point_ops(self, inputs: dict[str, Any]) -> float:
+        """FLOPs of the training step on a batch, for `total_flos` and the throughput; called after each of them."""
+        flops = self.watcher.count(inputs)
+        return super().floating_point_ops(inputs) if flops is None else flops
+
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "loss" in logs:  # a log of training steps
-            logs.update(self._terms.pop(self.accelerator))
-            logs.update(self._health)
+            logs.update(self.watcher.figures(self._health))
             self._health = {}
         if "loss" in logs or "train_runtime" in logs:
             logs.update(self._skipped())
+            logs.update({f"samples/{name}": n for name, n in self._drawn.total(self.accelerator).items()})
         super().log(logs, start_time)
+        self.watcher.write(self.state.log_history[-1])
 
     def _skipped(self) -> dict[str, int]:
         """How many samples and shards were skipped, on all ranks."""
@@ -404,9 +436,11 @@ class LeVLJEPATrainer(ModelCardMixin, ResumableTrainer):
         counts = torch.tensor([counter.skipped_images, counter.skipped_captions], device=self.args.device)
         images, captions = self.accelerator.reduce(counts).tolist()
         skipped = {"skipped_images": images, "skipped_captions": captions}
-        if isinstance(self.train_dataset, EndlessStream):
-            broken = self.accelerator.reduce(self.train_dataset.broken.flags.to(self.args.device, torch.int32))
-            skipped["skipped_shards"] = int((broken > 0).sum())  # several ranks may have met the same one
+        if isinstance(self.train_dataset, ResumableStream):
+            for part in self.train_dataset.parts:
+                broken = self.accelerator.reduce(part.broken.flags.to(self.args.device, torch.int32))
+                name = "skipped_shards" if part.broken.name is None else f"skipped_shards/{part.broken.name}"
+                skipped[name] = int((broken > 0).sum())  # several ranks may have met the same one
         return {name: count for name, count in skipped.items() if count}
 
     def _health_is_due(self) -> bool:
@@ -417,10 +451,12 @@ class LeVLJEPATrainer(ModelCardMixin, ResumableTrainer):
         embeds = {name: self._gathered_rows(outputs[name].detach()) for name in EMBEDDINGS if name in outputs}
         health = embedding_health(**embeds)
         config = getattr(self.model, "config", None)
-        if hasattr(config, "sigreg_num_knots"):
+        if hasattr(config, "sigreg_num_knots") and getattr(outputs, "sigreg_vision", None) is not None:
             rows = embeds if config.sigreg_distributed else outputs
             scale, size = config.sigreg_sample_size_scale, len(rows["image_embeds"])
-            health["sigreg_floor"] = sigreg_floor(config.sigreg_num_knots, config.sigreg_t_max, size, scale)
+            knots = (config.sigreg_num_knots, config.sigreg_t_max)
+            health["sigreg_floor"] = sigreg_floor(*knots, size, scale)
+            health["sigreg_ceiling"] = sigreg_ceiling(*knots, size, scale)
         return health
 
     def _gathered_rows(self, embeds: Tensor) -> Tensor:
@@ -432,6 +468,14 @@ class LeVLJEPATrainer(ModelCardMixin, ResumableTrainer):
         return rows[~rows.isnan().any(dim=1)]
 
     # Evaluation
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        with self.watcher.throughput.paused():
+            return super().evaluate(*args, **kwargs)
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        with self.watcher.throughput.paused():
+            super()._save_checkpoint(model, trial)
 
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> EvalLoopOutput:
         output = super().evaluation_loop(*args, **kwargs)
@@ -493,7 +537,8 @@ def retrieval_metrics(prediction: EvalPrediction) -> dict[str, float]:
 def evaluation_figures() -> list[str]:
     """The names of what an evaluation measures, among which `metric_for_best_model` chooses."""
     rows = dict.fromkeys(EMBEDDINGS, np.eye(2, dtype=np.float32))
-    terms = dict.fromkeys(("loss", "prediction_loss", "sigreg_vision", "sigreg_text"), np.zeros(2, dtype=np.float32))
+    names = ("loss", "prediction_loss", "sigreg_vision", "sigreg_text", "multi_view_loss", "contrastive_loss")
+    terms = dict.fromkeys(names, np.zeros(2, dtype=np.float32))
     return list(retrieval_metrics(EvalPrediction({**rows, **terms}, np.arange(2))))
 
 
@@ -504,18 +549,6 @@ def loss_terms(outputs: Any) -> dict[str, Tensor]:
         for name, value in outputs.items()
         if name != "loss" and isinstance(value, Tensor) and value.dim() == 0
     }
-
-
-class _WithPosition:
-    """A collator whose batches say which worker made them, and where in the stream it was then."""
-
-    def __init__(self, collator: Any, stream: EndlessStream) -> None:
-        self.collator, self.stream = collator, stream
-
-    def __call__(self, samples: Any) -> dict[str, Any]:
-        worker = torch.utils.data.get_worker_info()
-        stream = self.stream if worker is None else worker.dataset
-        return {**self.collator(samples), STREAM_POSITION: (stream.worker, stream.position)}
 
 
 class _State:
@@ -534,30 +567,9 @@ class _State:
             torch.cuda.set_rng_state(self._cuda)
 
 
-class _Averages:
-    """Means of named scalars over steps and ranks, kept on their device until they are asked for."""
-
-    def __init__(self) -> None:
-        self._sums: dict[str, Tensor] = {}
-        self._count = 0
-
-    def add(self, values: dict[str, Tensor]) -> None:
-        self._sums = {name: self._sums.get(name, 0) + value.float() for name, value in values.items()}
-        self._count += 1
-
-    def pop(self, accelerator: Accelerator) -> dict[str, float]:
-        """The means since the last call."""
-        if not self._sums:
-            return {}
-        means = accelerator.reduce(torch.stack(list(self._sums.values())) / self._count, reduction="mean").tolist()
-        names = list(self._sums)
-        self.__init__()
-        return dict(zip(names, means, strict=True))
-
-
 class _Events(TrainerCallback):
-    """Says how the run runs, tells the data which epoch it is, makes a health step a logging step, judges the skipped
-    samples of an epoch."""
+    """Says how the run runs, tells the data which epoch it is, makes a health step a logging step, probes, judges the
+    skipped samples of an epoch."""
 
     def __init__(self, trainer: LeVLJEPATrainer) -> None:
         self.trainer = trainer
@@ -565,6 +577,7 @@ class _Events(TrainerCallback):
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if state.is_world_process_zero:
             print(f"Training: {describe_launch(args)}.", flush=True)
+        self.trainer.watcher.begin()
 
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         epoch = state.epoch or 0
@@ -575,11 +588,15 @@ class _Events(TrainerCallback):
             self.trainer._keep_state()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
-        if isinstance(self.trainer.train_dataset, EndlessStream):  # the Trainer counts from where it was resumed
+        if isinstance(self.trainer.train_dataset, ResumableStream):  # the Trainer counts from where it was resumed
             state.epoch = state.global_step / state.max_steps
         if self.trainer._health:
             control.should_log = True
+        self.trainer.watcher.end_step()
         return control
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.trainer.watcher.close()
 
     def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if hasattr(self.trainer.data_collator, "check_skipped"):
@@ -617,30 +634,18 @@ def _check_large_batch(args: LeVLJEPATrainingArguments) -> None:
 
 def _prepared(model: nn.Module, args: TrainingArguments) -> nn.Module:
     """SIGReg's directions follow the run's seed, and BatchNorm spans the ranks."""
-    if hasattr(model, "sigreg"):
+    if getattr(model, "sigreg", None) is not None:
         model.sigreg.seed = args.seed
     # on its device: there torch's SyncBatchNorm can stand in on CUDA
     return convert_sync_batchnorm(model.to(args.device)) if args.world_size > 1 else model
 
 
-def _reproducible(dataset: Any, args: TrainingArguments) -> Any:
-    if isinstance(dataset, (datasets.IterableDataset, TarShards)):
-        ranks = (args.process_index, args.world_size)
-        return EndlessStream(dataset, args.seed, args.stream_buffer_size, *ranks, args.max_skipped_shards)
-    return _numbered(dataset)
-
-
-def _numbered(dataset: Any) -> Any:
-    if isinstance(dataset, dict):
-        return {name: _numbered(one) for name, one in dataset.items()}
-    streams = (datasets.IterableDataset, torch.utils.data.IterableDataset, TarShards)
-    as_it_is = (type(None), str, NumberedDataset, *streams)
-    return dataset if isinstance(dataset, as_it_is) else NumberedDataset(dataset)
-
-
-def _default_collator(processor: Any, dataset: Any, seed: int) -> LeVLJEPADataCollator:
+def _default_collator(processor: Any, dataset: Any, seed: int, model: nn.Module | None) -> LeVLJEPADataCollator:
+    """Of the usual columns and, where the model says what it is trained for, its objective's augmentations."""
     known = isinstance(dataset, (datasets.Dataset, datasets.IterableDataset, TarShards))
-    return LeVLJEPADataCollator(processor, *(find_columns(dataset) if known else ()), seed=seed)
+    config = getattr(model, "config", None)
+    transform = objective_transform(config, image_size(processor)) if isinstance(config, LeVLJEPAConfig) else None
+    return LeVLJEPADataCollator(processor, *(find_columns(dataset) if known else ()), transform=transform, seed=seed)
 
 
 def _check_batch_size(args: LeVLJEPATrainingArguments, train_dataset: Any) -> None:

@@ -1,5 +1,6 @@
 """The training arguments: transformers' own, the released recipe's defaults, and the options of `LeVLJEPATrainer`."""
 
+import dataclasses
 import math
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -10,10 +11,82 @@ from transformers import TrainingArguments
 from ._field_help import with_field_help
 from .streams import MAX_SKIPPED_SHARDS
 
+# The probes of `levljepa_hf.watching.probes`, and the task of `levljepa evaluate` whose data each reads.
+ONLINE_PROBES = ("online_linear", "online_attentive")
+PROBES = {
+    "zero_shot": "zero-shot",
+    "retrieval": "retrieval",
+    "linear": "linear-probe",
+    "knn": "knn",
+    "attentive": "attentive-probe",
+    **dict.fromkeys(ONLINE_PROBES, "linear-probe"),
+}
+
 
 @with_field_help
 @dataclass
-class LeVLJEPATrainingArguments(TrainingArguments):
+class ProbeArguments:
+    """Probes of the model while it is trained, on labelled data (`levljepa_hf.watching.probes`)."""
+
+    probe_dataset: str | None = field(
+        default=None,
+        metadata={
+            "help": "Labelled data to probe the model on while it is trained: scenes, another name that `levljepa "
+            "evaluate` knows, or any source that `datasets` loads. Needs the extra `eval`."
+        },
+    )
+    probe_steps: int = field(default=500, metadata={"help": "Every so many steps the probes are measured."})
+    probe_tasks: list[str] = field(
+        default_factory=lambda: ["zero_shot", "linear"],
+        metadata={
+            "help": f"Of {', '.join(PROBES)}: protocols of `levljepa evaluate`, and classifiers that learn online, "
+            "beside the model and without a gradient into it."
+        },
+    )
+    probe_dataset_config: str | None = field(
+        default=None, metadata={"help": "Its configuration; of the scenes, their side in pixels (48)."}
+    )
+    probe_train_split: str = field(default="train", metadata={"help": "The split that probes learn from."})
+    probe_test_split: str = field(default="test", metadata={"help": "The split that they are measured on."})
+    probe_image_column: str | None = field(default=None, metadata={"help": "The column of the images."})
+    probe_label_column: str | None = field(default=None, metadata={"help": "The column of the classes."})
+    probe_caption_column: str | None = field(
+        default=None, metadata={"help": "The column of the captions, for retrieval."}
+    )
+    probe_class_names: str | None = field(
+        default=None, metadata={"help": "JSON or text file of the class names, in the order of the labels."}
+    )
+    probe_max_train_samples: int = field(
+        default=10_000, metadata={"help": "Images that probes learn from at most, drawn at random."}
+    )
+    probe_max_test_samples: int = field(
+        default=5_000, metadata={"help": "Images that they are measured on at most, drawn at random."}
+    )
+    probe_protocols: str | None = field(
+        default=None,
+        metadata={"help": "YAML file of constants of the protocols, by task, as `levljepa evaluate all` takes it."},
+    )
+    probe_batch_size: int = field(default=64, metadata={"help": "Labelled images in a step of the online probes."})
+
+
+def _check_probes(args: ProbeArguments) -> None:
+    """Refuses what would have no effect, and tasks that do not exist."""
+    if args.probe_dataset is None:
+        fields = [one for one in dataclasses.fields(ProbeArguments) if one.name != "probe_dataset"]
+        defaults = ProbeArguments()
+        given = [one.name for one in fields if getattr(args, one.name) != getattr(defaults, one.name)]
+        if given:
+            raise ValueError(f"{given[0]}={getattr(args, given[0])} has no effect without probe_dataset: give one.")
+        return
+    unknown = [task for task in args.probe_tasks if task not in PROBES]
+    if unknown or not args.probe_tasks:
+        what = f"{unknown[0]!r} is no probe" if unknown else "there are no probe_tasks"
+        raise ValueError(f"probe_tasks={args.probe_tasks}: {what}. Use some of {', '.join(PROBES)}.")
+
+
+@with_field_help
+@dataclass
+class LeVLJEPATrainingArguments(ProbeArguments, TrainingArguments):
     """`TrainingArguments` with the released recipe's optimiser settings, and the options of `LeVLJEPATrainer`."""
 
     learning_rate: float = field(default=2e-4, metadata={"help": "The peak learning rate of AdamW."})
@@ -43,8 +116,9 @@ class LeVLJEPATrainingArguments(TrainingArguments):
     health_steps: int = field(
         default=100,
         metadata={
-            "help": "Every so many steps the health of the embeddings is logged: effective rank, cosine of matched "
-            "and of shuffled pairs, and what SIGReg would be on a Gaussian. 0 turns it off."
+            "help": "Every so many steps the health of the embeddings is logged and judged: effective rank, cosine of "
+            "matched and of shuffled pairs, unexplained variance, and what SIGReg would be on a Gaussian and on a "
+            "single point. 0 turns it off."
         },
     )
     encoder_micro_batch_size: int | None = field(
@@ -88,6 +162,7 @@ class LeVLJEPATrainingArguments(TrainingArguments):
 
     def __post_init__(self) -> None:
         _check_numbers(self)
+        _check_probes(self)
         super().__post_init__()
         if self.device.type == "cpu":
             self.dataloader_pin_memory = False  # torch would warn that it has no use
@@ -116,6 +191,10 @@ _SMALLEST: dict[str, tuple[float, bool, Any]] = {
     "dataloader_num_workers": (0, False, None),
     "dataloader_prefetch_factor": (1, False, None),
     "encoder_micro_batch_size": (1, False, None),
+    "probe_steps": (1, False, None),
+    "probe_max_train_samples": (1, False, None),
+    "probe_max_test_samples": (1, False, None),
+    "probe_batch_size": (2, False, None),
 }
 _SHARES = ("warmup_start_factor", "wsd_decay_frac", "max_skipped_shards")
 

@@ -1,4 +1,4 @@
-"""One rank of a run under torchrun: `rank.py FOLDER DATA [--streaming]`. Its process id goes beside the folder."""
+"""One rank of a run under torchrun: `rank.py FOLDER DATA [--streaming] [--mixture]`. Its process id goes beside it."""
 
 import os
 import sys
@@ -16,6 +16,7 @@ if __name__ == "__main__":
         folder,
         Path(data),
         streaming="--streaming" in options,
+        mixture="--mixture" in options,
         per_device_train_batch_size=2,
         dataloader_num_workers=1,
         ddp_backend="gloo",

@@ -35,6 +35,8 @@ KINDS = {
     "map, 2 workers": {"dataloader_num_workers": 2},
     "stream": {"streaming": True},
     "stream, 2 workers": {"streaming": True, "dataloader_num_workers": 2},
+    "mixture": {"mixture": True},
+    "streamed mixture, 2 workers": {"mixture": True, "streaming": True, "dataloader_num_workers": 2},
     "micro-batches": {"encoder_micro_batch_size": 2},
 }
 

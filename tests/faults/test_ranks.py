@@ -26,7 +26,7 @@ def data(tmp_path_factory) -> Path:
 
 def launch(folder: Path, data: Path, kind: str) -> subprocess.Popen:
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone"]
-    command += [str(Path(__file__).with_name("rank.py")), str(folder), str(data), *([kind] if kind else [])]
+    command += [str(Path(__file__).with_name("rank.py")), str(folder), str(data), *kind.split()]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
@@ -43,7 +43,10 @@ def wait_for_step(folder: Path, step: int) -> None:
         time.sleep(0.01)
 
 
-@pytest.fixture(scope="module", params=["", "--streaming"], ids=["map", "stream"])
+KINDS = {"map": "", "stream": "--streaming", "mixture": "--mixture", "streamed mixture": "--mixture --streaming"}
+
+
+@pytest.fixture(scope="module", params=KINDS.values(), ids=KINDS)
 def reference(request, data, tmp_path_factory) -> tuple[str, Path]:
     folder = tmp_path_factory.mktemp("reference") / "run"
     process = launch(folder, data, request.param)

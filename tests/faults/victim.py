@@ -23,6 +23,7 @@ from torch import nn
 
 from levljepa_hf import LeVLJEPAConfig, LeVLJEPAModel, LeVLJEPAProcessor
 from levljepa_hf.data import load_pretraining_dataset
+from levljepa_hf.mixtures import Mixture
 from levljepa_hf.trainer import LeVLJEPATrainer, LeVLJEPATrainingArguments
 
 STEPS, SAVE_STEPS = 9, 2
@@ -56,7 +57,14 @@ class RecordingTrainer(LeVLJEPATrainer):
         return loss
 
 
-def build(folder: Path, data: Path, streaming: bool = False, **options: Any) -> LeVLJEPATrainer:
+def load_data(folder: Path, streaming: bool, mixture: bool) -> Any:
+    dataset = load_pretraining_dataset(str(folder), streaming=streaming)
+    if not mixture:
+        return dataset
+    return Mixture({"web": dataset, "photos": load_pretraining_dataset(str(folder))}, {"web": 0.7, "photos": 0.3})
+
+
+def build(folder: Path, data: Path, streaming: bool = False, mixture: bool = False, **options: Any) -> LeVLJEPATrainer:
     torch.manual_seed(0)
     model = LeVLJEPAModel(LeVLJEPAConfig.from_preset("debug", text_config={"embd_pdrop": 0.1}))
     bad_gradient_at, seconds = options.pop("bad_gradient_at", None), options.pop("seconds_a_step", 0.0)
@@ -78,7 +86,7 @@ def build(folder: Path, data: Path, streaming: bool = False, **options: Any) -> 
     trainer = RecordingTrainer(
         model=model,
         args=LeVLJEPATrainingArguments(str(folder), **options),
-        train_dataset=load_pretraining_dataset(str(data), streaming=streaming),
+        train_dataset=load_data(data, streaming, mixture),
         processing_class=LeVLJEPAProcessor.from_image_size(32),
     )
     rank = trainer.args.process_index if trainer.args.world_size > 1 else ""

@@ -1,0 +1,42 @@
+"""The log of a run as a file that grows with it, so that it can be looked at while the run is going on."""
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+LOG_NAME = "log.jsonl"  # in the output folder: what `trainer_state.json` has as `log_history`, a line an entry
+
+
+class LogFile:
+    """`log.jsonl` of a run, which one process writes.
+
+    Args:
+        folder: The output folder of the run.
+    """
+
+    def __init__(self, folder: str | os.PathLike) -> None:
+        self.path = Path(folder, LOG_NAME)
+        self._begun = False
+
+    def begin(self, history: Sequence[Mapping[str, Any]]) -> None:
+        """Starts anew, or from the history of the checkpoint that the run goes on from: later lines are dropped."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        part = self.path.with_name(f"_{LOG_NAME}")
+        part.write_text("".join(map(_line, history)), "utf-8")
+        part.replace(self.path)
+        self._begun = True
+
+    def add(self, entry: Mapping[str, Any]) -> None:
+        """A line more, if the run has begun."""
+        if self._begun:
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(_line(entry))
+
+
+def _line(entry: Mapping[str, Any]) -> str:
+    return json.dumps(entry) + "\n"
+
+
+__all__ = ["LOG_NAME", "LogFile"]
