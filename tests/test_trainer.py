@@ -373,7 +373,7 @@ def test_accumulated_gradients_are_the_mean_and_not_the_sum(
         logging_steps=1,
         encoder_micro_batch_size=encoder_micro_batch_size,
     )
-    losses = [reference(**batch).loss for batch in run.get_train_dataloader()]
+    losses = [reference(**run._prepare_inputs(batch)).loss for batch in run.get_train_dataloader()]
     (sum(losses) / 2).backward()
     run.model.eval()  # training is the Trainer's to switch on
     run.train()
