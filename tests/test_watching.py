@@ -15,10 +15,10 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from accelerate import Accelerator
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import TrainerCallback
 
-from accelerate import Accelerator
 from levljepa_hf import LeVLJEPAConfig, LeVLJEPAModel, LeVLJEPAProcessor, LeVLJEPATrainer, LeVLJEPATrainingArguments
 from levljepa_hf.evaluation import LinearProbeProtocol, evaluate_linear_probe, load_encoder, load_split
 from levljepa_hf.evaluation.health import sigreg_ceiling, sigreg_floor, unexplained_variance
