@@ -3,12 +3,13 @@
 Plain is a training step of the model (forward, backward, AdamW) on images and captions that are ready; in turns with
 it run the calls that `LeVLJEPATrainer` adds to each step, and a step of both online probes on as many labelled images.
 
-    python benchmarks/watching.py --threads 1
+    python benchmarks/watching.py --threads 1 --clock cpu
     python benchmarks/watching.py --preset base --batch_size 256   # on a GPU
 """
 
 import argparse
 import statistics
+import time
 
 import measure
 import torch
@@ -16,7 +17,9 @@ import torch
 from levljepa_hf import LeVLJEPAConfig, LeVLJEPAModel, LeVLJEPAProcessor, LeVLJEPATrainingArguments
 from levljepa_hf.evaluation import EvaluationSplit
 from levljepa_hf.watching.probes import OnlineProbes, _ModelInTraining
-from levljepa_hf.watching.throughput import Throughput, training_flops
+from levljepa_hf.watching.throughput import StepFlops, Throughput
+
+CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 
 
 def main() -> None:
@@ -25,6 +28,9 @@ def main() -> None:
     parser.add_argument("--batch_size", type=int, default=16, help="of the training, and of the labelled images")
     parser.add_argument("--repeats", type=int, default=5, help="turns")
     parser.add_argument("--threads", type=int, help="of torch")
+    parser.add_argument(
+        "--clock", choices=CLOCKS, default="wall", help="cpu: processor time, less disturbed by others"
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     args = parser.parse_args()
     if args.threads:
@@ -35,7 +41,7 @@ def main() -> None:
     side, n = model.config.vision_config.image_size, args.batch_size
     inputs = {"pixel_values": torch.randn(n, 3, side, side), "input_ids": torch.randint(0, 1000, (n, 20))}
     inputs = {name: tensor.to(device) for name, tensor in inputs.items()}
-    clock = Throughput()
+    clock, flops = Throughput(), StepFlops(model)
 
     def step() -> None:
         model.train()(**inputs).loss.backward()
@@ -45,7 +51,7 @@ def main() -> None:
     def watched() -> None:
         with clock.waiting():
             pass
-        clock.add(n, training_flops(model, inputs))
+        clock.add(n, flops(inputs))
         clock.end_step()
 
     probes = make_probes(model, n)
@@ -56,7 +62,9 @@ def main() -> None:
         probes.step(next(numbers))
         model.train()
 
-    seconds = measure.interleaved({"step": step, "watched": watched, "online": online}, args.repeats, device)
+    seconds = measure.interleaved(
+        {"step": step, "watched": watched, "online": online}, args.repeats, device, clock=CLOCKS[args.clock]
+    )
     median = {name: statistics.median(values) for name, values in seconds.items()}
     measure.report(
         {

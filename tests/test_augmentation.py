@@ -279,7 +279,7 @@ def test_a_transform_may_be_called_on_tensors() -> None:
 
 
 def test_reduction_enlarges_no_crop_and_is_the_most() -> None:
-    transform = multi_view_transform(64, 24)
+    transform = multi_view_transform((64, 40), (20, 30))
     generator, seen = random.Random(0), Counter()
     for size in ((1600, 1200), (300, 900), (200, 150), (50, 40)):
         for _ in range(100):
@@ -430,8 +430,7 @@ def test_workers_change_nothing_and_no_global_state_moves(processor, make) -> No
         batches = list(loader)
         return {name: torch.cat([batch[name] for batch in batches]) for name in batches[0]}
 
-    random.seed(1)
-    np.random.seed(1)
+    random.random(), np.random.random()
     states = random.getstate(), np.random.get_state()[1].tolist()
     collator = LeVLJEPADataCollator(processor, transform=make(), seed=7)
     before = torch.get_rng_state()

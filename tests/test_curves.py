@@ -145,9 +145,12 @@ def test_runs_lie_over_one_another_by_name(run: Path, tmp_path: Path) -> None:
 
 def test_terms_that_are_not_known_have_a_panel(tmp_path: Path) -> None:
     """Those of another objective, or of a model of one's own."""
-    entries = [line(step, contrastive_loss=3.0, temperature=0.07, skipped_images=1) for step in (1, 2)]
+    entries = [
+        line(step, contrastive_loss=3.0, temperature=0.07, skipped_images=1, **{"samples/photos": step})
+        for step in (1, 2)
+    ]
     figure = plot_runs([read_run(write(tmp_path, *entries))])
-    assert titles(figure) == ["Loss and terms", "Learning rate", "Other terms"]
+    assert titles(figure) == ["Loss and terms", "Samples drawn, by dataset", "Learning rate", "Other terms"]
     assert len(curves(figure, "Loss and terms")) == 2 and curves(figure, "Other terms") == [([1, 2], [0.07, 0.07])]
 
 

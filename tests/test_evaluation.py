@@ -334,13 +334,16 @@ def test_matched_and_shuffled_cosine_against_all_pairs(generator):
 def test_embedding_health(generator):
     z_v, z_t = torch.randn(2, 200, 8, generator=generator)
     health = embedding_health(z_v.requires_grad_(), z_t, z_t.bfloat16(), z_v)  # perfect predictions
-    assert list(health) == ["effective_rank_vision", "effective_rank_text", "cosine_matched", "cosine_shuffled"]
+    names = ["effective_rank_vision", "effective_rank_text", "cosine_matched", "cosine_shuffled"]
+    assert list(health) == [*names, "unexplained_vision", "unexplained_text"]
+    assert health["unexplained_vision"] == 0 and 0 < health["unexplained_text"] < 1e-4  # bfloat16's rounding
     assert health["cosine_matched"] == pytest.approx(1, abs=1e-3) and abs(health["cosine_shuffled"]) < 0.05
     assert 7 < health["effective_rank_vision"] <= 8
     half = embedding_health(z_v, z_t, z_t, -z_t)["cosine_matched"]  # one direction perfect, the other unrelated
     assert half == pytest.approx(0.5, abs=0.05)
     assert embedding_health(z_v, z_t, -z_v, z_v)["cosine_matched"] == pytest.approx(0.5, abs=0.05)
     without = embedding_health(z_v, z_t)
+    assert list(without) == names
     assert without["cosine_matched"] == pytest.approx(matched_and_shuffled_cosine(z_v, z_t)[0])
 
 

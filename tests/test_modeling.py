@@ -725,3 +725,9 @@ def test_unknown_arguments_are_refused(model, config, inputs):
         TypeError, match=r"LeVLJEPAModel.forward\(\).*'attention_masks'. Did you mean 'attention_mask'"
     ):
         model(**images, input_ids=inputs["input_ids"], attention_masks=inputs["attention_mask"])
+
+
+def test_images_that_are_not_normalised_are_refused(model, inputs):
+    pixels = torch.randint(0, 256, inputs["pixel_values"].shape, dtype=torch.uint8)
+    with pytest.raises(ValueError, match="pixel_values of type torch.uint8 are not normalised"):
+        model.get_image_features(pixels)

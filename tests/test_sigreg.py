@@ -369,6 +369,17 @@ def test_compiles_without_a_graph_break(backend):
     assert compiled.sigreg.step == eager.sigreg.step == 4
 
 
+@pytest.mark.parametrize("group", [1, 4])
+def test_operators_tell_a_compiler_their_shapes(group):
+    z, draws, grad_sums = torch.randn(2, 9, 8), torch.randn(3, 8), torch.randn(2, 3 * group, 32)
+    for operator, arguments in (
+        (sigreg_levljepa._column_sums, (z, draws, 17, 3.0, group, "tiled")),
+        (sigreg_levljepa._column_sums_backward, (grad_sums, z, draws, 17, 3.0, group, "tiled")),
+        (sigreg_levljepa._statistic_and_gradient, (z, draws, 17, 3.0, group, True)),
+    ):
+        torch.library.opcheck(operator, arguments, test_utils="test_faketensor")
+
+
 @needs_inductor
 @pytest.mark.parametrize("constant", [True, False], ids=["constant step", "step as a tensor"])
 def test_compiled_directions_are_those_of_eager(constant):
@@ -494,6 +505,12 @@ def test_kernels_that_give_wrong_numbers_are_refused(tiled_as_triton, monkeypatc
         assert not works(CPU)
     errors = [float(error) for error in re.findall(number, str(warnings[0].message))]
     assert (errors[0] < 1e-4) == (name == "_triton_gradient") and (errors[1] < 1e-4) == (name == "_triton_sums")
+
+
+def test_kernels_get_all_directions_of_the_draws(tiled_as_triton):
+    z = torch.randn(30, 8)
+    expected = value_and_gradient(SIGReg(12), z)
+    torch.testing.assert_close(value_and_gradient(SIGReg(12, implementation="triton"), z), expected)
 
 
 def test_kernels_that_fail_are_refused(tiled_as_triton, monkeypatch):

@@ -373,7 +373,7 @@ def test_accumulated_gradients_are_the_mean_and_not_the_sum(
         logging_steps=1,
         encoder_micro_batch_size=encoder_micro_batch_size,
     )
-    losses = [reference(**batch).loss for batch in run.get_train_dataloader()]
+    losses = [reference(**run._prepare_inputs(batch)).loss for batch in run.get_train_dataloader()]
     (sum(losses) / 2).backward()
     run.model.eval()  # training is the Trainer's to switch on
     run.train()
@@ -478,7 +478,7 @@ def test_options_reach_collator_stream_and_loader(tmp_path: Path, processor) -> 
     assert (run.train_dataset.seed, run.train_dataset.buffer_size) == (7, 3)
     loader = run.get_train_dataloader()
     assert (loader.num_workers, loader.batch_size, loader.drop_last) == (2, 4, True)
-    assert loader.collate_fn.collator is run.data_collator
+    assert loader.collate_fn.collator.counter is run.data_collator.counter
 
 
 @pytest.mark.parametrize("micro_batch_size", [None, 2])
@@ -491,6 +491,17 @@ def test_the_views_of_levljepa_plus_come_by_themselves(tmp_path: Path, processor
     log = next(entry for entry in run.state.log_history if "multi_view_loss" in entry)
     assert 0 < log["multi_view_loss"] < 10 and log["prediction_loss"] > 0
     assert next(iter(run.get_eval_dataloader(samples(4))))["pixel_values"].shape == (4, 3, 32, 32)
+
+
+def test_pixels_travel_as_bytes_and_are_normalised_on_arrival(tmp_path: Path, processor) -> None:
+    run = trainer(tmp_path, processor, train_sampling_strategy="sequential")
+    batch = next(iter(run.get_train_dataloader()))
+    assert batch["pixel_values"].dtype == torch.uint8
+    expected = run.data_collator([run.train_dataset[i] for i in range(4)])["pixel_values"]
+    pixels = run._prepare_inputs(batch)["pixel_values"]
+    assert pixels.dtype == torch.float32 and torch.equal(pixels, expected)
+    kept = run._prepare_inputs({"pixel_values": expected})["pixel_values"]
+    assert torch.equal(kept, expected), "what is float is left as it is"
 
 
 def test_each_epoch_is_augmented_anew(tmp_path: Path, processor, monkeypatch) -> None:

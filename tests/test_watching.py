@@ -25,8 +25,9 @@ from levljepa_hf.evaluation.health import sigreg_ceiling, sigreg_floor, unexplai
 from levljepa_hf.sigreg_levljepa import SIGReg
 from levljepa_hf.watching import throughput, watcher
 from levljepa_hf.watching.health import HealthLimits, HealthMonitor
+from levljepa_hf.watching.log_file import LogFile
 from levljepa_hf.watching.probes import OnlineProbes, Probes
-from levljepa_hf.watching.throughput import Throughput, peak_flops, training_flops
+from levljepa_hf.watching.throughput import StepFlops, Throughput, peak_flops
 from test_trainer import TERMS, new_model, samples, trainer
 
 # Health: figures
@@ -261,6 +262,30 @@ def test_the_log_is_a_file_that_grows_with_the_run(tmp_path: Path, processor) ->
     assert read() == again.state.log_history
 
 
+def test_a_log_that_can_not_be_written_stops_no_run(tmp_path: Path, caplog) -> None:
+    file = LogFile(tmp_path)
+    file.begin([])
+    file.path.unlink()
+    file.path.mkdir()
+    for step in (1, 2):
+        file.add({"step": step})
+    assert warnings_of(caplog).count("log.jsonl ends here") == 1
+
+
+@pytest.mark.parametrize("objective", ["infonce", "siglip", "levljepa_plus"])
+def test_other_objectives_are_watched(tmp_path: Path, processor, objective: str) -> None:
+    """With the terms that they have."""
+    probes = {**PROBED, "probe_tasks": ["zero_shot", "online_linear"]}
+    run = trainer(tmp_path, processor, model=new_model(objective=objective), health_steps=2, **probes)
+    run.train()
+    first, _ = health_of(run)
+    assert {"effective_rank_vision", "samples_per_second"} <= first.keys()
+    assert ("unexplained_text" in first) == ("sigreg_floor" in first) == (objective == "levljepa_plus")
+    assert run.state.total_flos > 0
+    figures = [entry for entry in run.state.log_history if "probe_zero_shot_top1" in entry]
+    assert len(figures) == 2 and "probe_online_linear_top1" in figures[0]
+
+
 # Throughput
 
 
@@ -278,12 +303,12 @@ def test_flops_are_those_that_torch_counts(preset: str, frozen: str) -> None:
         loss = model(**inputs).loss
         forward = counter.get_total_flops()
         loss.backward()
-    assert training_flops(model, inputs) == pytest.approx(counter.get_total_flops(), rel=3e-3)
+    assert StepFlops(model)(inputs) == pytest.approx(counter.get_total_flops(), rel=3e-3)
     if not frozen:  # the heads are not recomputed
         with FlopCounterMode(display=False) as heads, torch.no_grad():
             widths = (config.vision_config.hidden_size, config.text_config.n_embd)
             model.forward_heads(*(torch.randn(3, width) for width in widths))
-        again = training_flops(model, inputs, recomputed=1) - training_flops(model, inputs)
+        again = StepFlops(model, recomputed=1)(inputs) - StepFlops(model)(inputs)
         assert again == pytest.approx(forward - heads.get_total_flops(), rel=3e-3)
 
 
@@ -291,12 +316,12 @@ def test_flops_of_views_and_of_other_models() -> None:
     model = new_model()
     flat = {"pixel_values": torch.empty(6, 3, 32, 32), "input_ids": torch.empty(6, 9)}
     views = {"pixel_values": torch.empty(6, 1, 3, 32, 32), "input_ids": torch.empty(6, 9)}
-    assert training_flops(model, views) == training_flops(model, flat)
-    crops = training_flops(model, {**views, "local_pixel_values": torch.empty(6, 2, 3, 16, 16)})
-    two = training_flops(model, {**views, "pixel_values": torch.empty(6, 2, 3, 32, 32)})
-    assert training_flops(model, flat) < crops < two
-    assert training_flops(torch.nn.Linear(2, 2), flat) is None
-    assert training_flops(model, {"input_ids": flat["input_ids"]}) is None
+    assert StepFlops(model)(views) == StepFlops(model)(flat)
+    crops = StepFlops(model)({**views, "local_pixel_values": torch.empty(6, 2, 3, 16, 16)})
+    two = StepFlops(model)({**views, "pixel_values": torch.empty(6, 2, 3, 32, 32)})
+    assert StepFlops(model)(flat) < crops < two
+    assert StepFlops(torch.nn.Linear(2, 2))(flat) is None
+    assert StepFlops(model)({"input_ids": flat["input_ids"]}) is None
 
 
 @pytest.mark.parametrize(
@@ -396,7 +421,7 @@ def test_the_run_is_clocked_without_evaluation_saving_and_the_first_step(
     # accelerate reads a batch ahead, so that the last step reads none
     assert [entry["samples_per_second"] for entry in logs[1:3]] == pytest.approx([0.4, 0.4])
     assert [entry["data_wait"] for entry in logs[1:3]] == pytest.approx([0.4, 0.4])
-    flops = training_flops(run.model, run.eval_data_collator(samples(4)))
+    flops = StepFlops(run.model)(run.eval_data_collator(samples(4)))
     assert logs[1]["mfu"] == pytest.approx(flops / 10 / 1e9, rel=0.15)  # captions differ in length
     assert run.state.total_flos == pytest.approx(4 * flops, rel=0.15)
 

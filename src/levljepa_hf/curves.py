@@ -43,6 +43,7 @@ PANELS = {
     "Health warnings": ("health_warnings",),
     "Samples a second": ("samples_per_second",),
     "Waiting for data, utilisation": ("data_wait", "mfu"),
+    "Samples drawn, by dataset": ("samples/*",),
     "Learning rate": ("learning_rate",),
     "Norm of the gradient": ("grad_norm",),
 }

@@ -70,6 +70,7 @@ MAX_CAPTION_CHARACTERS = 20_000
 IMAGE_TYPES = (bytes, bytearray, memoryview, str, Path, Mapping, PILImage.Image, Tensor, np.ndarray)
 Views = Tensor | tuple[Tensor, Tensor]  # one view, or the global and the local ones
 _MAX_WORKERS = 512
+PIXELS = ("pixel_values", "local_pixel_values")  # of a batch: the (global) views of each image, and the local ones
 
 
 # Loading
@@ -416,6 +417,8 @@ class LeVLJEPADataCollator:
         max_image_pixels: larger images are skipped (as decoded: large JPEGs may be decoded at a reduced scale).
         max_caption_characters: longer captions are not drawn.
         skipped_file: where the skipped samples are listed, a line of JSON each.
+        normalize: False leaves the pixels of training as uint8, a quarter of the bytes for workers and devices to
+            hand over, and `normalized` makes them float32 where they have arrived; the Trainer does.
         counter: counts what was read and skipped, over all workers; by default a new one.
 
     Returns (when called with a list of samples):
@@ -436,6 +439,7 @@ class LeVLJEPADataCollator:
     max_image_pixels: int = MAX_IMAGE_PIXELS
     max_caption_characters: int = MAX_CAPTION_CHARACTERS
     skipped_file: Path | None = None
+    normalize: bool = True
     counter: SampleCounter = field(default_factory=SampleCounter)
 
     def __post_init__(self) -> None:
@@ -576,19 +580,27 @@ class LeVLJEPADataCollator:
     def _pixel_values(self, images: Sequence[Views | PILImage.Image]) -> dict[str, Tensor]:
         if not self.training:
             return {"pixel_values": self.processor.image_processor(images, return_tensors="pt")["pixel_values"]}
-        if isinstance(images[0], Tensor):
-            return {"pixel_values": self._normalised(images)}
-        global_views, local_views = zip(*images, strict=True)
-        batch = {"pixel_values": self._normalised(global_views)}
-        return {**batch, "local_pixel_values": self._normalised(local_views)} if local_views[0].numel() else batch
+        views = [images] if isinstance(images[0], Tensor) else zip(*images, strict=True)
+        batch = {name: stack for name, stack in zip(PIXELS, views, strict=False) if stack[0].numel()}
+        if not self.normalize:
+            return {name: torch.stack(list(stack)) for name, stack in batch.items()}
+        return {name: self._normalized(stack) for name, stack in batch.items()}
 
-    def _normalised(self, images: Sequence[Tensor]) -> Tensor:
+    def normalized(self, batch: Mapping[str, Any]) -> dict[str, Any]:
+        """A batch whose uint8 pixels, as `normalize=False` leaves them, are float32, on the device where they are."""
+        pixels = {name: batch[name] for name in PIXELS if name in batch and batch[name].dtype == torch.uint8}
+        return {**batch, **{name: self._normalized(value) for name, value in pixels.items()}}
+
+    def _normalized(self, images: Tensor | Sequence[Tensor]) -> Tensor:
         """uint8 images, or stacks of them (V, 3, H, W), as a float32 batch, with the processor's mean and std."""
+        device = images[0].device
         mean, std = (
             torch.tensor(value, dtype=torch.float64)[:, None, None]
             for value in (self.processor.image_processor.image_mean, self.processor.image_processor.image_std)
         )
-        scale, offset = (1 / (255 * std)).float(), (-mean / std).float()
+        scale, offset = (value.float().to(device, non_blocking=True) for value in (1 / (255 * std), -mean / std))
+        if device.type != "cpu":
+            return images.float().mul_(scale).add_(offset)
         # Memory from numpy, which asks for huge pages: writing to a fresh batch costs a quarter of what it does to
         # memory from torch. One image at a time stays in the cache.
         batch = torch.from_numpy(np.empty((len(images), *images[0].shape), dtype=np.float32))

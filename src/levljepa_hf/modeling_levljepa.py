@@ -511,9 +511,15 @@ class LeVLJEPAVisionModel(LeVLJEPAPreTrainedModel):
             block's attention map `(N, heads, prefix + patches, prefix + patches)`, register tokens included.
 
         Raises:
-            ValueError: if the patch size does not divide the image's height and width; if attention maps are wanted of
-                a model that does not compute them.
+            ValueError: if the patch size does not divide the image's height and width; if the images are whole
+                numbers, as before they are normalised; if attention maps are wanted of a model that does not compute
+                them.
         """
+        if not pixel_values.is_floating_point():
+            raise ValueError(
+                f"pixel_values of type {pixel_values.dtype} are not normalised: pass them through the processor, or, "
+                "where a training collator left them as bytes, through its `normalized`."
+            )
         if output_hidden_states is None:
             output_hidden_states = self.config.output_hidden_states
         if output_attentions is None:

@@ -154,16 +154,20 @@ class LeVLJEPATrainer(ModelCardMixin, ResumableTrainer):
         return getattr(self.train_dataset, "mixture", None)
 
     def get_train_dataloader(self) -> DataLoader:
+        collator = self.data_collator
+        if isinstance(collator, LeVLJEPADataCollator):
+            collator = replace(collator, normalize=False)  # on the device: see `_prepare_inputs`
         if isinstance(self.train_dataset, MixedDataset):  # it has the order, and the collator counts
-            with self._loading(WithOrigin(self.data_collator), train_sampling_strategy="sequential"):
+            with self._loading(WithOrigin(collator), train_sampling_strategy="sequential"):
                 return super().get_train_dataloader()
         if not isinstance(self.train_dataset, ResumableStream):
-            return super().get_train_dataloader()
+            with self._loading(collator):
+                return super().get_train_dataloader()
         # The stream splits itself between the ranks: accelerate would have each rank read everything.
         return DataLoader(
             self.train_dataset,
             batch_size=self._train_batch_size,
-            collate_fn=WithOrigin(self.data_collator, self.train_dataset),
+            collate_fn=WithOrigin(collator, self.train_dataset),
             num_workers=self.args.dataloader_num_workers,
             pin_memory=self.args.dataloader_pin_memory and self.args.device.type == "cuda",
             prefetch_factor=self.args.dataloader_prefetch_factor,
@@ -177,6 +181,10 @@ class LeVLJEPATrainer(ModelCardMixin, ResumableTrainer):
     def get_test_dataloader(self, test_dataset: Any) -> DataLoader:
         with self._loading(self.eval_data_collator, dataloader_drop_last=False):  # every sample counts
             return super().get_test_dataloader(numbered(test_dataset))
+
+    def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        inputs = super()._prepare_inputs(inputs)
+        return self.data_collator.normalized(inputs) if hasattr(self.data_collator, "normalized") else inputs
 
     @contextlib.contextmanager
     def _loading(self, data_collator: Any, **options: Any) -> Iterator[None]:

@@ -1,10 +1,13 @@
 """The log of a run as a file that grows with it, so that it can be looked at while the run is going on."""
 
 import json
+import logging
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+logger = logging.getLogger(__name__)
 
 LOG_NAME = "log.jsonl"  # in the output folder: what `trainer_state.json` has as `log_history`, a line an entry
 
@@ -29,10 +32,14 @@ class LogFile:
         self._begun = True
 
     def add(self, entry: Mapping[str, Any]) -> None:
-        """A line more, if the run has begun."""
+        """A line more, if the run has begun. Where it can't be written, as on a full disk, the run goes on without."""
         if self._begun:
-            with self.path.open("a", encoding="utf-8") as file:
-                file.write(_line(entry))
+            try:
+                with self.path.open("a", encoding="utf-8") as file:
+                    file.write(_line(entry))
+            except OSError as error:
+                self._begun = False
+                logger.warning("%s ends here (%s): checkpoints have the whole log.", self.path, error)
 
 
 def _line(entry: Mapping[str, Any]) -> str:

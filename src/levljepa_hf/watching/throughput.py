@@ -2,7 +2,7 @@
 
 - `samples_per_second`: samples of all processes.
 - `data_wait`: the share of the time in which a process waited for its next batch, the mean over the processes.
-- `mfu`: FLOPs of the matrix products that the training step needs (`training_flops`) over what the devices could do
+- `mfu`: FLOPs of the matrix products that the training step needs (`StepFlops`) over what the devices could do
   at most; on devices of `PEAK_TFLOPS` alone.
 
 Each is of the time since the last line, without evaluation, probes, the writing of checkpoints, and the first step,
@@ -74,55 +74,77 @@ def device_peak_flops(device: torch.device, half_precision: bool) -> float | Non
 # ---------------------------------------------------------------------------------------------------------- counting
 
 
-def training_flops(model: nn.Module, inputs: dict[str, Any], recomputed: int = 0) -> float | None:
+class StepFlops:
     """FLOPs of a training step on a batch, two for each multiplication and addition of its matrix products.
+
+        flops = StepFlops(model)(inputs)
 
     A linear layer of W weights takes 2 W a token, attention of width C over L tokens 4 L^2 C a layer; backward takes
     twice the forward pass, but once for the patch embedding, as pixels need no gradient. A frozen tower counts its
     forward pass alone. SIGReg, the losses and the optimizer are left out.
 
     Args:
-        model: A `LeVLJEPAModel`.
-        inputs: Its batch: `pixel_values` `(N, C, H, W)` or, of V views, `(N, V, C, H, W)`, and so
-            `local_pixel_values`; `input_ids` `(N, L)`. Their shapes alone are read.
+        model: A `LeVLJEPAModel`; what is frozen is looked up here, once.
         recomputed: How many more times the towers that learn go forward (micro-batches, gradient checkpointing).
-
-    Returns:
-        The FLOPs; None for a model without these towers, or a batch without both modalities.
     """
-    vit, gpt2 = getattr(getattr(model, "vision_model", None), "timm_model", None), getattr(model, "text_model", None)
-    if not hasattr(vit, "blocks") or not hasattr(gpt2, "h") or not {"pixel_values", "input_ids"} <= inputs.keys():
-        return None
-    images = [_views(inputs[name]) for name in ("pixel_values", "local_pixel_values") if name in inputs]
-    patch_size = model.config.vision_config.patch_size
-    num_texts, length = inputs["input_ids"].shape
-    embedding = vision = 0
-    for n, height, width in images:
-        patches = (height // patch_size) * (width // patch_size)
-        embedding += n * 2 * patches * vit.patch_embed.proj.weight.numel()
-        vision += n * _blocks_flops(vit.blocks, patches + vit.num_prefix_tokens, vit.embed_dim)
-    text = num_texts * _blocks_flops(gpt2.h, length, gpt2.config.n_embd)
 
-    def passes(tower: nn.Module, backward: int = 2) -> int:
-        learns = any(parameter.requires_grad for parameter in tower.parameters())
-        return 1 + recomputed + backward if learns else 1
+    def __init__(self, model: nn.Module, recomputed: int = 0) -> None:
+        vit = getattr(getattr(model, "vision_model", None), "timm_model", None)
+        gpt2 = getattr(model, "text_model", None)
+        self.is_known = hasattr(vit, "blocks") and hasattr(gpt2, "h")
+        if not self.is_known:
+            return
+        self._patch_size, self._prefix = model.config.vision_config.patch_size, vit.num_prefix_tokens
+        self._embedding = _passes(vit, recomputed, backward=1) * 2 * vit.patch_embed.proj.weight.numel()
+        self._vision = _Blocks(vit.blocks, vit.embed_dim, _passes(vit, recomputed))
+        self._text = _Blocks(gpt2.h, gpt2.config.n_embd, _passes(gpt2, recomputed))
+        heads = ("vision_projection", "vision_predictor", "text_projection", "text_predictor")
+        self._heads = {name: 3 * 2 * _weights(getattr(model, name, None)) for name in heads}
 
-    num_images = sum(n for n, *_ in images)
-    rows = {"vision_projection": num_images, "vision_predictor": num_texts}
-    rows |= {"text_projection": num_texts, "text_predictor": num_texts}
-    heads = sum(2 * n * _weights(getattr(model, name, None)) for name, n in rows.items())
-    return float(passes(vit, backward=1) * embedding + passes(vit) * vision + passes(gpt2) * text + 3 * heads)
+    def __call__(self, inputs: dict[str, Any]) -> float | None:
+        """
+        Args:
+            inputs: `pixel_values` `(N, C, H, W)` or, of V views, `(N, V, C, H, W)`, and so `local_pixel_values`;
+                `input_ids` `(N, L)`. Their shapes alone are read.
+
+        Returns:
+            The FLOPs; None for a model without these towers, or a batch without both modalities.
+        """
+        if not self.is_known or not {"pixel_values", "input_ids"} <= inputs.keys():
+            return None
+        num_texts, length = inputs["input_ids"].shape
+        flops, num_images = num_texts * self._text.flops(length), 0
+        for name in ("pixel_values", "local_pixel_values"):
+            if name not in inputs:
+                continue
+            n, height, width = _views(inputs[name])
+            patches = (height // self._patch_size) * (width // self._patch_size)
+            flops += n * (patches * self._embedding + self._vision.flops(patches + self._prefix))
+            num_images += n
+        rows = {name: num_images if name == "vision_projection" else num_texts for name in self._heads}
+        return float(flops + sum(rows[name] * each for name, each in self._heads.items()))
+
+
+class _Blocks:
+    """Transformer blocks and how often they are passed, backward included."""
+
+    def __init__(self, blocks: nn.Module, width: int, passes: int) -> None:
+        self.linear, self.attention = passes * 2 * _weights(blocks), passes * 4 * width * len(blocks)
+
+    def flops(self, length: int) -> int:
+        """Of one sequence."""
+        return length * self.linear + length**2 * self.attention
+
+
+def _passes(tower: nn.Module, recomputed: int, backward: int = 2) -> int:
+    learns = any(parameter.requires_grad for parameter in tower.parameters())
+    return 1 + recomputed + backward if learns else 1
 
 
 def _views(pixel_values: Any) -> tuple[int, int, int]:
     """Number of images, views included, height and width."""
     *leading, _, height, width = pixel_values.shape
     return (leading[0] * (leading[1] if len(leading) > 1 else 1), height, width)
-
-
-def _blocks_flops(blocks: nn.Module, length: int, width: int) -> int:
-    """Of one sequence through transformer blocks, forward."""
-    return 2 * length * _weights(blocks) + 4 * length**2 * width * len(blocks)
 
 
 def _weights(module: nn.Module | None) -> int:
@@ -197,4 +219,4 @@ class Throughput:
         return figures
 
 
-__all__ = ["PEAK_TFLOPS", "Throughput", "device_peak_flops", "peak_flops", "training_flops"]
+__all__ = ["PEAK_TFLOPS", "StepFlops", "Throughput", "device_peak_flops", "peak_flops"]

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from .health import HealthMonitor
 from .log_file import LogFile
-from .throughput import Throughput, device_peak_flops, training_flops
+from .throughput import StepFlops, Throughput, device_peak_flops
 
 if TYPE_CHECKING:
     from ..trainer import LeVLJEPATrainer
@@ -39,6 +39,7 @@ class Watcher:
     def __init__(self, trainer: "LeVLJEPATrainer") -> None:
         self._trainer = trainer
         self._monitor: HealthMonitor | None = None
+        self._flops: StepFlops | None = None
         self._log_file = LogFile(trainer.args.output_dir)
         self.terms, self.throughput, self.probes = Averages(), Throughput(), None
         if trainer.args.probe_dataset is not None:
@@ -52,6 +53,8 @@ class Watcher:
         trainer, args, history = self._trainer, self._trainer.args, self._trainer.state.log_history
         config, max_steps = getattr(trainer.model, "config", None), trainer.state.max_steps
         self.throughput = Throughput(device_peak_flops(args.device, args.bf16 or args.fp16))
+        recomputed = (args.encoder_micro_batch_size is not None) + bool(args.gradient_checkpointing)
+        self._flops = StepFlops(trainer.model, recomputed)
         rows = args.train_batch_size * args.world_size
         self._monitor = HealthMonitor(
             max_rank=min(rows - 1, getattr(config, "projection_dim", rows)),
@@ -67,9 +70,7 @@ class Watcher:
 
     def count(self, inputs: dict[str, Any]) -> float | None:
         """Counts a batch of this process; returns the FLOPs of its step, where they are known."""
-        args = self._trainer.args
-        again = (args.encoder_micro_batch_size is not None) + bool(args.gradient_checkpointing)
-        flops = training_flops(self._trainer.model, inputs, again)
+        flops = self._flops(inputs)
         self.throughput.add(len(inputs["input_ids"]) if "input_ids" in inputs else 0, flops)
         return flops
 
