@@ -1,7 +1,11 @@
 """`levljepa explore`: the session it builds, and what it says to bad input."""
 
+import json
 import shutil
+import signal
+import subprocess
 import sys
+import urllib.request
 
 import pytest
 
@@ -46,6 +50,18 @@ def test_the_page_is_served_with_both_models_and_their_runs(
     assert opened[0].startswith("http://127.0.0.1:") and opened[0] in printed and "no password" not in printed
     assert cli.main(["explore", models[1], *options, "--host", "0.0.0.0"]) == 0
     assert "no password" in capsys.readouterr().out and len(opened) == 1
+
+
+@pytest.mark.slow
+def test_ctrl_c_ends_it_quietly(checkpoints, options) -> None:
+    words = [sys.executable, "-m", "levljepa_hf.cli", "explore", str(checkpoints["a"]), *options]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        address = process.stdout.readline().split()[0]
+        with urllib.request.urlopen(f"{address}/api/state") as answer:
+            assert json.load(answer)["photos"]["count"] == 24
+        process.send_signal(signal.SIGINT)
+        _, error = process.communicate(timeout=30)
+    assert process.returncode == 0 and "Traceback" not in error
 
 
 def test_an_export_serves_nothing(checkpoints, options, monkeypatch, tmp_path, capsys) -> None:

@@ -4,6 +4,7 @@ A page of another site can reach a server on 127.0.0.1. So each request's Host m
 name (a foreign name that was pointed here is refused), and requests that another site's page makes are refused.
 """
 
+import contextlib
 import ipaddress
 import json
 import socket
@@ -205,7 +206,8 @@ def bind(host: str, port: int) -> socket.socket:
 def serve(session: Session, listening: socket.socket, host: str = "127.0.0.1") -> None:
     """Serves a session until it is stopped with Ctrl-C."""
     config = uvicorn.Config(build_app(session, host), log_level="warning", server_header=False, lifespan="off")
-    uvicorn.Server(config).run(sockets=[listening])
+    with contextlib.suppress(KeyboardInterrupt):  # which uvicorn raises again when it has ended
+        uvicorn.Server(config).run(sockets=[listening])
 
 
 __all__ = ["Guard", "bind", "build_app", "serve"]
