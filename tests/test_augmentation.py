@@ -5,10 +5,13 @@ import io
 import itertools
 import math
 import random
+import struct
+import zlib
 from collections import Counter
 
 import numpy as np
 import PIL.Image
+import PIL.ImageFile
 import pytest
 import simplejpeg
 import torch
@@ -17,7 +20,7 @@ from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as tv
 
 from levljepa_hf import augmentation
-from levljepa_hf.augmentation import DrawnView, ViewTransform, draw_box, multi_view_transform, training_transform
+from levljepa_hf.augmentation import DrawnView, ViewTransform, multi_view_transform, training_transform
 from levljepa_hf.data import LeVLJEPADataCollator, NumberedDataset
 from levljepa_hf.image_files import UnreadImage, open_image
 
@@ -75,7 +78,7 @@ def test_boxes_follow_torchvisions_law(size: tuple[int, int], scale: tuple[float
     image = torch.empty(3, size[1], size[0], dtype=torch.uint8)
     drawn = [crop.make_params([image]) for _ in range(number)]
     reference = np.array([(p["left"], p["top"], p["left"] + p["width"], p["top"] + p["height"]) for p in drawn])
-    ours = np.array([draw_box(*size, scale, (3 / 4, 4 / 3), generator) for _ in range(number)])
+    ours = np.array([augmentation._draw_box(*size, scale, (3 / 4, 4 / 3), generator) for _ in range(number)])
     for box in (ours, reference):
         assert (box[:, :2] >= 0).all() and (box[:, 2:] <= size).all() and (box[:, :2] < box[:, 2:]).all()
 
@@ -91,7 +94,7 @@ def test_photos_too_narrow_for_a_crop_give_torchvisions_middle() -> None:
     crop = v2.RandomResizedCrop(8, scale=(0.9, 1.0))
     for width, height in ((20, 1000), (1000, 20)):
         params = crop.make_params([torch.empty(3, height, width)])
-        left, top, right, bottom = draw_box(width, height, (0.9, 1.0), (3 / 4, 4 / 3), random.Random(0))
+        left, top, right, bottom = augmentation._draw_box(width, height, (0.9, 1.0), (3 / 4, 4 / 3), random.Random(0))
         found = {"left": left, "top": top, "width": right - left, "height": bottom - top}
         assert found == params
 
@@ -140,7 +143,7 @@ def test_the_views_of_levljepa_plus() -> None:
     local = ViewTransform((96, 96), (0.05, 0.4), *colors, 0.5, 23, 0.0)
     assert transform.global_views == (first, second) and transform.local_views == (local,) * 4
     assert multi_view_transform(global_views=4).global_views == (first, second, second, second)
-    assert augmentation.SOLARIZE_THRESHOLD == 128
+    assert augmentation._SOLARIZE_THRESHOLD == 128
     for side, kernel in ((224, 23), (32, 3), (112, 11), (160, 17), (448, 45), (16, 1)):
         kernels = {v.blur_kernel for v in multi_view_transform(side, max(side // 2, 8)).views}
         assert kernels == {kernel}
@@ -219,7 +222,7 @@ def test_colors_are_torchvisions(name: str) -> None:
 @pytest.mark.parametrize("sigma", [0.1, 0.3, 1.0, 2.0])
 def test_blur_is_torchvisions(kernel: int, sigma: float) -> None:
     image = hard_pixels()[:, :, :60]
-    difference = levels(augmentation.blur(image.float(), kernel, sigma), tv.gaussian_blur(image, [kernel] * 2, sigma))
+    difference = levels(augmentation._blur(image.float(), kernel, sigma), tv.gaussian_blur(image, [kernel] * 2, sigma))
     assert difference.max() <= 1 and (difference > 0).float().mean() < 2e-3
 
 
@@ -347,6 +350,46 @@ def test_photos_on_their_side_are_cropped_upright(orientation: int) -> None:
 def test_xmp_too_may_say_that_a_photo_lies_on_its_side() -> None:
     xmp = b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><a tiff:Orientation="6"/></x:xmpmeta>'
     assert UnreadImage(jpeg(photo(6, 50, 30), xmp=xmp)).size == (30, 50)
+
+
+def png_with_late_xmp(image: PIL.Image.Image, xmp: bytes) -> bytes:
+    """A PNG with XMP after its pixels."""
+    file = io.BytesIO()
+    image.save(file, "png")
+    data, end = file.getvalue(), len(file.getvalue()) - 12
+    body = b"iTXtXML:com.adobe.xmp" + bytes(5) + xmp
+    chunk = struct.pack(">I", len(body) - 4) + body + struct.pack(">I", zlib.crc32(body))
+    return data[:end] + chunk + data[end:]
+
+
+@pytest.mark.parametrize("file_format", ["PNG", "TIFF", "WEBP", "BMP", "GIF"])
+def test_what_is_too_large_is_not_decoded(file_format: str, monkeypatch) -> None:
+    file = io.BytesIO()
+    photo(6, 50, 30).save(file, file_format)
+    decoded = []
+    for kind in {type(PIL.Image.open(file)), PIL.ImageFile.ImageFile}:
+        load = kind.load
+        monkeypatch.setattr(kind, "load", lambda self, load=load: decoded.append(1) or load(self))
+    image = UnreadImage(file.getvalue())
+    assert image.size == (50, 30)
+    for read in (image.decode, image.pixels):
+        with pytest.raises(ValueError, match="50 x 30 pixels, more than 1,499"):
+            read(max_pixels=1499)
+    assert not decoded
+    assert image.pixels(max_pixels=1500).shape == (30, 50, 3) and decoded
+
+
+def test_an_orientation_counts_where_it_stands_before_the_pixels() -> None:
+    exif = PIL.Image.Exif()
+    exif[0x0112] = 6
+    for file_format in ("PNG", "TIFF", "WEBP"):
+        file = io.BytesIO()
+        photo(6, 50, 30).save(file, file_format, exif=exif)
+        early = UnreadImage(file.getvalue())
+        assert early.size == early.decode().size == early.size == (30, 50)
+    late = UnreadImage(png_with_late_xmp(photo(6, 50, 30), b'<a tiff:Orientation="6"/>'))
+    assert late.size == late.decode().size == (50, 30)
+    assert late._image.info["XML:com.adobe.xmp"]
 
 
 # Collating

@@ -24,11 +24,11 @@ from torchvision.transforms import v2
 from .configuration_levljepa import LeVLJEPAConfig
 from .image_files import REDUCTIONS
 
-RATIO = (3 / 4, 4 / 3)  # of width to height, as RandomResizedCrop has it
-BLUR_KERNEL_SHARE = 23 / 224  # of the side of a global view
-BLUR_SIGMA = (0.1, 2.0)
-SOLARIZE_THRESHOLD = 128
-LUMINANCE = (0.2989, 0.587, 0.114)
+_RATIO = (3 / 4, 4 / 3)  # of width to height, as RandomResizedCrop has it
+_BLUR_KERNEL_SHARE = 23 / 224  # of the side of a global view
+_BLUR_SIGMA = (0.1, 2.0)
+_SOLARIZE_THRESHOLD = 128
+_LUMINANCE = (0.2989, 0.587, 0.114)
 
 
 # What is drawn
@@ -57,7 +57,7 @@ class DrawnView:
     solarize: bool = False
 
 
-def draw_box(
+def _draw_box(
     width: int, height: int, scale: tuple[float, float], ratio: tuple[float, float], generator: random.Random
 ) -> tuple[int, int, int, int]:
     """Left, top, right and bottom of a crop, by the law of torchvision's `RandomResizedCrop`."""
@@ -174,7 +174,7 @@ class ViewTransform(Augmentation):
     def draw_view(self, photo_size: tuple[int, int], generator: random.Random) -> DrawnView:
         """The random choices for this view of a photo of so many pixels (width, height)."""
         chance = generator.random
-        box = draw_box(*photo_size, self.crop_scale, RATIO, generator)
+        box = _draw_box(*photo_size, self.crop_scale, _RATIO, generator)
         flip = chance() < self.flip_probability
         jitter = []
         if chance() < self.color_jitter_probability:
@@ -184,7 +184,7 @@ class ViewTransform(Augmentation):
                 jitter.append((name, generator.uniform(least, center + strength)))
             generator.shuffle(jitter)
         grayscale = chance() < self.grayscale_probability
-        sigma = generator.uniform(*BLUR_SIGMA) if chance() < self.blur_probability else None
+        sigma = generator.uniform(*_BLUR_SIGMA) if chance() < self.blur_probability else None
         return DrawnView(photo_size, box, flip, tuple(jitter), grayscale, sigma, chance() < self.solarize_probability)
 
     def apply(self, pixels: np.ndarray, drawn: Sequence[DrawnView]) -> Tensor:
@@ -206,9 +206,9 @@ class ViewTransform(Augmentation):
         if drawn.grayscale:
             planes.copy_(_luminance(planes))
         if drawn.blur_sigma is not None:
-            planes = blur(planes, self.blur_kernel, drawn.blur_sigma)
+            planes = _blur(planes, self.blur_kernel, drawn.blur_sigma)
         view = torch.from_numpy(planes.numpy().astype(np.uint8))  # four times as fast as torch's own
-        return torch.where(view >= SOLARIZE_THRESHOLD, 255 - view, view) if drawn.solarize else view
+        return torch.where(view >= _SOLARIZE_THRESHOLD, 255 - view, view) if drawn.solarize else view
 
 
 @dataclass(frozen=True)
@@ -317,7 +317,7 @@ def multi_view_transform(
     _check_crop_scale("global_crop_scale", global_crop_scale)
     _check_crop_scale("local_crop_scale", local_crop_scale)
     global_size, local_size = _height_and_width(image_size), _height_and_width(local_image_size)
-    kernel = 2 * round((BLUR_KERNEL_SHARE * max(global_size) - 1) / 2) + 1
+    kernel = 2 * round((_BLUR_KERNEL_SHARE * max(global_size) - 1) / 2) + 1
     common = (
         flip_probability, (0.4, 0.4, 0.2, 0.1), color_jitter_probability, grayscale_probability
     )  # fmt: skip
@@ -381,24 +381,24 @@ def _check_crop_scale(name: str, scale: Sequence[float]) -> None:
 
 def _luminance(planes: Tensor) -> Tensor:
     red, green, blue = planes
-    return red.mul(LUMINANCE[0]).add_(green, alpha=LUMINANCE[1]).add_(blue, alpha=LUMINANCE[2]).floor_()
+    return red.mul(_LUMINANCE[0]).add_(green, alpha=_LUMINANCE[1]).add_(blue, alpha=_LUMINANCE[2]).floor_()
 
 
-def adjust_brightness(planes: Tensor, factor: float) -> None:
+def _adjust_brightness(planes: Tensor, factor: float) -> None:
     planes.mul_(factor).clamp_(0, 255).floor_()
 
 
-def adjust_contrast(planes: Tensor, factor: float) -> None:
+def _adjust_contrast(planes: Tensor, factor: float) -> None:
     mean = _luminance(planes).mean()
     planes.mul_(factor).add_(mean, alpha=1 - factor).clamp_(0, 255).floor_()
 
 
-def adjust_saturation(planes: Tensor, factor: float) -> None:
+def _adjust_saturation(planes: Tensor, factor: float) -> None:
     gray = _luminance(planes)
     planes.mul_(factor).add_(gray, alpha=1 - factor).clamp_(0, 255).floor_()
 
 
-def adjust_hue(planes: Tensor, shift: float) -> None:
+def _adjust_hue(planes: Tensor, shift: float) -> None:
     """Turns the hue by `shift` of the circle, 1/6 at most, as torchvision does by way of HSV.
 
     Around the circle of hues each channel rests at the pixel's largest value for two sixths, falls for one, rests at
@@ -418,14 +418,14 @@ def adjust_hue(planes: Tensor, shift: float) -> None:
 
 
 _ADJUST = {
-    "brightness": adjust_brightness,
-    "contrast": adjust_contrast,
-    "saturation": adjust_saturation,
-    "hue": adjust_hue,
+    "brightness": _adjust_brightness,
+    "contrast": _adjust_contrast,
+    "saturation": _adjust_saturation,
+    "hue": _adjust_hue,
 }
 
 
-def blur(planes: Tensor, kernel: int, sigma: float) -> Tensor:
+def _blur(planes: Tensor, kernel: int, sigma: float) -> Tensor:
     """Gaussian blur of `kernel` pixels across, edges reflected, rounded: torchvision's, one axis after the other.
 
     Weights beyond 4 sigma are left out: together they would change no pixel by more than 0.02 of 255.

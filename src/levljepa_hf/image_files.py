@@ -22,6 +22,8 @@ _ON_ITS_SIDE = (5, 6, 7, 8)
 class UnreadImage:
     """An image whose size is known, and whose pixels, where it is encoded, are not yet decoded.
 
+    EXIF and XMP say how it lies, but not those that a PNG has after its pixels, for which all would be decoded.
+
     Args:
         value: what `open_image` takes.
 
@@ -42,9 +44,11 @@ class UnreadImage:
                 raise ValueError("there is no image")
             self._data = read_file(str(value)) if isinstance(value, (str, Path)) else value
             self._image = PILImage.open(io.BytesIO(self._data))
-        # The marks by which a JPEG may say that it lies on its side; `getexif` would take its time to find none.
-        marked = self._encoded and (self._image.format != "JPEG" or {"exif", "xmp"} & self._image.info.keys())
-        self._orientation = self._image.getexif().get(_EXIF_ORIENTATION, 1) if marked else 1
+        # The marks by which a JPEG may say that it lies on its side; `getexif` would take its time to find none. That
+        # of PIL's PNGs would decode the image to find them; its base class takes those that are there. TIFFs it turns.
+        image_format, marks = self._image.format, {"exif", "xmp"} & self._image.info.keys()
+        marked = self._encoded and image_format != "TIFF" and (image_format != "JPEG" or marks)
+        self._orientation = PILImage.Image.getexif(self._image).get(_EXIF_ORIENTATION, 1) if marked else 1
 
     @property
     def size(self) -> tuple[int, int]:
