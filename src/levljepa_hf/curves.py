@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-STATE_NAME = "trainer_state.json"
+_STATE_NAME = "trainer_state.json"
 # The panels, from left to right and from above: title, and the figures in it, as patterns of their names.
 PANELS = {
     "Loss and terms": (
@@ -54,7 +54,7 @@ _OTHER = "Other terms"
 _NO_TERMS = ("epoch", "step", "total_flos", "skipped_*", "eval_*", "probe_*")
 _STYLES = ("-", "--", ":", "-.", (0, (1, 3)), (0, (6, 3)))
 
-EXAMPLE = """examples:
+_EXAMPLE = """examples:
   levljepa plot runs/demo
   levljepa plot runs/demo runs/photos --smooth 0.6 --output runs/both.png
   levljepa plot runs/photos --figures loss "effective_rank_*" learning_rate
@@ -115,10 +115,10 @@ def read_run(folder: str | os.PathLike) -> RunLog:
         raise ValueError(f"{folder} is no folder: give the output folder of a run.")
     logs = list(_logs(folder))
     if not logs:
-        below = sorted({path.parent for name in (LOG_NAME, STATE_NAME) for path in folder.glob(f"*/{name}")})
+        below = sorted({path.parent for name in (LOG_NAME, _STATE_NAME) for path in folder.glob(f"*/{name}")})
         hint = f" There are runs below it: {', '.join(map(str, below[:5]))}." if below else ""
         raise ValueError(
-            f"{folder} holds no log of a run ({LOG_NAME}, {STATE_NAME}, or a checkpoint with one): give the output "
+            f"{folder} holds no log of a run ({LOG_NAME}, {_STATE_NAME}, or a checkpoint with one): give the output "
             f"folder of a training.{hint}"
         )
     run = max(logs, key=lambda log: log.step)  # the first of equals
@@ -128,7 +128,7 @@ def read_run(folder: str | os.PathLike) -> RunLog:
 
 def _logs(folder: Path) -> Iterator[RunLog]:
     name = folder.resolve().name
-    states = [folder / STATE_NAME, *folder.glob(f"checkpoint-*/{STATE_NAME}")]
+    states = [folder / _STATE_NAME, *folder.glob(f"checkpoint-*/{_STATE_NAME}")]
     for path in states:
         try:
             state = json.loads(path.read_text("utf-8"))
@@ -288,7 +288,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="levljepa plot",
         description="Draw the curves of one or several runs, finished or still going, as one picture.",
-        epilog=EXAMPLE,
+        epilog=_EXAMPLE,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add: Callable[..., Any] = parser.add_argument
@@ -310,4 +310,4 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-__all__ = ["PANELS", "RunLog", "plot_runs", "read_run"]
+__all__ = ["PANELS", "RunLog", "main", "plot_runs", "read_run"]

@@ -20,7 +20,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-MODALITIES = {"vision": "image", "text": "text"}
+_MODALITIES = {"vision": "image", "text": "text"}
 _RECOVERED = 0.8  # how far within its limit, as a share, a figure is when a state has ended
 
 
@@ -94,7 +94,7 @@ class HealthMonitor:
         if step <= self.warmup_steps:
             return []
         messages = []
-        for modality in MODALITIES:
+        for modality in _MODALITIES:
             for kind, read in (("rank", self._rank), ("sigreg", self._sigreg), ("prediction", self._prediction)):
                 reading = read(logs, modality)
                 if reading is not None:
@@ -112,7 +112,7 @@ class HealthMonitor:
         return []
 
     def _rank(self, logs: Mapping[str, Any], modality: str) -> _Reading | None:
-        name, what = f"effective_rank_{modality}", MODALITIES[modality]
+        name, what = f"effective_rank_{modality}", _MODALITIES[modality]
         if name not in logs:
             return None
         rank = 0.0 if math.isnan(logs[name]) else logs[name]  # of embeddings that are all equal
@@ -129,7 +129,7 @@ class HealthMonitor:
         )
 
     def _sigreg(self, logs: Mapping[str, Any], modality: str) -> _Reading | None:
-        name, what = f"sigreg_{modality}", MODALITIES[modality]
+        name, what = f"sigreg_{modality}", _MODALITIES[modality]
         if not {name, "sigreg_floor", "sigreg_ceiling"} <= logs.keys():
             return None
         floor, ceiling = logs["sigreg_floor"], logs["sigreg_ceiling"]
@@ -153,7 +153,7 @@ class HealthMonitor:
         return _Reading(
             error / self.limits.unexplained,
             f"{name} is {error:.3g} (1 is what predicting the mean leaves; warned from {self.limits.unexplained:g})",
-            f"The {other}_predictor diverges, or its target, the {MODALITIES[modality]} embeddings, has shrunk.",
+            f"The {other}_predictor diverges, or its target, the {_MODALITIES[modality]} embeddings, has shrunk.",
             f"Lower learning_rate or max_grad_norm, or lengthen warmup_steps; if sigreg_{modality} is high too, raise "
             "its weight.",
         )

@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 
 logger = logging.get_logger(__name__)
 
-STATE_NAME = "online_probes.pt"  # in a checkpoint
+_STATE_NAME = "online_probes.pt"  # in a checkpoint
 # Of the online classifiers. Class tokens are standardised by running statistics, as in MAE's probe (arXiv 2111.06377).
 _LEARNING_RATES = {"online_linear": 1e-2, "online_attentive": 1e-3}
 _WEIGHT_DECAY = 1e-4
@@ -100,13 +100,13 @@ class Probes:
     def save(self, folder: Path) -> None:
         """The state of the online classifiers, by the first process."""
         if self.online is not None and self.args.process_index == 0:
-            torch.save(self.online.state_dict(), folder / STATE_NAME)
+            torch.save(self.online.state_dict(), folder / _STATE_NAME)
 
     def load(self, checkpoint: Path) -> None:
         """Takes them up again."""
         if self.online is None or self.args.process_index != 0:
             return
-        file = checkpoint / STATE_NAME
+        file = checkpoint / _STATE_NAME
         state = torch.load(file, map_location="cpu", weights_only=True) if file.is_file() else {}
         self.online.load_state_dict(state, checkpoint)
 
