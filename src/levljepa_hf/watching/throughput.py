@@ -2,14 +2,15 @@
 
 - `samples_per_second`: samples of all processes.
 - `data_wait`: the share of the time in which a process waited for its next batch, the mean over the processes.
-- `mfu`: FLOPs of the matrix products that the training step needs (`StepFlops`) over what the devices could do
-  at most; on devices of `PEAK_TFLOPS` alone.
+- `mfu`: FLOPs of the matrix products that the training step needs (`StepFlops`), without those done again to save
+  memory, over what the devices could do at most; on devices of `PEAK_TFLOPS` alone.
 
 Each is of the time since the last line, without evaluation, probes, the writing of checkpoints, and the first step,
 which compiles. Nothing waits for the device: a line is logged when the losses have been read, and so all is done.
 """
 
 import contextlib
+import re
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -19,14 +20,16 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
-# Dense peaks in TFLOPS by a part of the device's name, the first that fits: of 16-bit tensor cores, of TF32 (what
+# Dense peaks in TFLOPS by words of the device's name, the first that fit: of 16-bit tensor cores, of TF32 (what
 # float32 products may use; None where there is none), and of float32 proper. From the vendors' data sheets: NVIDIA
-# A100, H100, H200, B200, L4, L40, L40S, A10, V100, T4, RTX A6000, the GA102 and Ada white papers (GeForce with
+# A100, H100, GH200, H200, B200, L4, L40, L40S, A10, V100, T4, RTX A6000, the GA102 and Ada white papers (GeForce with
 # accumulation in float32), and AMD's of the Instinct MI250X, MI300X and MI325X. Where a sheet quotes sparse products,
-# half of it. V100 and T4 have float16 alone.
+# half of it, and so for the MI250X, which is two devices. V100 and T4 have float16 alone.
 PEAK_TFLOPS: dict[str, tuple[float, float | None, float]] = {
     "B200": (2250.0, 1125.0, 75.0),
+    "H200 NVL": (835.5, 417.7, 60.0),
     "H200": (989.4, 494.7, 66.9),
+    "GH200": (989.4, 494.7, 66.9),
     "H100 PCIe": (756.0, 378.0, 51.2),
     "H100 NVL": (835.5, 417.7, 60.0),
     "H100": (989.4, 494.7, 66.9),
@@ -45,20 +48,25 @@ PEAK_TFLOPS: dict[str, tuple[float, float | None, float]] = {
     "RTX 3090": (71.0, 35.6, 35.6),
     "MI325X": (1307.4, 653.7, 163.4),
     "MI300X": (1307.4, 653.7, 163.4),
-    "MI250": (383.0, None, 47.9),
+    "MI250X": (191.5, None, 23.9),
 }
+_LESS = r"\b(Laptop|Max-Q|MIG|D)\b"  # slower than what they are named after: mobile, a slice, the RTX 4090 D
 
 
 def peak_flops(device_name: str, half_precision: bool, tf32: bool = False) -> float | None:
-    """What a device can do at most, in FLOPs a second, dense; None of one that is not in `PEAK_TFLOPS`.
+    """What a device can do at most, in FLOPs a second, dense.
+
+    None of one that is not in `PEAK_TFLOPS`, of a laptop's and of a slice.
 
     Args:
         device_name: As `torch.cuda.get_device_name` gives it.
         half_precision: Whether the products are in bf16 or float16.
         tf32: Whether those in float32 may use TF32.
     """
+    if re.search(_LESS, device_name):
+        return None
     for name, (half, tensor, single) in PEAK_TFLOPS.items():
-        if f"{name} " in device_name.replace("-", " ") + " ":
+        if re.search(rf"\b{name}\b", device_name):
             return 1e12 * (half if half_precision else tensor if tf32 and tensor is not None else single)
     return None
 
@@ -81,23 +89,23 @@ class StepFlops:
 
     A linear layer of W weights takes 2 W a token, attention of width C over L tokens 4 L^2 C a layer; backward takes
     twice the forward pass, but once for the patch embedding, as pixels need no gradient. A frozen tower counts its
-    forward pass alone. SIGReg, the losses and the optimizer are left out.
+    forward pass alone. SIGReg, the losses and the optimizer are left out, and so is what micro-batches and gradient
+    checkpointing compute again.
 
     Args:
         model: A `LeVLJEPAModel`; what is frozen is looked up here, once.
-        recomputed: How many more times the towers that learn go forward (micro-batches, gradient checkpointing).
     """
 
-    def __init__(self, model: nn.Module, recomputed: int = 0) -> None:
+    def __init__(self, model: nn.Module) -> None:
         vit = getattr(getattr(model, "vision_model", None), "timm_model", None)
         gpt2 = getattr(model, "text_model", None)
         self.is_known = hasattr(vit, "blocks") and hasattr(gpt2, "h")
         if not self.is_known:
             return
         self._patch_size, self._prefix = model.config.vision_config.patch_size, vit.num_prefix_tokens
-        self._embedding = _passes(vit, recomputed, backward=1) * 2 * vit.patch_embed.proj.weight.numel()
-        self._vision = _Blocks(vit.blocks, vit.embed_dim, _passes(vit, recomputed))
-        self._text = _Blocks(gpt2.h, gpt2.config.n_embd, _passes(gpt2, recomputed))
+        self._embedding = _passes(vit, backward=1) * 2 * vit.patch_embed.proj.weight.numel()
+        self._vision = _Blocks(vit.blocks, vit.embed_dim, _passes(vit))
+        self._text = _Blocks(gpt2.h, gpt2.config.n_embd, _passes(gpt2))
         heads = ("vision_projection", "vision_predictor", "text_projection", "text_predictor")
         self._heads = {name: 3 * 2 * _weights(getattr(model, name, None)) for name in heads}
 
@@ -136,9 +144,9 @@ class _Blocks:
         return length * self.linear + length**2 * self.attention
 
 
-def _passes(tower: nn.Module, recomputed: int, backward: int = 2) -> int:
+def _passes(tower: nn.Module, backward: int = 2) -> int:
     learns = any(parameter.requires_grad for parameter in tower.parameters())
-    return 1 + recomputed + backward if learns else 1
+    return 1 + backward if learns else 1
 
 
 def _views(pixel_values: Any) -> tuple[int, int, int]:

@@ -53,8 +53,7 @@ class Watcher:
         trainer, args, history = self._trainer, self._trainer.args, self._trainer.state.log_history
         config, max_steps = getattr(trainer.model, "config", None), trainer.state.max_steps
         self.throughput = Throughput(device_peak_flops(args.device, args.bf16 or args.fp16))
-        recomputed = (args.encoder_micro_batch_size is not None) + bool(args.gradient_checkpointing)
-        self._flops = StepFlops(trainer.model, recomputed)
+        self._flops = StepFlops(trainer.model)
         rows = args.train_batch_size * args.world_size
         self._monitor = HealthMonitor(
             max_rank=min(rows - 1, getattr(config, "projection_dim", rows)),
