@@ -1,5 +1,6 @@
 """LeVLJEPATrainer: what it logs and evaluates, accumulation, weight decay, resuming, and what stops it."""
 
+import dataclasses
 import json
 import math
 import re
@@ -18,11 +19,12 @@ from transformers import EvalPrediction, Trainer, TrainerCallback, TrainingArgum
 
 from levljepa_hf import LeVLJEPAConfig, LeVLJEPAModel, LeVLJEPAProcessor
 from levljepa_hf.data import LeVLJEPADataCollator, load_pretraining_dataset
-from levljepa_hf.distributed import GlobalBatchNorm
+from levljepa_hf.distributed import GlobalBatchNorm, sharding_of
 from levljepa_hf.evaluation.health import effective_rank, embedding_health, sigreg_floor
 from levljepa_hf.evaluation.retrieval import retrieval_recall
 from levljepa_hf.streams import EndlessStream
-from levljepa_hf.trainer import EMBEDDINGS, FILLED, LeVLJEPATrainer, LeVLJEPATrainingArguments, retrieval_metrics
+from levljepa_hf.trainer import LeVLJEPATrainer, LeVLJEPATrainingArguments
+from levljepa_hf.training_metrics import EMBEDDINGS, FILLED, evaluation_figures, retrieval_metrics
 
 TERMS = ("prediction_loss", "sigreg_vision", "sigreg_text")
 
@@ -234,6 +236,17 @@ def test_the_evaluation_collator_given_is_used(tmp_path: Path, processor) -> Non
     metrics, usual = run.evaluate(), trainer(tmp_path, processor, eval_dataset=samples(6)).evaluate()
     for name in ("eval_loss", "eval_effective_rank_text", "eval_cosine_matched"):
         assert metrics[name] == pytest.approx(usual[name], rel=1e-5)
+
+
+@pytest.mark.parametrize("objective", ["levljepa", "levljepa_plus", "infonce", "siglip"])
+def test_the_figures_of_an_evaluation_are_known_before(tmp_path: Path, processor, objective: str) -> None:
+    model = new_model(objective=objective)
+    metrics = trainer(tmp_path, processor, model=model, eval_dataset=samples(6)).evaluate()
+    known = {f"eval_{name}" for name in evaluation_figures(model.config)}
+    assert known <= metrics.keys()
+    assert (
+        ("eval_contrastive_loss" in known) == (objective in ("infonce", "siglip")) != ("eval_prediction_loss" in known)
+    )
 
 
 def test_several_evaluation_sets(tmp_path: Path, processor) -> None:
@@ -491,6 +504,58 @@ def test_the_views_of_levljepa_plus_come_by_themselves(tmp_path: Path, processor
     log = next(entry for entry in run.state.log_history if "multi_view_loss" in entry)
     assert 0 < log["multi_view_loss"] < 10 and log["prediction_loss"] > 0
     assert next(iter(run.get_eval_dataloader(samples(4))))["pixel_values"].shape == (4, 3, 32, 32)
+
+
+def test_the_views_of_a_model_that_is_made_later(tmp_path: Path, processor) -> None:
+    args = LeVLJEPATrainingArguments(
+        str(tmp_path), per_device_train_batch_size=4, max_steps=1, use_cpu=True, save_strategy="no", disable_tqdm=True
+    )
+    run = LeVLJEPATrainer(
+        args=args,
+        model_init=lambda: new_model(objective="levljepa_plus"),
+        train_dataset=samples(8),
+        processing_class=processor,
+    )
+    assert run.train().training_loss > 0
+
+
+def test_a_transform_that_gives_floats_is_refused(tmp_path: Path, processor) -> None:
+    collator = LeVLJEPADataCollator(processor, transform=lambda image: torch.zeros(3, 32, 32))
+    for normalize in (True, False):
+        with pytest.raises(ValueError, match="The transform gave an image of torch.float32"):
+            dataclasses.replace(collator, normalize=normalize)(samples(2))
+
+
+def test_another_objective_is_refused_on_resuming(tmp_path: Path, processor, caplog) -> None:
+    trainer(tmp_path, processor, max_steps=2, save_strategy="steps", save_steps=1).train()
+    options = {"max_steps": 2, "save_strategy": "steps", "save_steps": 1}
+    other = trainer(tmp_path, processor, model=new_model(objective="infonce"), **options)
+    with pytest.raises(ValueError, match=r"objective \(levljepa then, infonce now\)"):
+        other.train(resume_from_checkpoint=str(tmp_path / "checkpoint-1"))
+    weights = trainer(tmp_path, processor, model=new_model(sigreg_vision_weight=0.3), **options)
+    weights.train(resume_from_checkpoint=str(tmp_path / "checkpoint-1"))
+    assert "sigreg_vision_weight (0.02 then, 0.3 now)" in caplog.text
+
+
+@pytest.mark.parametrize("name", ["FSDP", "DEEPSPEED"])
+def test_sharding_that_the_launcher_asks_for_is_seen(tmp_path: Path, processor, monkeypatch, name: str) -> None:
+    args = LeVLJEPATrainingArguments(str(tmp_path), use_cpu=True)
+    assert sharding_of(args) is None
+    monkeypatch.setenv(f"ACCELERATE_USE_{name}", "true")
+    assert sharding_of(args) == {"FSDP": "FSDP", "DEEPSPEED": "DeepSpeed"}[name]
+    if name == "FSDP":
+        with pytest.raises(ValueError, match="not with FSDP"):
+            trainer(tmp_path, processor, encoder_micro_batch_size=2)
+        with pytest.raises(ValueError, match="fsdp has no effect on the CPU"):
+            trainer(tmp_path, processor)
+
+
+def test_the_scale_of_a_contrastive_loss_does_not_decay(tmp_path: Path, processor) -> None:
+    model = new_model(objective="siglip")
+    for choice, some in (("all", "vision_projection.0.bias"), ("matrices", "vision_projection.0.weight")):
+        run = trainer(tmp_path, processor, model=model, weight_decay_parameters=choice)
+        names = run.get_decay_parameter_names(model)
+        assert some in names and not any(name.startswith("contrastive") for name in names)
 
 
 def test_pixels_travel_as_bytes_and_are_normalised_on_arrival(tmp_path: Path, processor) -> None:

@@ -225,8 +225,10 @@ def parse_args(argv: Sequence[str] | None) -> tuple[ModelArguments, DataArgument
         parser.error("--eval_dataset needs --eval_split.")
     if args.load_best_model_at_end and data_args.eval_split is None:
         parser.error("--load_best_model_at_end needs --eval_split: the best one is known by its evaluation.")
-    best, figures = (args.metric_for_best_model or "loss").removeprefix("eval_"), evaluation_figures()
-    if best not in figures:
+    best = (args.metric_for_best_model or "loss").removeprefix("eval_")
+    is_new = best != "loss" and model_args.model_name_or_path is None
+    figures = evaluation_figures(build_config(model_args) if is_new else None)
+    if best not in figures and (is_new or best != "contrastive_loss"):
         parser.error(
             f"--metric_for_best_model {best} is no figure of the evaluation: use one of {', '.join(figures)}."
         )

@@ -298,7 +298,7 @@ class ResumableTrainer(Trainer):
     # in the data is counted in batches.
     _FIXED = (
         *("learning_rate", "weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon", "optim"),
-        *("lr_scheduler_type", "global_batch_size"),
+        *("lr_scheduler_type", "global_batch_size", "objective"),
     )
 
     def _compare_settings(self, checkpoint: Path) -> None:

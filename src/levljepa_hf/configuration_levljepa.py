@@ -318,7 +318,8 @@ class LeVLJEPAConfig(PreTrainedConfig):
             of each image, which are also drawn to their mean. `"infonce"` (CLIP) and `"siglip"`: the contrastive
             objectives it is compared with, on the same towers and heads, with a learned scale and no predictors.
         multi_view_weight: With `levljepa_plus`, the weight of the squared distance of the views' embeddings from the
-            mean of the global ones. The prediction term weighs `1 - lv - lt` less this.
+            mean of the global ones. The prediction term weighs `1 - lv - lt` less this. Other objectives do not read
+            it, and contrastive ones neither `prediction_loss_type` nor what is named after SIGReg.
         views: With `levljepa_plus`, how many `"global"` and `"local"` views (crops) training takes of an image; 2 and
             4 by default. The mean of the global ones is the image's embedding.
         local_image_size: With `levljepa_plus`, the side of local views in pixels; by default the multiple of the patch
@@ -443,6 +444,20 @@ class LeVLJEPAConfig(PreTrainedConfig):
                 f"{max(1, round(self.local_image_size / patch)) * patch}."
             )
 
+    def check_objective(self) -> None:
+        """Refuses an objective that was set on a finished configuration, whose other fields are not of it.
+
+        Raises:
+            ValueError: with the way to change it.
+        """
+        views, predictors = self.views is not None, self.predictor_hidden_sizes is not None
+        if views != (self.objective == "levljepa_plus") or (self.is_contrastive and predictors):
+            raise ValueError(
+                f"objective={self.objective!r} was set on a configuration that was made for another one (views="
+                f"{self.views}, predictor_num_layers={self.predictor_num_layers}): give it when the configuration is "
+                "made, or to `from_pretrained`."
+            )
+
     @property
     def is_contrastive(self) -> bool:
         """Whether the objective compares the embeddings themselves, over all pairs, and has no predictors."""
@@ -499,7 +514,13 @@ class LeVLJEPAConfig(PreTrainedConfig):
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> "LeVLJEPAConfig":
-        return super().from_dict(_whole(_from_released(config_dict)), **kwargs)
+        """As in transformers, but what is given beside the dict is there when the fields that follow are filled."""
+        config_dict = _whole(_from_released(config_dict))
+        names = {field.name for field in dataclasses.fields(cls)} - cls.sub_configs.keys()
+        given = {name: kwargs.pop(name) for name in [*kwargs] if name in names}
+        if given.get("objective", config_dict.get("objective")) != config_dict.get("objective"):
+            config_dict = {k: v for k, v in config_dict.items() if k not in ("views", "local_image_size")}
+        return super().from_dict({**config_dict, **given}, **kwargs)
 
 
 def check_field_names(config_class: type[PreTrainedConfig], names: Iterable[str], prefix: str = "") -> None:

@@ -582,6 +582,12 @@ class LeVLJEPADataCollator:
             return {"pixel_values": self.processor.image_processor(images, return_tensors="pt")["pixel_values"]}
         views = [images] if isinstance(images[0], Tensor) else zip(*images, strict=True)
         batch = {name: stack for name, stack in zip(PIXELS, views, strict=False) if stack[0].numel()}
+        for stack in batch.values():
+            if stack[0].dtype != torch.uint8:
+                raise ValueError(
+                    f"The transform gave an image of {stack[0].dtype}: it is to give uint8 (3, H, W), which the "
+                    "collator normalises. Leave out its conversion to float."
+                )
         if not self.normalize:
             return {name: torch.stack(list(stack)) for name, stack in batch.items()}
         return {name: self._normalized(stack) for name, stack in batch.items()}

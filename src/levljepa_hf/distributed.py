@@ -95,13 +95,24 @@ def _converted(norm: _BatchNorm, process_group: dist.ProcessGroup | None) -> _Ba
     return new.train(norm.training)
 
 
+def sharding_of(args: TrainingArguments) -> str | None:
+    """What splits the model over processes: "FSDP", "DeepSpeed", or None.
+
+    The arguments ask for it, or a configuration of `accelerate launch`, which the arguments do not show.
+    """
+    asked = {name: os.environ.get(f"ACCELERATE_USE_{name.upper()}") == "true" for name in ("FSDP", "DeepSpeed")}
+    if args.fsdp or asked["FSDP"]:
+        return "FSDP"
+    return "DeepSpeed" if args.deepspeed or asked["DeepSpeed"] else None
+
+
 def check_sharding(args: TrainingArguments) -> None:
     """Refuses FSDP on the CPU, where accelerate leaves it out in silence.
 
     Raises:
-        ValueError: on the CPU with `args.fsdp`.
+        ValueError: on the CPU with FSDP.
     """
-    if args.fsdp and args.device.type == "cpu":
+    if sharding_of(args) == "FSDP" and args.device.type == "cpu":
         raise ValueError(
             "fsdp has no effect on the CPU: accelerate shards on accelerators only. Leave it out, or run on a GPU."
         )
@@ -153,7 +164,7 @@ def describe_launch(args: TrainingArguments) -> str:
     """How a run runs: processes, devices, precision, sharding and the global batch, in a line."""
     processes, accumulation = args.world_size, args.gradient_accumulation_steps
     precision = "bf16" if args.bf16 else "fp16" if args.fp16 else "float32"
-    sharding = "FSDP" if args.fsdp else "DeepSpeed" if args.deepspeed else "no sharding"
+    sharding = sharding_of(args) or "no sharding"
     samples = args.per_device_train_batch_size * processes * accumulation
     factors = f"{processes} x {args.per_device_train_batch_size}" + (f" x {accumulation}" if accumulation > 1 else "")
     return (
@@ -162,4 +173,11 @@ def describe_launch(args: TrainingArguments) -> str:
     )
 
 
-__all__ = ["GlobalBatchNorm", "check_launch", "check_sharding", "convert_sync_batchnorm", "describe_launch"]
+__all__ = [
+    "GlobalBatchNorm",
+    "check_launch",
+    "check_sharding",
+    "convert_sync_batchnorm",
+    "describe_launch",
+    "sharding_of",
+]

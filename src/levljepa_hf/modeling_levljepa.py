@@ -846,6 +846,7 @@ class LeVLJEPAModel(LeVLJEPAPreTrainedModel):
     def __init__(self, config: LeVLJEPAConfig) -> None:
         super().__init__(config)
         config = self.config
+        config.check_objective()
         self.vision_model = LeVLJEPAVisionModel._from_config(config.vision_config)
         self.text_model = GPT2Model._from_config(config.text_config)
         dim, dropout = config.projection_dim, config.predictor_dropout
@@ -936,6 +937,11 @@ class LeVLJEPAModel(LeVLJEPAPreTrainedModel):
         >>> z_v = model.get_image_features(**inputs).pooler_output
         >>> predicted_text_embeds = model.vision_predictor(z_v)
         ```"""
+        if pixel_values.dim() != 4:
+            raise ValueError(
+                f"pixel_values of shape {tuple(pixel_values.shape)}: one view of each image, (N, C, H, W), has "
+                "features; `forward` takes several for training."
+            )
         outputs = self.encode_image(pixel_values, **kwargs)
         outputs.pooler_output = self.vision_projection(outputs.pooler_output)
         return outputs
@@ -1199,6 +1205,12 @@ class LeVLJEPAModel(LeVLJEPAPreTrainedModel):
             raise ValueError(
                 f"pixel_values of shape {shape} have {shape[1]} views an image, but the mean of config.views['global']"
                 f"={views['global']} views is its embedding: local views go to local_pixel_values."
+            )
+        num_local = 0 if local_pixel_values is None else local_pixel_values.shape[1]
+        if self.training and num_local != views["local"]:
+            raise ValueError(
+                f"Got {num_local} local views an image, but config.views['local']={views['local']}: give as many in "
+                "local_pixel_values, or set the number in the configuration."
             )
         if local_pixel_values is not None and local_pixel_values.shape[0] != shape[0]:
             raise ValueError(

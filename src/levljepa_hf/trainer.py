@@ -14,7 +14,6 @@ from typing import Any
 
 from . import _train_extra  # noqa: F401  isort: skip  (says what to install)
 import datasets
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -22,7 +21,6 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 from torch.utils.data import DataLoader
 from transformers import (
-    EvalPrediction,
     PreTrainedModel,
     TrainerCallback,
     TrainingArguments,
@@ -32,19 +30,21 @@ from transformers.trainer_utils import EvalLoopOutput, SchedulerType
 from .checkpoints import ResumableTrainer
 from .configuration_levljepa import LeVLJEPAConfig
 from .data import LeVLJEPADataCollator, NumberedDataset, find_columns, image_size, objective_transform
-from .distributed import check_sharding, convert_sync_batchnorm, describe_launch
+from .distributed import check_sharding, convert_sync_batchnorm, describe_launch, sharding_of
 from .evaluation.health import embedding_health, sigreg_ceiling, sigreg_floor
-from .evaluation.retrieval import retrieval_recall
 from .hub import ModelCardMixin
 from .large_batch import average_gradients, large_batch_backward
 from .mixtures import STREAM_POSITION, DrawnSamples, MixedDataset, Mixture, WithOrigin, numbered, reproducible
 from .streams import SAMPLE_INDEX, Position, ResumableStream, StreamState
 from .tar_shards import TarShards
 from .training_arguments import LeVLJEPATrainingArguments
+from .training_metrics import EMBEDDINGS, FILLED, UNNUMBERED, evaluation_figures, loss_terms, retrieval_metrics
 from .watching.watcher import Watcher
 
-EMBEDDINGS = ("image_embeds", "text_embeds", "predicted_text_embeds", "predicted_image_embeds")
-FILLED, UNNUMBERED = -1, -2  # indices of rows that are no sample, and of samples without a number
+OBJECTIVE_SETTINGS = (
+    *("objective", "prediction_loss_type", "views", "multi_view_weight", "sigreg_vision_weight", "sigreg_text_weight"),
+    *("sigreg_num_directions", "sigreg_num_knots", "sigreg_t_max", "sigreg_sample_size_scale", "sigreg_distributed"),
+)  # of a model's configuration
 NO_WEIGHT_DECAY = ("pos_embed", "cls_token", "reg_token", "dist_token")  # timm's convention
 
 
@@ -104,7 +104,8 @@ class LeVLJEPATrainer(ModelCardMixin, ResumableTrainer):
         _check_batch_size(args, prepared_dataset)
         _check_large_batch(args)
         check_sharding(args)
-        if data_collator is None and processing_class is not None:
+        is_default = data_collator is None and processing_class is not None
+        if is_default:
             data_collator = _default_collator(processing_class, train_dataset, args.seed, model)
         kwargs.setdefault("compute_metrics", retrieval_metrics)
         super().__init__(
@@ -116,6 +117,8 @@ class LeVLJEPATrainer(ModelCardMixin, ResumableTrainer):
             processing_class=processing_class,
             **kwargs,
         )
+        if is_default and model is None:  # a `model_init` has made it by now
+            self.data_collator = _default_collator(processing_class, train_dataset, args.seed, self.model)
         if eval_data_collator is None:
             collator = self.data_collator
             eval_data_collator = collator.for_evaluation() if hasattr(collator, "for_evaluation") else collator
@@ -185,7 +188,9 @@ class LeVLJEPATrainer(ModelCardMixin, ResumableTrainer):
 
     def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
         inputs = super()._prepare_inputs(inputs)
-        return self.data_collator.normalized(inputs) if hasattr(self.data_collator, "normalized") else inputs
+        if hasattr(self.data_collator, "normalized"):
+            inputs = super()._prepare_inputs(self.data_collator.normalized(inputs))  # in DeepSpeed's type, if it is on
+        return inputs
 
     @contextlib.contextmanager
     def _loading(self, data_collator: Any, **options: Any) -> Iterator[None]:
@@ -204,6 +209,8 @@ class LeVLJEPATrainer(ModelCardMixin, ResumableTrainer):
         """What decides the course of the run, by name: that of every run, and the data, their order and changes."""
         settings = {**super().run_settings(), "weight_decay_parameters": self.args.weight_decay_parameters}
         settings["warmup_start_factor"] = self.args.warmup_start_factor
+        config = getattr(self.model, "config", None)
+        settings |= {name: getattr(config, name) for name in OBJECTIVE_SETTINGS if hasattr(config, name)}
         data = self.train_dataset
         if self.mixture is not None:
             settings |= self.mixture.settings()
@@ -369,7 +376,7 @@ class LeVLJEPATrainer(ModelCardMixin, ResumableTrainer):
 
     def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
         if self.args.weight_decay_parameters == "all":
-            return [name for name, _ in model.named_parameters()]
+            return [name for name, _ in model.named_parameters() if not name.startswith("contrastive.")]
         shapes = {name: parameter.dim() for name, parameter in model.named_parameters()}
         names = super().get_decay_parameter_names(model)
         return [name for name in names if shapes[name] > 1 and name.split(".")[-1] not in NO_WEIGHT_DECAY]
@@ -527,42 +534,6 @@ class LeVLJEPATrainer(ModelCardMixin, ResumableTrainer):
         return outputs.loss, rows, F.pad(index, (0, missing), value=FILLED)
 
 
-def retrieval_metrics(prediction: EvalPrediction) -> dict[str, float]:
-    """The loss and its terms, recalls at 1, 5, 10 (`avg` readout, or `zeroshot` without predictors), and the health.
-
-    Args:
-        prediction: `predictions` holds rows of samples by name: embeddings (N, D), and the loss terms of each sample's
-            batch (N,), which are averaged. `label_ids` holds the samples' indices: repeated samples count once.
-    """
-    index = prediction.label_ids
-    keep = np.flatnonzero(index == UNNUMBERED)
-    if len(keep) == 0:
-        first = np.sort(np.unique(index, return_index=True)[1])
-        keep = first[index[first] != FILLED]
-    rows = {name: torch.from_numpy(values[keep]) for name, values in prediction.predictions.items()}
-    embeds = {name: rows.pop(name) for name in EMBEDDINGS if name in rows}
-    readout = "avg" if "predicted_text_embeds" in embeds else "zeroshot"
-    terms = {name: values.double().mean().item() for name, values in rows.items()}
-    return {**terms, **retrieval_recall(**embeds, readout=readout), **embedding_health(**embeds)}
-
-
-def evaluation_figures() -> list[str]:
-    """The names of what an evaluation measures, among which `metric_for_best_model` chooses."""
-    rows = dict.fromkeys(EMBEDDINGS, np.eye(2, dtype=np.float32))
-    names = ("loss", "prediction_loss", "sigreg_vision", "sigreg_text", "multi_view_loss", "contrastive_loss")
-    terms = dict.fromkeys(names, np.zeros(2, dtype=np.float32))
-    return list(retrieval_metrics(EvalPrediction({**rows, **terms}, np.arange(2))))
-
-
-def loss_terms(outputs: Any) -> dict[str, Tensor]:
-    """The named scalars of a model's output, the loss itself left out."""
-    return {
-        name: value.detach()
-        for name, value in outputs.items()
-        if name != "loss" and isinstance(value, Tensor) and value.dim() == 0
-    }
-
-
 class _State:
     """What a forward pass changes: buffers, and torch's random states."""
 
@@ -637,7 +608,7 @@ def _check_large_batch(args: LeVLJEPATrainingArguments) -> None:
     size = args.encoder_micro_batch_size
     if size is None:
         return
-    if args.fsdp or args.deepspeed or args.fp16:
+    if sharding_of(args) is not None or args.fp16:
         raise ValueError(
             "encoder_micro_batch_size runs the model's parts outside of its forward pass and averages the gradients "
             "by itself: it works with plain data-parallel training in float32 or bf16, not with FSDP, DeepSpeed or "

@@ -95,7 +95,8 @@ class LeVLJEPATrainingArguments(ProbeArguments, TrainingArguments):
         default="matrices",
         metadata={
             "help": "What weight decay applies to: 'matrices' leaves out biases, norms, class tokens and the vision "
-            "tower's position embeddings; 'all' is every parameter, as in the released recipe."
+            "tower's position embeddings; 'all' is every parameter, as in the released recipe, but a contrastive "
+            "loss's scale and bias."
         },
     )
     warmup_start_factor: float = field(

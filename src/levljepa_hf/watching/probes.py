@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from transformers.utils import logging
 
+from ..distributed import sharding_of
 from ..evaluation.attentive import AttentiveProbe, AttentiveProbeProtocol, fitting_heads
 from ..evaluation.command import TASKS, read_protocols
 from ..evaluation.datasets import EvaluationSplit, load_split
@@ -70,7 +71,7 @@ class Probes:
                 f"probe_dataset={args.probe_dataset!r} needs a LeVLJEPAModel with its LeVLJEPAProcessor as "
                 f"processing_class, not {type(model).__name__} and {type(processor).__name__}: leave it out."
             )
-        if args.fsdp or args.deepspeed:
+        if sharding_of(args) is not None:
             raise ValueError(
                 "Probes need the model's whole weights on one process: leave out probe_dataset under FSDP and "
                 "DeepSpeed, and run `levljepa evaluate` on the checkpoints."
