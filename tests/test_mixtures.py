@@ -7,6 +7,8 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 import yaml
@@ -379,13 +381,59 @@ def test_each_dataset_may_have_its_share_of_broken_shards(shards, tmp_path):
         list(itertools.islice(mixture.prepared(), 300))
 
 
-def test_a_dataset_too_small_for_its_workers_is_named(shards):
+def test_fewer_rows_than_workers_are_refused_before_the_first_sample(shards):
     mixture = web_and_photos(shards, number=3)
     for rank in range(3):
         assert len(list(itertools.islice(mixture.prepared(0, 4, rank, 3), 50))) == 50
-    with pytest.raises(ValueError, match="of 8 gets no sample of 'photos'.*lower dataloader_num_workers"):
-        for rank in range(8):
-            list(itertools.islice(mixture.prepared(0, 4, rank, 8), 50))
+    for rank in range(4):
+        with pytest.raises(ValueError, match="'photos' of the mixture has 3 rows for 4 workers.*or leave it out"):
+            next(iter(mixture.prepared(0, 4, rank, 4)))
+
+
+def test_a_stream_too_small_for_its_workers_is_named(tmp_path):
+    write_tar(tmp_path / "part-0.tar", 0, 2)
+    dataset = load_pretraining_dataset(f"{tmp_path}/part-*.tar", streaming=True, caption_column="txt")
+    mixture = Mixture({"web": dataset, "photos": samples(9)}, WEIGHTS)
+    with pytest.raises(ValueError, match="of 3 gets no sample of 'web'.*without streaming"):
+        for rank in range(3):
+            list(itertools.islice(mixture.prepared(0, 4, rank, 3), 50))
+
+
+class Rows:
+    """Rows of which one can't be read."""
+
+    def __init__(self, error: Exception) -> None:
+        self.error, self.tries = error, 0
+
+    def __len__(self) -> int:
+        return 20
+
+    def __getitem__(self, row: int) -> dict[str, Any]:
+        if row == 7:
+            self.tries += 1
+            raise self.error
+        return {"image": b"", "captions": f"photos {row}"}
+
+
+@pytest.mark.parametrize("error", [KeyError("caption"), ValueError("no such thing")])
+def test_errors_of_a_dataset_of_rows_are_its_own(error, shards):
+    """Those that are no failure to read are no broken shard, and another try would not help."""
+    dataset = Rows(error)
+    stream = Mixture({"web": tars(shards), "photos": dataset}, WEIGHTS).prepared()
+    with pytest.raises(type(error)) as caught:
+        list(itertools.islice(stream, 200))
+    assert caught.value.__notes__ == [f"In row 7 of photos, which raised {type(error).__name__}."]
+    assert dataset.tries == 1 and stream.parts[1].broken.count == 0
+
+
+@pytest.mark.parametrize("error", [FileNotFoundError("7.jpg"), pa.ArrowInvalid("7.jpg")])
+def test_a_row_that_is_out_of_reach_is_a_broken_shard_and_named(error, shards, caplog):
+    dataset = Rows(error)
+    stream = Mixture({"web": tars(shards), "photos": dataset}, WEIGHTS).prepared()
+    drawn = {one["captions"] for one in itertools.islice(stream, 200) if one["sample_dataset"] == "photos"}
+    assert drawn == {f"photos {row}" for row in range(20) if row != 7}
+    assert dataset.tries % 3 == 0 and stream.parts[1].broken.count == 1
+    assert f"In row 7 of photos, which raised {type(error).__name__}. 7.jpg." in caplog.text
 
 
 # What is refused
@@ -399,6 +447,10 @@ def test_a_dataset_too_small_for_its_workers_is_named(shards):
         ({"a": -1, "b": 2}, "weight=-1 of the dataset 'a' must be positive"),
         ({"a": float("nan"), "b": 2}, "weight=nan of the dataset 'a' must be positive and finite"),
         ({"a": float("inf"), "b": 2}, "weight=inf"),
+        ({"a": 1, "b": "much"}, "weight='much' of the dataset 'b' is no number"),
+        ({"a": [1], "b": 1}, r"weight=\[1\] of the dataset 'a' is no number"),
+        ({"a": 10**400, "b": 1}, "of the dataset 'a' is no number"),
+        ({"a": "-0.5", "b": 1}, "weight=-0.5 of the dataset 'a' must be positive"),
         ({"a": 1, "b": 1, "c": 1}, "weights names 'c'; the mixture has a, b"),
     ],
 )
@@ -412,6 +464,13 @@ def test_weights_are_normalised_and_those_of_streams_must_be_given(shards):
     assert Mixture({"a": rows("a", 1), "b": rows("b", 3)}).weights == {"a": 0.25, "b": 0.75}
     with pytest.raises(ValueError, match="'web' of the mixture is streamed, so its size is not known: give each"):
         Mixture({"photos": rows("a", 2), "web": tars(shards)})
+
+
+def test_weights_are_numbers_of_any_kind():
+    weights = {"a": np.float32(0.5), "b": "1.5"}
+    assert Mixture({"a": rows("a", 2), "b": rows("b", 3)}, weights).weights == {"a": 0.25, "b": 0.75}
+    sources = read_sources(["a", "b"], [np.float32(0.5), Fraction(1, 4)])
+    assert [one.weight for one in sources] == [0.5, 0.25] and {type(one.weight) for one in sources} == {float}
 
 
 def test_what_is_no_mixture_is_refused(tmp_path, processor):
@@ -521,6 +580,76 @@ def test_a_resumed_mixture_is_the_uninterrupted_one(tmp_path, shards, processor,
     assert trajectory(resumed, "samples/web", "samples/photos") == trajectory(whole, "samples/web", "samples/photos")
     for (name, a), b in zip(whole.model.state_dict().items(), resumed.model.state_dict().values(), strict=True):
         torch.testing.assert_close(a, b, rtol=0, atol=0, msg=name)
+
+
+@pytest.mark.parametrize(
+    ("kind", "num_workers", "accumulation", "bad"),
+    [
+        ("map", 0, 1, 1),
+        ("map", 0, 1, 3),
+        ("map", 0, 1, 5),
+        ("mixture", 2, 1, 1),
+        ("mixture", 2, 1, 2),
+        ("mixture", 0, 2, 4),
+        ("stream", 0, 1, 1),
+        ("stream", 2, 1, 4),
+    ],
+)
+def test_a_run_that_was_not_finite_goes_on_before_the_batches_of_that_step(
+    tmp_path, shards, processor, kind, num_workers, accumulation, bad
+):
+    """`bad` is the number of the batch, which is drawn again, and counted once."""
+
+    def run(resume: str | None = None, bad: int | None = None) -> Any:
+        if kind == "map":
+            dataset = Mixture({"web": samples(9), "photos": samples(7)}, WEIGHTS)
+        else:
+            dataset = web_and_photos(shards) if kind == "mixture" else tars(shards)
+        model = new_model(text_config={"embd_pdrop": 0.1})
+        calls = itertools.count(1)
+        model.text_projection.register_forward_hook(
+            lambda *args: args[2] * float("nan") if next(calls) == bad else None
+        )
+        options = {"max_steps": 6, "logging_steps": 1, "stream_buffer_size": 5, "dataloader_num_workers": num_workers}
+        options |= {"gradient_accumulation_steps": accumulation}
+        one = trainer(tmp_path / "run", processor, model=model, train_dataset=dataset, **options)
+        if bad is None:
+            one.train(resume_from_checkpoint=resume)
+        else:
+            with pytest.raises(FloatingPointError):
+                one.train()
+        return one
+
+    whole = run()
+    run(bad=bad)
+    step = (bad - 1) // accumulation
+    checkpoint = tmp_path / "run" / f"checkpoint-{step}"
+    if kind != "stream":
+        assert sum(json.loads((checkpoint / "samples.json").read_text()).values()) == step * accumulation * 4
+    names = ("samples/web", "samples/photos") if kind != "stream" else ()
+    resumed = run(str(checkpoint))
+    assert trajectory(resumed) == trajectory(whole)
+    assert trajectory(resumed, *names) == trajectory(whole, *names)
+
+
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")
+@pytest.mark.parametrize("kind", ["mixture", "stream"])
+def test_workers_without_a_batch_yet_are_where_they_began(tmp_path, shards, processor, kind):
+    """One worker; then three, of which one has given a batch at the checkpoint; then three again."""
+
+    def run(num_workers: int, max_steps: int, resume: int | None = None) -> Any:
+        dataset = web_and_photos(shards) if kind == "mixture" else tars(shards)
+        options = {"save_strategy": "steps", "save_steps": 16, "max_steps": max_steps, "logging_steps": 1}
+        options |= {"stream_buffer_size": 5, "dataloader_num_workers": num_workers, "lr_scheduler_type": "constant"}
+        one = trainer(tmp_path / "run", processor, train_dataset=dataset, **options)
+        one.train(None if resume is None else str(tmp_path / "run" / f"checkpoint-{resume}"))
+        return one
+
+    run(0, 15)  # with 60 samples, in the second pass of the stream alone
+    whole = run(3, 20, resume=15)
+    state = StreamState.from_json((tmp_path / "run" / "checkpoint-16" / "stream_0.json").read_text())
+    assert {one.epoch for one in state.positions} == ({0} if kind == "mixture" else {1})
+    assert trajectory(run(3, 20, resume=16)) == trajectory(whole)
 
 
 def test_what_was_drawn_is_logged(tmp_path, processor):

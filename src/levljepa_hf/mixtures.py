@@ -75,7 +75,7 @@ class Mixture:
 
     Raises:
         ValueError: if there are fewer than two datasets, if a weight is missing, has no dataset, is not positive or
-            not finite, or if a column can't be found.
+            not finite, is no number, or if a column can't be found.
     """
 
     def __init__(
@@ -102,9 +102,8 @@ class Mixture:
                 _check_size_known(name, isinstance(dataset, _STREAMS))
             weights = {name: len(one) for name, one in zip(self.names, self.datasets, strict=True)}
         _check_names("weights", weights, self.names)
-        _check_weights({name: weights.get(name) for name in self.names})
-        total = sum(Fraction(weights[name]) for name in self.names)
-        return [Fraction(weights[name]) / total for name in self.names]
+        parts = [Fraction(one) for one in _numbers({name: weights.get(name) for name in self.names}).values()]
+        return [one / sum(parts) for one in parts]
 
     @property
     def weights(self) -> dict[str, float]:
@@ -151,15 +150,22 @@ def _check_names(argument: str, given: Mapping[str, Any], names: Sequence[str]) 
         raise ValueError(f"{argument} names {', '.join(map(repr, unknown))}; the mixture has {', '.join(names)}.")
 
 
-def _check_weights(weights: Mapping[str, float | None]) -> None:
+def _numbers(weights: Mapping[str, Any]) -> dict[str, float]:
+    """The weights as floats, positive and finite."""
+    numbers = {}
     for name, weight in weights.items():
         if weight is None:
             raise ValueError(f"The dataset {name!r} of the mixture has no weight, and others have: give it one.")
-        if not (math.isfinite(weight) and weight > 0):
+        try:
+            numbers[name] = float(weight)
+        except (TypeError, ValueError, OverflowError) as error:
+            raise ValueError(f"weight={weight!r} of the dataset {name!r} is no number: {error}.") from error
+        if not (math.isfinite(numbers[name]) and numbers[name] > 0):
             raise ValueError(
                 f"weight={weight} of the dataset {name!r} must be positive and finite. To leave a dataset out of a "
                 "mixture, do not name it."
             )
+    return numbers
 
 
 def _check_size_known(name: str, is_stream: bool) -> None:
@@ -276,7 +282,7 @@ class MixedStream(ResumableStream):
         self._parts = []
         for number, (name, dataset) in enumerate(zip(mixture.names, mixture.datasets, strict=True)):
             is_stream = isinstance(dataset, _STREAMS)
-            source, size = (dataset, buffer_size) if is_stream else (RowShards(dataset), 1)
+            source, size = (dataset, buffer_size) if is_stream else (RowShards(dataset, name), 1)
             own_seed = draw(2**32, seed, _SEEDS, number, 0)  # or datasets of as many shards would go in step
             self._parts.append(EndlessStream(source, own_seed, size, rank, world_size, max_skipped_shards, name))
         self._limits = [round(_CHOICES * limit) for limit in itertools.accumulate(mixture.fractions)]
@@ -310,26 +316,41 @@ class MixedStream(ResumableStream):
             part.resume(state.of_part(number))
 
     def after_others(self, positions: list[Position]) -> Position:
-        return Position(draws=max(one.draws for one in positions))  # from there on no choice is one of theirs
+        parts = [
+            part.after_others([one.of_part(number) for one in positions]) for number, part in enumerate(self._parts)
+        ]
+        draws = max((one.draws for one in positions), default=0)  # from there on no choice is one of theirs
+        return Position(draws=draws, parts=parts)
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         prepare_worker()
         number, num_workers, start = self.start()
         self.worker, self._draws = number, start.draws
         self._starts = {part: stream.start()[2] for part, stream in enumerate(self._parts)}
-        iterators = [iter(stream) for stream in self._parts]
         consumer, consumers = self.rank * num_workers + number, self.world_size * num_workers
+        self._check_rows(consumers)
+        iterators = [iter(stream) for stream in self._parts]
         while True:
             part = self.which(consumer, self._draws)
             row = next(iterators[part], None)
             if row is None:
+                is_stream = isinstance(self.mixture.datasets[part], _STREAMS)
                 raise ValueError(
                     f"Worker {consumer + 1} of {consumers} gets no sample of {self.mixture.names[part]!r}, which has "
-                    "too few for so many: lower dataloader_num_workers, or take the dataset without streaming."
+                    "too few that can be read for so many: lower dataloader_num_workers"
+                    f"{', or take the dataset without streaming' if is_stream else ''}."
                 )
             self._draws += 1
             self._starts.pop(part, None)
             yield self.mixture.sample(part, row, row[SAMPLE_INDEX], row[SAMPLE_EPOCH])
+
+    def _check_rows(self, consumers: int) -> None:
+        for name, dataset in zip(self.mixture.names, self.mixture.datasets, strict=True):
+            if not isinstance(dataset, _STREAMS) and len(dataset) < consumers:
+                raise ValueError(
+                    f"The dataset {name!r} of the mixture has {len(dataset)} rows for {consumers} workers, those of "
+                    "all processes together: lower dataloader_num_workers or the number of processes, or leave it out."
+                )
 
     def which(self, consumer: int, count: int) -> int:
         """The dataset that a worker's sample with the number `count` is from."""
@@ -433,7 +454,8 @@ def read_sources(
     names = _unique([one.name or _short_name(one.dataset) for one in sources])
     sources = [dataclasses.replace(one, name=name) for one, name in zip(sources, names, strict=True)]
     if any(one.weight is not None for one in sources):
-        _check_weights({one.name: one.weight for one in sources})
+        numbers = _numbers({one.name: one.weight for one in sources})
+        sources = [dataclasses.replace(one, weight=numbers[one.name]) for one in sources]
     else:
         for one in sources:
             _check_size_known(one.name, one.streaming)

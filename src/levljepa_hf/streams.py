@@ -24,6 +24,7 @@ from typing import Any
 from . import _train_extra  # noqa: F401  isort: skip  (says what to install)
 import torch
 from datasets import IterableDataset
+from pyarrow import ArrowException
 
 from .tar_shards import TarShards
 from .workers import prepare_worker
@@ -143,16 +144,23 @@ class RowShards:
 
     Args:
         dataset: anything with a length and rows by number.
+        name: what errors call it.
     """
 
-    def __init__(self, dataset: Any) -> None:
-        self.dataset = dataset
+    def __init__(self, dataset: Any, name: str | None = None) -> None:
+        self.dataset, self.name = dataset, name
         self.num_shards = min(len(dataset), MAX_ROW_SHARDS)
 
     def read_shard(self, number: int) -> Iterator[dict[str, Any]]:
-        """The row; of more than `MAX_ROW_SHARDS`, every so manieth."""
+        """The row; of more than `MAX_ROW_SHARDS`, every so manieth. An error has a note of its row."""
+        of = "" if self.name is None else f" of {self.name}"
         for row in range(number, len(self.dataset), self.num_shards):
-            yield self.dataset[row]
+            try:
+                sample = self.dataset[row]
+            except Exception as error:
+                error.add_note(f"In row {row}{of}, which raised {type(error).__name__}.")
+                raise
+            yield sample
 
 
 class ResumableStream(torch.utils.data.IterableDataset):
@@ -198,15 +206,18 @@ class ResumableStream(torch.utils.data.IterableDataset):
         """Of this process: the number of the worker that it is or takes over, how many there are, where it begins."""
         worker = torch.utils.data.get_worker_info()
         number, num_workers = (0, 1) if worker is None else (worker.id, worker.num_workers)
-        if self.resumed is None:
-            return number, num_workers, Position()
-        if not self.resumed.is_of(self.world_size, num_workers):
-            return number, num_workers, self.after_others(self.resumed.positions)
-        number = (number + self.resumed.next_worker) % num_workers  # the loader begins with its worker 0
-        return number, num_workers, self.resumed.positions[self.rank * num_workers + number]
+        if self.resumed is not None and self.resumed.is_of(self.world_size, num_workers):
+            number = (number + self.resumed.next_worker) % num_workers  # the loader begins with its worker 0
+        return number, num_workers, self.beginning(number, num_workers)
+
+    def beginning(self, number: int, num_workers: int) -> Position:
+        """Where the worker of this rank with that number begins, of so many."""
+        if self.resumed is not None and self.resumed.is_of(self.world_size, num_workers):
+            return self.resumed.positions[self.rank * num_workers + number]
+        return self.after_others([] if self.resumed is None else self.resumed.positions)
 
     def after_others(self, positions: list[Position]) -> Position:
-        """Where a worker begins after a run with other numbers of them."""
+        """Where a worker begins after a run with other numbers of them, or after none."""
         raise NotImplementedError
 
 
@@ -216,7 +227,8 @@ class EndlessStream(ResumableStream):
     Without an end no rank runs dry before the others, and a run of `max_steps` is one epoch of the Trainer. Where the
     shards are few, several workers share them and take their samples in turns.
 
-    A shard that ends with an error is used as far as it went, named and counted in `broken`.
+    A shard that ends with an error is used as far as it went, named and counted in `broken`. Of rows that holds for
+    errors of the system and of Arrow; another one is the dataset's own, and passes on.
 
     Args:
         dataset: what `load_pretraining_dataset(..., streaming=True)` returns, or `RowShards`.
@@ -269,7 +281,7 @@ class EndlessStream(ResumableStream):
         super().resume(state)
 
     def after_others(self, positions: list[Position]) -> Position:
-        return Position(epoch=min(position.epoch for position in positions))
+        return Position(epoch=min((position.epoch for position in positions), default=0))
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         prepare_worker()
@@ -329,8 +341,11 @@ class EndlessStream(ResumableStream):
                         yield index, sample
                 return
             except Exception as error:  # of a tar, of Arrow, of the network: a shard can break in every way
+                rows = isinstance(self.dataset, RowShards)
+                if rows and not isinstance(error, (OSError, ArrowException)):
+                    raise
                 if opened or seconds is None:
-                    self.broken.add(shard, f"{error}.")
+                    self.broken.add(shard, f"{error.__notes__[-1]} {error}." if rows else f"{error}.")
                     return
             time.sleep(seconds)
 

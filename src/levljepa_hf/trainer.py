@@ -130,6 +130,7 @@ class LeVLJEPATrainer(ModelCardMixin, ResumableTrainer):
         self._stream_positions: dict[int, Position] = {}  # by worker, the one whose batch was the last at the end
         self._resumed_from: Path | None = None
         self._before_step: _State | None = None
+        self._data_before_step: tuple[dict[int, Position], Tensor] | None = None
         self._step_begins = True
         self._answers: tuple[list[str], Tensor, torch.cuda.Event | None] | None = None
         self._requested: int | None = None
@@ -231,9 +232,10 @@ class LeVLJEPATrainer(ModelCardMixin, ResumableTrainer):
         self.watcher.save(folder)
         if isinstance(self.train_dataset, ResumableStream):
             workers = max(1, self.args.dataloader_num_workers)
-            *_, last = self._stream_positions
-            positions = [self._stream_positions.get(worker, Position()) for worker in range(workers)]
-            state = StreamState(positions, workers, (last + 1) % workers, self.train_dataset.pasts(workers))
+            last = next(reversed(self._stream_positions), -1)  # none, if the first step was not finite
+            seen, stream = self._stream_positions, self.train_dataset
+            positions = [seen.get(worker) or stream.beginning(worker, workers) for worker in range(workers)]
+            state = StreamState(positions, workers, (last + 1) % workers, stream.pasts(workers))
             (folder / f"stream_{self.args.process_index}.json").write_text(state.to_json())
 
     def resume_position(self, checkpoint: Path) -> None:
@@ -328,13 +330,13 @@ class LeVLJEPATrainer(ModelCardMixin, ResumableTrainer):
     def training_step(
         self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Tensor | int | None = None
     ) -> Tensor:
+        if self._step_begins:
+            self._keep_state()
         if STREAM_POSITION in inputs:
             worker, position = inputs.pop(STREAM_POSITION)
             self._stream_positions.pop(worker, None)
             self._stream_positions[worker] = position
         self._drawn.take(inputs)
-        if self._step_begins:
-            self._keep_state()
         self._step_begins = self.accelerator.sync_gradients  # with the next one, if this is its last
         if self.args.encoder_micro_batch_size is None:
             loss = super().training_step(model, inputs, num_items_in_batch)
@@ -347,6 +349,7 @@ class LeVLJEPATrainer(ModelCardMixin, ResumableTrainer):
 
     def _keep_state(self) -> None:
         self._before_step, self._step_begins = _State(self._running_statistics()), False
+        self._data_before_step = (dict(self._stream_positions), self._drawn.counts.clone())
 
     def _large_batch_step(self, model: nn.Module, inputs: dict[str, Any]) -> Tensor:
         """A training step whose encoders see the batch in micro-batches (`large_batch.py`)."""
@@ -414,6 +417,7 @@ class LeVLJEPATrainer(ModelCardMixin, ResumableTrainer):
     def _stop(self, model: nn.Module, bad_terms: list[str]) -> None:
         step = self.state.global_step
         self._before_step.restore()
+        self._stream_positions, self._drawn.counts = self._data_before_step
         self._save_checkpoint(model, trial=None)
         raise FloatingPointError(
             f"Not finite since step {step + 1}: {', '.join(bad_terms)}. The state before that step is in "
@@ -563,7 +567,8 @@ class _Events(TrainerCallback):
         if isinstance(self.trainer.train_dataset, NumberedDataset):
             self.trainer.train_dataset.set_epoch(int(epoch))
         self.trainer._step_begins = True
-        if epoch == int(epoch):  # a checkpoint made now would be resumed from here, before the order is drawn
+        is_stream = isinstance(self.trainer.train_dataset, ResumableStream)  # it has no order that is drawn
+        if epoch == int(epoch) and not is_stream:  # a checkpoint would be resumed from here, before the order is drawn
             self.trainer._keep_state()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
