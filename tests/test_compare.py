@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
+from levljepa_hf import comparison
 from test_data import captions, imagefolder  # noqa: F401  (fixtures)
 
 SCRIPTS = Path(__file__).parents[1] / "training"
@@ -63,7 +64,7 @@ def started(monkeypatch) -> list[list[str]]:
         pretrain.main(command[command.index(str(compare.SCRIPT)) + 1 :])
         return subprocess.CompletedProcess(command, 0)
 
-    monkeypatch.setattr(compare.subprocess, "run", run)
+    monkeypatch.setattr(comparison.subprocess, "run", run)
     return commands
 
 
@@ -98,7 +99,7 @@ def test_objectives_side_by_side(recipe: Path, started, tmp_path: Path, capsys) 
 
 def test_all_runs_share_what_does_not_differ(recipe: Path, tmp_path: Path) -> None:
     args = compare.argparse.Namespace(recipe=str(recipe), objectives=None, seeds=[3], output_dir=str(tmp_path))
-    runs = {run.objective: run for run in compare.plan(args, ["--max_steps", "5", "--config", "projection_dim=16"])}
+    runs = {run.objective: run for run in compare.plan(compare.read_comparison(args.recipe), args, ["--max_steps", "5", "--config", "projection_dim=16"])}
     assert list(runs) == list(OBJECTIVES)
     parsed = {name: pretrain.parse_args(run.argv()) for name, run in runs.items()}
     configs = {name: pretrain.build_config(groups[0]).to_dict() for name, groups in parsed.items()}
@@ -133,11 +134,13 @@ def test_a_run_that_was_stopped_is_gone_on_with(recipe: Path, started, tmp_path:
     args = compare.argparse.Namespace(
         recipe=str(recipe), objectives=["levljepa"], seeds=None, output_dir=str(tmp_path / "runs")
     )
-    (run,) = compare.plan(args, [])
+    (run,) = compare.plan(compare.read_comparison(str(recipe)), args, [])
     assert run.results() is None
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
-            compare.subprocess, "run", lambda command: started.append(command) or subprocess.CompletedProcess([], 143)
+            comparison.subprocess,
+            "run",
+            lambda command: started.append(command) or subprocess.CompletedProcess([], 143),
         )
         with pytest.raises(RuntimeError, match="levljepa, seed 0, ended with status 143"):
             compare.main([*argv, "--processes", "2"])
@@ -181,6 +184,6 @@ def test_a_recipe_without_objectives(tmp_path: Path) -> None:
 def test_the_recipes_here_are_whole() -> None:
     for name in ("compare-photos",):
         args = compare.argparse.Namespace(recipe=name, objectives=None, seeds=None, output_dir="runs/x")
-        runs = compare.plan(args, ["--dataset", "x", "--use_cpu"])
+        runs = compare.plan(compare.read_comparison(name), args, ["--dataset", "x", "--use_cpu"])
         objectives = {pretrain.build_config(pretrain.parse_args(run.argv())[0]).objective for run in runs}
         assert objectives == {"levljepa", "levljepa_plus", "infonce", "siglip"} and len(runs) == 5
