@@ -280,13 +280,14 @@ def main(argv: Sequence[str] | None = None) -> str:
     chosen = choose(comparison, tuning)
     runs = plan(comparison, args, more, chosen)
     report = Report(comparison, output_dir, command, runs, tuning, chosen, baselines)
+    table = ""
     undone = [run for run in runs if run.results() is None or not run.is_measured(evaluations)]
     for run in tqdm(undone, desc="runs", unit=" runs"):
         if run.results() is None:
             run.train(SCRIPT, args.processes)
         evaluate_model(str(run.folder), evaluations, run.folder / EVALUATION_FILE)
-        report.write()
-    table = report.write()
+        table = report.write()
+    table = table or report.write()
     print(f"{table}\nIn {output_dir}: {', '.join(sorted(p.name for p in output_dir.glob('*.*') if p.is_file()))}.")
     return table
 

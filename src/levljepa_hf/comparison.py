@@ -28,6 +28,7 @@ from transformers import HfArgumentParser
 
 from .curves import plot_runs, read_run
 from .evaluation.command import TASKS, EvaluationArguments, evaluate
+from .evaluation.encoders import load_encoder
 from .evaluation.features import write_whole
 from .evaluation.pictures import _figure, _save
 from .evaluation.results import versions
@@ -198,10 +199,12 @@ def evaluate_model(
         For each `Evaluation.key` the record of `levljepa evaluate`, or, of a peer, `left_out` with the reason.
 
     Raises:
-        ValueError: if the model does not serve a task, and is no peer.
+        ValueError: if the model's name is wrong, or it does not serve a task and is no peer.
         OSError: if a model or data set is not within reach.
     """
     results, path = read_results(path, evaluations), Path(path)
+    if is_peer and any(one.key(task) not in results for one in evaluations for task in one.tasks):
+        load_encoder(model, "cpu")  # a wrong name is an error, where a task that it does not serve is none
     for one in evaluations:
         for task in one.tasks:
             if one.key(task) in results:
