@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import random
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -61,14 +62,12 @@ def started(monkeypatch) -> list[list[str]]:
     """The command lines of the trainings, which run in this process."""
     commands: list[list[str]] = []
 
-    def run(command: list[str]) -> subprocess.CompletedProcess:
+    def call(command: list[str]) -> int:
         commands.append(command)
-        if command[-1] == "fails":
-            return subprocess.CompletedProcess(command, 143)
         pretrain.main(command[command.index(str(compare.SCRIPT)) + 1 :])
-        return subprocess.CompletedProcess(command, 0)
+        return 0
 
-    monkeypatch.setattr(comparison.subprocess, "run", run)
+    monkeypatch.setattr(comparison, "_call", call)
     return commands
 
 
@@ -142,11 +141,7 @@ def test_a_run_that_was_stopped_is_gone_on_with(recipe: Path, started, tmp_path:
     (run,) = compare.plan(compare.read_comparison(str(recipe)), args, [])
     assert run.results() is None
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(
-            comparison.subprocess,
-            "run",
-            lambda command: started.append(command) or subprocess.CompletedProcess([], 143),
-        )
+        patch.setattr(comparison, "_call", lambda command: started.append(command) or 143)
         with pytest.raises(RuntimeError, match="levljepa, seed 0, ended with status 143"):
             compare.main([*argv, "--processes", "2"])
     words = " ".join(started[-1])
@@ -154,6 +149,29 @@ def test_a_run_that_was_stopped_is_gone_on_with(recipe: Path, started, tmp_path:
     assert words.endswith("--resume_from_checkpoint auto")
     compare.main(argv)
     assert run.results()["train_loss"] > 0
+
+
+def test_what_ends_the_comparison_ends_the_training() -> None:
+    """By SIGTERM, at which a training writes a checkpoint."""
+
+    def stop(*_: Any) -> None:
+        raise SystemExit(143)
+
+    before = signal.signal(signal.SIGALRM, stop)
+    code = "import signal, sys, time; signal.signal(signal.SIGTERM, lambda *_: sys.exit(7)); time.sleep(60)"
+    processes: list[subprocess.Popen] = []
+    with pytest.MonkeyPatch.context() as patch:
+        popen = subprocess.Popen
+        patch.setattr(comparison.subprocess, "Popen", lambda command: processes.append(popen(command)) or processes[0])
+        signal.setitimer(signal.ITIMER_REAL, 1.0)
+        try:
+            with pytest.raises(SystemExit):
+                comparison._call([sys.executable, "-c", code])
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            signal.signal(signal.SIGALRM, before)
+    assert processes[0].returncode in (7, -signal.SIGTERM)
+    assert comparison._call([sys.executable, "-c", "raise SystemExit(3)"]) == 3
 
 
 def test_a_folder_with_other_runs_is_refused(recipe: Path, started, tmp_path: Path) -> None:

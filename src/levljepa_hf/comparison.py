@@ -453,10 +453,10 @@ class Run:
         command = [sys.executable, *(launch if processes > 1 else []), str(script), *self.argv()]
         if processes > 1 and not torch.accelerator.is_available():
             command.append("--use_cpu")
-        done = subprocess.run([*command, "--resume_from_checkpoint", "auto"])
-        if done.returncode:
+        status = _call([*command, "--resume_from_checkpoint", "auto"])
+        if status:
             raise RuntimeError(
-                f"The training of {self.objective}, seed {self.seed}, ended with status {done.returncode}; its "
+                f"The training of {self.objective}, seed {self.seed}, ended with status {status}; its "
                 f"message is above. Call this script again to go on, or run it alone: {shlex.join(command)}"
             )
 
@@ -466,6 +466,17 @@ class Run:
         for entry in read_run(self.folder).entries:
             figures |= {name: value for name, value in entry.items() if isinstance(value, (int, float))}
         return figures | (self.results() or {})
+
+
+def _call(command: Sequence[str]) -> int:
+    """Runs a command and returns its status. What ends this process ends it too, by SIGTERM: with a checkpoint."""
+    process = subprocess.Popen(command)
+    try:
+        return process.wait()
+    except BaseException:
+        process.terminate()
+        process.wait()
+        raise
 
 
 @dataclass(frozen=True)
