@@ -339,7 +339,7 @@ def _cell(values: Sequence[float] | None, reference: Sequence[float] | None) -> 
     if not values:
         return ""
     spread = f" +- {100 * statistics.stdev(values):.1f}" if len(values) > 1 else ""
-    star = " \\*" if reference and values is not reference and differs(values, reference) else ""
+    star = " \\*" if reference and differs(values, reference) else ""
     return f"{100 * statistics.fmean(values):.1f}{spread}{star}"
 
 
