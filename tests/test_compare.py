@@ -493,15 +493,9 @@ def test_a_whole_comparison_on_scenes(tmp_path: Path) -> None:
     sizes = ["--num-scenes", "64", "20", "20", "--image-size", "64", "--seed", "1"]
     subprocess.run([sys.executable, "-m", "levljepa_hf.scenes", str(tmp_path / "scenes"), *sizes], check=True)
     objectives = ["levljepa", "levljepa_plus", "siglip"]
-    command = [
-        sys.executable,
-        str(SCRIPTS / "compare.py"),
-        "--recipe",
-        str(path),
-        "--output_dir",
-        str(tmp_path / "runs"),
-    ]
-    done = subprocess.run([*command, "--objectives", *objectives], capture_output=True, text=True)
+    command = [sys.executable, str(SCRIPTS / "compare.py"), "--recipe", str(path)]
+    command += ["--output_dir", str(tmp_path / "runs"), "--objectives", *objectives]
+    done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     content = json.loads((tmp_path / "runs" / "comparison.json").read_text())
     tasks = {*comparison.TASKS} - {"vlm"}
