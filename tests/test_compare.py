@@ -2,6 +2,8 @@
 
 import importlib.util
 import json
+import random
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -9,7 +11,11 @@ from typing import Any
 
 import pytest
 import yaml
+from matplotlib.figure import Figure
+from scipy.stats import ttest_ind
 
+from levljepa_hf import LeVLJEPAConfig, LeVLJEPAProcessor, LeVLJEPAVisionModel, comparison
+from levljepa_hf.recipes import RecipeLoader
 from test_data import captions, imagefolder  # noqa: F401  (fixtures)
 
 SCRIPTS = Path(__file__).parents[1] / "training"
@@ -56,14 +62,12 @@ def started(monkeypatch) -> list[list[str]]:
     """The command lines of the trainings, which run in this process."""
     commands: list[list[str]] = []
 
-    def run(command: list[str]) -> subprocess.CompletedProcess:
+    def call(command: list[str]) -> int:
         commands.append(command)
-        if command[-1] == "fails":
-            return subprocess.CompletedProcess(command, 143)
         pretrain.main(command[command.index(str(compare.SCRIPT)) + 1 :])
-        return subprocess.CompletedProcess(command, 0)
+        return 0
 
-    monkeypatch.setattr(compare.subprocess, "run", run)
+    monkeypatch.setattr(comparison, "_call", call)
     return commands
 
 
@@ -98,7 +102,8 @@ def test_objectives_side_by_side(recipe: Path, started, tmp_path: Path, capsys) 
 
 def test_all_runs_share_what_does_not_differ(recipe: Path, tmp_path: Path) -> None:
     args = compare.argparse.Namespace(recipe=str(recipe), objectives=None, seeds=[3], output_dir=str(tmp_path))
-    runs = {run.objective: run for run in compare.plan(args, ["--max_steps", "5", "--config", "projection_dim=16"])}
+    words = ["--max_steps", "5", "--config", "projection_dim=16"]
+    runs = {run.objective: run for run in compare.plan(compare.read_comparison(str(recipe)), args, words)}
     assert list(runs) == list(OBJECTIVES)
     parsed = {name: pretrain.parse_args(run.argv()) for name, run in runs.items()}
     configs = {name: pretrain.build_config(groups[0]).to_dict() for name, groups in parsed.items()}
@@ -133,12 +138,10 @@ def test_a_run_that_was_stopped_is_gone_on_with(recipe: Path, started, tmp_path:
     args = compare.argparse.Namespace(
         recipe=str(recipe), objectives=["levljepa"], seeds=None, output_dir=str(tmp_path / "runs")
     )
-    (run,) = compare.plan(args, [])
+    (run,) = compare.plan(compare.read_comparison(str(recipe)), args, [])
     assert run.results() is None
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(
-            compare.subprocess, "run", lambda command: started.append(command) or subprocess.CompletedProcess([], 143)
-        )
+        patch.setattr(comparison, "_call", lambda command: started.append(command) or 143)
         with pytest.raises(RuntimeError, match="levljepa, seed 0, ended with status 143"):
             compare.main([*argv, "--processes", "2"])
     words = " ".join(started[-1])
@@ -146,6 +149,29 @@ def test_a_run_that_was_stopped_is_gone_on_with(recipe: Path, started, tmp_path:
     assert words.endswith("--resume_from_checkpoint auto")
     compare.main(argv)
     assert run.results()["train_loss"] > 0
+
+
+def test_what_ends_the_comparison_ends_the_training() -> None:
+    """By SIGTERM, at which a training writes a checkpoint."""
+
+    def stop(*_: Any) -> None:
+        raise SystemExit(143)
+
+    before = signal.signal(signal.SIGALRM, stop)
+    code = "import signal, sys, time; signal.signal(signal.SIGTERM, lambda *_: sys.exit(7)); time.sleep(60)"
+    processes: list[subprocess.Popen] = []
+    with pytest.MonkeyPatch.context() as patch:
+        popen = subprocess.Popen
+        patch.setattr(comparison.subprocess, "Popen", lambda command: processes.append(popen(command)) or processes[0])
+        signal.setitimer(signal.ITIMER_REAL, 1.0)
+        try:
+            with pytest.raises(SystemExit):
+                comparison._call([sys.executable, "-c", code])
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            signal.signal(signal.SIGALRM, before)
+    assert processes[0].returncode in (7, -signal.SIGTERM)
+    assert comparison._call([sys.executable, "-c", "raise SystemExit(3)"]) == 3
 
 
 def test_a_folder_with_other_runs_is_refused(recipe: Path, started, tmp_path: Path) -> None:
@@ -178,9 +204,306 @@ def test_a_recipe_without_objectives(tmp_path: Path) -> None:
         compare.read_comparison(str(tmp_path / "none.yaml"))
 
 
-def test_the_recipes_here_are_whole() -> None:
-    for name in ("compare-photos",):
-        args = compare.argparse.Namespace(recipe=name, objectives=None, seeds=None, output_dir="runs/x")
-        runs = compare.plan(args, ["--dataset", "x", "--use_cpu"])
-        objectives = {pretrain.build_config(pretrain.parse_args(run.argv())[0]).objective for run in runs}
-        assert objectives == {"levljepa", "levljepa_plus", "infonce", "siglip"} and len(runs) == 5
+def test_a_split_of_the_recipe_below_counts(recipe: Path, tmp_path: Path) -> None:
+    """A run is not at its end before its evaluation, wherever that was asked for."""
+    change(recipe, pretrain={"recipe": "demo", "use_cpu": True})
+    args = compare.argparse.Namespace(recipe=str(recipe), objectives=["siglip"], seeds=None, output_dir=str(tmp_path))
+    (run,) = compare.plan(compare.read_comparison(str(recipe)), args, [])
+    run.folder.mkdir()
+    (run.folder / "all_results.json").write_text('{"train_loss": 1}')
+    assert run.results() is None
+    (run.folder / "all_results.json").write_text('{"train_loss": 1, "eval_loss": 2}')
+    assert run.results() == {"train_loss": 1, "eval_loss": 2}
+
+
+OBJECTIVES_HERE = ["levljepa", "levljepa-cosine", "levljepa_plus", "infonce", "siglip"]
+
+
+@pytest.mark.parametrize(
+    "name", [name for name in compare.recipe_names(compare.RECIPES) if name.startswith("compare-")]
+)
+def test_the_recipes_here_are_whole(name: str) -> None:
+    args = compare.argparse.Namespace(recipe=name, objectives=None, seeds=None, output_dir="runs/x")
+    words = ["--dataset", "x", "--eval_dataset", "y", "--eval_split", "validation", "--use_cpu", "--bf16", "false"]
+    read = compare.read_comparison(name)
+    runs, tuning = compare.plan(read, args, words), compare.plan_tuning(read, args, words)
+    configs = [pretrain.build_config(pretrain.parse_args(run.argv())[0]) for run in runs]
+    assert {config.objective for config in configs} == {"levljepa", "levljepa_plus", "infonce", "siglip"}
+    assert list(read.objectives) == OBJECTIVES_HERE and len(runs) == 5 * len(read.seeds)
+    tasks = [task for one in read.evaluations for task in one.tasks]
+    if name == "compare-photos":
+        assert not tasks and not tuning
+    elif name == "compare-quick":
+        assert not tuning and set(tasks) == {*comparison.TASKS} - {"vlm"} and len(read.seeds) == 1
+    else:
+        assert set(tasks) == {*comparison.TASKS} and len(read.seeds) == 3
+        assert {len(tried) for tried in tuning.values()} == {4} and list(tuning) == OBJECTIVES_HERE
+    for config in configs if name in ("compare-quick", "compare-scenes") else ():
+        assert (config.vision_config.image_size // config.vision_config.patch_size) ** 2 == 64
+
+
+# ------------------------------------------------------------------------------------------------ tuned and evaluated
+
+EVALUATION = [
+    {
+        "dataset": "scenes",
+        "dataset_config": "32",
+        "max_samples": 20,
+        "max_train_samples": 30,
+        "tasks": ["zero-shot", "knn"],
+        "protocols": {"knn": {"ks": [10]}},
+    }
+]
+GRID = {name: [{"learning_rate": 1e-5}, {"learning_rate": 1e-3, "config": {"logit_scale": 10}}] for name in OBJECTIVES}
+TUNING = {"metrics": ["text_to_image_R@1"], "pretrain": {"max_steps": 1}, "grid": GRID}
+
+
+@pytest.fixture
+def no_curves(monkeypatch) -> None:
+    """Without the curves, which take long to draw."""
+    monkeypatch.setattr(comparison, "plot_runs", lambda runs: Figure())
+
+
+def change(recipe: Path, **keys: Any) -> Path:
+    recipe.write_text(yaml.safe_dump({**yaml.safe_load(recipe.read_text()), **keys}, sort_keys=False))
+    return recipe
+
+
+@pytest.fixture
+def evaluated(recipe: Path, tmp_path: Path) -> Path:
+    """The recipe with an evaluation of two tasks."""
+    return change(recipe, evaluation=[EVALUATION[0] | {"cache_dir": str(tmp_path / "features")}])
+
+
+def test_every_model_is_evaluated_once(evaluated: Path, no_curves, started, tmp_path: Path, monkeypatch) -> None:
+    measured: list[tuple[str, str]] = []
+
+    def evaluate(arguments, tasks, protocols):
+        measured.append((Path(arguments.model[0]).name, *tasks))
+        if measured[-1] == ("siglip-0", "knn") and len(measured) == 8:
+            raise KeyboardInterrupt
+        return real(arguments, tasks, protocols)
+
+    real = comparison.evaluate
+    monkeypatch.setattr(comparison, "evaluate", evaluate)
+    change(evaluated, paper={"source": "a page", "figures": {"zero-shot on scenes, top-1": {"siglip": 12.3}}})
+    folder = tmp_path / "runs"
+    argv = ["--recipe", str(evaluated), "--output_dir", str(folder), "--objectives", "levljepa", "siglip"]
+    argv += ["--peers", "random:debug"]
+    with pytest.raises(KeyboardInterrupt):  # a killed call goes on where it was
+        compare.main(argv)
+    assert len(started) == 2 and not list(folder.glob(".*"))
+    table = compare.main(argv)
+    names = ("random-0", "random:debug", "levljepa-0", "siglip-0")
+    assert sorted(measured) == sorted([(n, t) for n in names for t in ("zero-shot", "knn")] + [("siglip-0", "knn")])
+    assert compare.main(argv) == table and len(measured) == 9 and len(started) == 2
+
+    rows = [[cell.strip() for cell in line.strip("| ").split("|")] for line in table.splitlines()]
+    assert rows[0] == ["%", "levljepa", "siglip", "random", "random:debug", "chance"]
+    kept = json.loads((folder / "levljepa-0" / "evaluation.json").read_text())["results"]
+    assert rows[2][:2] == [
+        "zero-shot on scenes, top-1",
+        f"{100 * kept['zero-shot on scenes']['metrics']['avg_top1']:.1f}",
+    ]
+    assert rows[3][2] == "12.30" and rows[4][0] == "knn on scenes, top-1" and rows[2][-1] == "1.7"
+    assert kept["knn on scenes"]["settings"]["protocol"]["ks"] == [10]
+    written = (folder / "comparison.md").read_text()
+    for text in (
+        "a page",
+        "One seed",
+        "torch ",
+        "levljepa evaluate knn",
+        "--ks 10",
+        "training/pretrain.py",
+        "--peers",
+    ):
+        assert text in written
+    content = json.loads((folder / "comparison.json").read_text())
+    assert set(content["evaluation"]["metrics"]) == {"levljepa", "siglip", "random", "random:debug"}
+    assert (folder / "comparison.json").stat().st_size < 20_000
+    for picture in ("comparison.png", "curves.png"):
+        assert (folder / picture).read_bytes()[:4] == b"\x89PNG"
+
+    # What is measured otherwise is measured again; what is trained stays.
+    entry = yaml.safe_load(evaluated.read_text())["evaluation"][0] | {"protocols": {"knn": {"ks": [5]}}}
+    change(evaluated, evaluation=[entry])
+    compare.main(argv)
+    assert measured[9:] == [(name, "knn") for name in names] and len(started) == 2
+
+
+def test_random_weights_are_those_of_the_seed(evaluated: Path, tmp_path: Path) -> None:
+    read = compare.read_comparison(str(evaluated))
+    digests = {}
+    for seed, folder in ((0, "a"), (0, "b"), (1, "c")):
+        place = compare.random_model(read, [], seed, tmp_path / folder)
+        digests[folder] = (place / "model.safetensors").read_bytes()
+    assert digests["a"] == digests["b"] != digests["c"]
+    with pytest.raises(ValueError, match="other options"):
+        compare.random_model(read, ["--config", "projection_dim=16"], 0, tmp_path / "a")
+
+
+def test_tuning_chooses_on_validation(recipe: Path, no_curves, started, tmp_path: Path, monkeypatch) -> None:
+    change(recipe, tuning=TUNING)
+    scores = {"levljepa-0": 0.2, "levljepa-1": 0.3, "siglip-0": 0.4, "siglip-1": 0.4}
+    monkeypatch.setattr(compare, "score", lambda run, metrics: scores[run.folder.name])
+    folder = tmp_path / "runs"
+    argv = ["--recipe", str(recipe), "--output_dir", str(folder), "--objectives", "levljepa", "siglip"]
+    with pytest.raises(ValueError, match="give --eval_split, and no test data"):
+        compare.main(argv)
+    assert not started
+    argv += ["--eval_split", "validation"]
+    compare.main(argv)
+    assert len(started) == 6
+    options = {p.name: json.loads((p / "compared_as.json").read_text()) for p in folder.glob("*-0")}
+    assert options["levljepa-0"]["learning_rate"] == 1e-3 and options["levljepa-0"]["config"]["logit_scale"] == 10
+    assert options["levljepa-0"]["config"]["projection_dim"] == 8  # beside what holds for all
+    assert options["siglip-0"]["learning_rate"] == 1e-5  # the first of equals
+    assert (options["levljepa-0"]["max_steps"], options["siglip-0"]["eval_split"]) == (2, "validation")
+    tried = json.loads((folder / "tuning" / "siglip-1" / "compared_as.json").read_text())
+    assert (tried["max_steps"], tried["learning_rate"]) == (1, 1e-3)
+    written = (folder / "comparison.md").read_text()
+    assert "**learning_rate=0.001 logit_scale=10**" in written and "text_to_image_R@1" in written
+    assert json.loads((folder / "comparison.json").read_text())["chosen"]["siglip"] == {"learning_rate": 1e-5}
+    compare.main(argv)
+    assert len(started) == 6
+
+
+def test_a_score_is_the_mean_of_its_metrics(tmp_path: Path) -> None:
+    (tmp_path / "all_results.json").write_text(json.dumps({"eval_a": 0.2, "eval_b": 0.4, "train_loss": 7}))
+    assert comparison.score(comparison.Run("x", 0, tmp_path, {}), ["a", "b"]) == pytest.approx(0.3)
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ({"seedz": [0]}, "seedz .did you mean seeds"),
+        ({"seeds": []}, "has no `seeds`"),
+        ({"evaluation": {"tasks": ["knn"]}}, "must be a list of mappings"),
+        ({"evaluation": [{"dataset": "scenes"}]}, "no list of tasks"),
+        ({"evaluation": [{"tasks": ["kn"]}]}, "'kn' is no task. Did you mean 'knn'"),
+        ({"evaluation": [{"tasks": ["knn"], "datset": "scenes"}]}, "'datset' is no option.* Did you mean 'dataset'"),
+        ({"evaluation": [{"tasks": ["knn"], "model": "x"}]}, "'model' is no option"),
+        ({"evaluation": [{"tasks": ["knn"], "protocols": {"knn": {"k": 1}}}]}, "'k' is no constant of knn"),
+        ({"evaluation": [{"tasks": ["knn"], "protocols": {"vlm": {}}}]}, "'vlm' is no task of this entry"),
+        ({"evaluation": [{"tasks": ["knn"], "max_samples": "few"}]}, "evaluation: argument --max_samples"),
+        ({"evaluation": [{"tasks": ["knn"]}, {"tasks": ["knn"]}]}, "has knn on scenes twice"),
+        ({"tuning": TUNING | {"metric": "x"}}, "'metric' is no key of `tuning`. Did you mean 'metrics'"),
+        ({"tuning": TUNING | {"metrics": []}}, "no `metrics`"),
+        ({"tuning": TUNING | {"metrics": ["loss"]}}, "'loss' is no recall"),
+        ({"tuning": TUNING | {"grid": GRID | {"siglip": [{}]}}}, "as many points .* levljepa 2, cosine 2, siglip 1"),
+        ({"tuning": TUNING | {"grid": {}}}, "levljepa 0"),
+        ({"tuning": TUNING | {"grid": GRID | {"clip": [{}]}}}, "'clip' is no objective"),
+        ({"paper": {"sources": "x"}}, "'sources' is no key of `paper`"),
+        (
+            {"paper": {"figures": {"knn on moon, top-1": {}}}, "evaluation": EVALUATION},
+            "no row.* Did you mean 'knn on sc",
+        ),
+        ({"paper": {"figures": {"knn on scenes, top-1": {"clip": 1}}}, "evaluation": EVALUATION}, "'clip' is no obj"),
+    ],
+)
+def test_a_recipe_that_is_wrong_says_where(recipe: Path, keys: dict, message: str) -> None:
+    change(recipe, **keys)
+    with pytest.raises(ValueError, match=message):
+        compare.read_comparison(str(recipe))
+
+
+def test_a_point_that_does_not_exist_stops_it_first(recipe: Path, started, tmp_path: Path, capsys) -> None:
+    change(recipe, tuning=TUNING | {"grid": GRID | {"siglip": [{"learning_rat": 1}, {}]}})
+    with pytest.raises((SystemExit, ValueError)) as raised:
+        compare.main(["--recipe", str(recipe), "--output_dir", str(tmp_path / "runs"), "--eval_split", "validation"])
+    assert "learning_rat" in str(raised.value) + capsys.readouterr().err and not started
+
+
+def test_a_peer_without_texts(evaluated: Path, no_curves, started, tmp_path: Path, capsys, monkeypatch) -> None:
+    """Its name is an error before any training; a task that it does not serve is noted, once."""
+    argv = ["--recipe", str(evaluated), "--output_dir", str(tmp_path / "runs"), "--objectives", "levljepa"]
+    with pytest.raises(ValueError, match="no known kind"):
+        compare.main([*argv, "--peers", "tim:vit_tiny"])
+    assert not started
+    tower = str(tmp_path / "tower")
+    LeVLJEPAVisionModel(LeVLJEPAConfig.from_preset("debug").vision_config).save_pretrained(tower)
+    LeVLJEPAProcessor.from_image_size(32).save_pretrained(tower)
+    table = compare.main([*argv, "--peers", tower])
+    row = next(line for line in table.splitlines() if line.startswith("| zero-shot"))
+    assert row.split("|")[4].strip() == "" and "| knn on scenes, top-1 | " in table
+    assert "lacks figures" in (tmp_path / "runs" / "comparison.md").read_text()
+    monkeypatch.setattr(comparison, "evaluate", None)
+    assert compare.main([*argv, "--peers", tower]) == table
+    with pytest.raises(SystemExit):
+        compare.main(["--recipe", "compare-photos", "--dataset", "x", "--peers", tower])
+    assert "--peers are for recipes with `evaluation`" in capsys.readouterr().err
+
+
+def test_a_difference_is_what_exceeds_the_spread() -> None:
+    rng = random.Random(0)
+    seen = set()
+    for shift in [0, 1, 2, 3] * 100:
+        ours, theirs = ([rng.gauss(mean, width) for _ in range(n)] for mean, width, n in ((0, 1, 2), (shift, 0.5, 3)))
+        expected = bool(ttest_ind(ours, theirs, equal_var=False).pvalue < 0.05)
+        assert comparison.differs(ours, theirs) is comparison.differs(theirs, ours) is expected
+        seen.add(expected)
+    assert seen == {True, False}
+    assert not comparison.differs([0.1], [0.9]) and not comparison.differs([0.1, 0.2], [0.9])
+    assert comparison.differs([0.1, 0.1], [0.2, 0.2]) and not comparison.differs([0.1, 0.1], [0.1, 0.1])
+
+
+def test_means_spreads_stars_and_the_paper_in_a_table() -> None:
+    far, near = [0.5, 0.52, 0.51], [0.21, 0.3, 0.1]
+    rows = [
+        comparison.Row("a, b", {"levljepa": [0.2, 0.22, 0.21], "x": far, "y": near}, 0.1, {"x": 47.32}),
+        comparison.Row("c", {"levljepa": [0.2, 0.3, 0.4], "random": [0.1]}),
+    ]
+    assert comparison.format_rows(rows, "levljepa").splitlines() == [
+        "| % | levljepa | x | y | random | chance |",
+        "|---|---|---|---|---|---|",
+        "| a, b | 21.0 +- 1.0 | 51.0 +- 1.0 \\* | 20.3 +- 10.0 |  | 10.0 |",
+        "| *the same in the paper* |  | 47.32 |  |  | |",
+        "| c | 30.0 +- 10.0 |  |  | 10.0 |  |",
+    ]
+    figure = comparison.plot_rows(rows)
+    panel, other = figure.axes
+    assert [label.get_text() for label in panel.get_xticklabels()] == ["levljepa", "x", "y"]
+    points = [one.lines[0].get_ydata()[0] for one in panel.containers]
+    assert points == pytest.approx([21, 51, 20.33], abs=0.01)
+    assert [line.get_label() for line in other.get_lines() if line.get_linestyle() == "--"] == ["random"]
+
+
+def test_figures_are_rounded() -> None:
+    assert comparison.rounded({"a": [0.123456789, 1234567.0, 3, "x"], "b": True}) == {
+        "a": [0.12346, 1234600.0, 3, "x"],
+        "b": True,
+    }
+
+
+@pytest.mark.slow
+def test_a_whole_comparison_on_scenes(tmp_path: Path) -> None:
+    """`compare-quick` in small, by its commands: scenes on disk, three objectives, two seeds, every task but `vlm`."""
+    recipe = yaml.load((compare.RECIPES / "compare-quick.yaml").read_text(), RecipeLoader)
+    recipe["pretrain"] |= {
+        "max_steps": 3,
+        "logging_steps": 1,
+        "per_device_train_batch_size": 16,
+        "warmup_steps": 1,
+        "disable_tqdm": True,
+    }
+    recipe["pretrain"] |= {"dataset": str(tmp_path / "scenes"), "use_cpu": True, "max_eval_samples": 20}
+    recipe["evaluation"][0] |= {"max_samples": 30, "max_train_samples": 60, "cache_dir": str(tmp_path / "features")}
+    path = tmp_path / "small.yaml"
+    path.write_text(yaml.safe_dump(recipe | {"seeds": [0, 1]}, sort_keys=False))
+    sizes = ["--num-scenes", "64", "20", "20", "--image-size", "64", "--seed", "1"]
+    subprocess.run([sys.executable, "-m", "levljepa_hf.scenes", str(tmp_path / "scenes"), *sizes], check=True)
+    objectives = ["levljepa", "levljepa_plus", "siglip"]
+    command = [sys.executable, str(SCRIPTS / "compare.py"), "--recipe", str(path)]
+    command += ["--output_dir", str(tmp_path / "runs"), "--objectives", *objectives]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    content = json.loads((tmp_path / "runs" / "comparison.json").read_text())
+    tasks = {*comparison.TASKS} - {"vlm"}
+    assert {key.partition(" on ")[0] for key in content["evaluation"]["settings"]} == tasks
+    for row in content["evaluation"]["rows"]:
+        assert {name: len(values) for name, values in row["values"].items()} == dict.fromkeys(
+            [*objectives, "random"], 2
+        )
+    assert (tmp_path / "runs" / "comparison.json").stat().st_size < 200_000
+    again = subprocess.run(command, capture_output=True, text=True)
+    assert again.returncode == 0 and "probe" not in again.stderr and "eval_loss" not in again.stdout

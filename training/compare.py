@@ -1,6 +1,11 @@
-"""Compares objectives: the same towers, data, order, steps and seeds, one run each, and one table and picture of them.
+"""Compares objectives: the same towers, data, order, steps and seeds, and one table, curves and picture of them.
 
-Example, minutes on two CPU cores with captioned photos (any data that training/pretrain.py reads):
+Every objective on the scenes that come with the package, within the hour on two CPU cores:
+
+    python -m levljepa_hf.scenes runs/scenes-64 --image-size 64 --seed 1
+    python training/compare.py --recipe compare-quick --output_dir runs/compare-quick
+
+Training figures alone, with captioned photos (any data that training/pretrain.py reads):
 
     python training/compare.py --recipe compare-photos --dataset path/to/photos --eval_split validation --max_steps 60
 
@@ -9,156 +14,210 @@ Streamed shards, two processes for each run, some of the objectives, three seeds
     python training/compare.py --recipe compare-photos --dataset "shards/*.tar" --streaming --processes 2 \\
         --eval_dataset path/to/photos --eval_split validation --objectives levljepa infonce --seeds 0 1 2
 
-A recipe names the objectives: for each, the options of pretrain.py that differ. Options that are not listed here go to
-pretrain.py and hold for all runs. A second call adds what is missing, repeats nothing, and goes on where a run was
-stopped. The table, as Markdown and JSON, and the curves are written to the output folder, also after each run.
+Options that are not listed here go to pretrain.py and hold for all runs. A recipe of this script has the keys
+
+    pretrain     options of pretrain.py that hold for all runs
+    objectives   names, and for each the options that differ
+    seeds        of weights, order and augmentations: a run for each objective and seed
+    evaluation   a list; each entry has `tasks`, `protocols` (for each task the constants that differ) and options of
+                 `levljepa evaluate`. They measure every run, fresh weights (`random`) for each seed, and --peers
+    tuning       `grid`: for each objective a list of options of pretrain.py to try, equally many for all; `metrics`:
+                 recalls of pretrain.py's evaluation, of which the mean chooses; `pretrain`: options of these runs,
+                 such as max_steps. It sees the split that pretrain.py evaluates on, and never what `evaluation`
+                 measures on; the recipe's first seed is used
+    paper        `source`, and `figures`: by the row's title, for each objective what a paper reports in percent
+
+all of which may be left out but `objectives` and `seeds`. A second call adds what is missing, repeats nothing, and
+goes on where a run was stopped. Tables (Markdown and JSON), curves and picture are written to the output folder after
+each run.
 """
 
 import argparse
 import json
 import shlex
-import statistics
-import subprocess
+import signal
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass
+import tempfile
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import levljepa_hf  # noqa: F401  isort: skip  (before what imports torchvision)
-import torch
 from tqdm.auto import tqdm
+from transformers import set_seed
 
 import pretrain
-from levljepa_hf.curves import plot_runs, read_run
+from levljepa_hf import LeVLJEPAModel
+from levljepa_hf.comparison import (
+    EVALUATION_FILE,
+    OPTIONS_FILE,
+    Comparison,
+    Report,
+    Run,
+    Tuning,
+    check_folder,
+    check_names,
+    evaluate_model,
+    read_evaluations,
+    row_titles,
+    score,
+)
 from levljepa_hf.recipes import as_config, as_overrides, read_recipe, recipe_names, run_script
 
 RECIPES = Path(__file__).parent / "recipes"
 SCRIPT = Path(__file__).with_name("pretrain.py")
-OPTIONS_FILE = "compared_as.json"  # in a run's folder: the options that it was started with
-# Rows of figures in the table: their title, their names in a run's log, and how they are written.
-ROWS = {
-    "loss": (("loss",), ".4f"),
-    "prediction loss": (("prediction_loss",), ".4f"),
-    "SIGReg, image / text": (("sigreg_vision", "sigreg_text"), ".2f"),
-    "SIGReg of Gaussian samples": (("sigreg_floor",), ".2f"),
-    "squared distance of the views": (("multi_view_loss",), ".4f"),
-    "contrastive loss": (("contrastive_loss",), ".4f"),
-    "learned scale / bias": (("contrastive_scale", "contrastive_bias"), ".2f"),
-    "effective rank, image / text": (("effective_rank_vision", "effective_rank_text"), ".1f"),
-    "evaluation: effective rank, image / text": (("eval_effective_rank_vision", "eval_effective_rank_text"), ".1f"),
-    "evaluation: text to image R@1 / 5 / 10, %": (tuple(f"eval_text_to_image_R@{k}" for k in (1, 5, 10)), ".1%"),
-    "evaluation: image to text R@1 / 5 / 10, %": (tuple(f"eval_image_to_text_R@{k}" for k in (1, 5, 10)), ".1%"),
-    "samples a second": (("train_samples_per_second",), ".1f"),
-}
 
 
-@dataclass(frozen=True)
-class Run:
-    """One training of the comparison.
-
-    Args:
-        objective: its name in the recipe.
-        seed: of weights, order and augmentations.
-        folder: where it goes.
-        options: of pretrain.py, as they stand in a recipe.
-    """
-
-    objective: str
-    seed: int
-    folder: Path
-    options: dict[str, Any]
-
-    def argv(self) -> list[str]:
-        """The command line of pretrain.py."""
-        words = []
-        for name, value in self.options.items():
-            values = as_overrides(value) if name == "config" else value if isinstance(value, list) else [value]
-            words += [f"--{name}", *(json.dumps(v) if isinstance(v, (dict, bool)) else str(v) for v in values)]
-        return [*words, "--seed", str(self.seed), "--output_dir", str(self.folder)]
-
-    def results(self) -> dict[str, float] | None:
-        """What it measured, or None if it is not at its end.
-
-        Raises:
-            ValueError: if its folder holds a run with other options.
-        """
-        before = self.folder / OPTIONS_FILE
-        if before.is_file() and (found := json.loads(before.read_text())) != self.options:
-            changed = [key for key in {*found, *self.options} if found.get(key) != self.options.get(key)]
-            lines = "; ".join(f"{key}: {found.get(key)} there, {self.options.get(key)} now" for key in sorted(changed))
-            raise ValueError(
-                f"{self.folder} holds a run with other options ({lines}): give another --output_dir, or remove it."
-            )
-        path = self.folder / "all_results.json"
-        results = json.loads(path.read_text()) if path.is_file() else {}
-        evaluated = "eval_split" not in self.options or any(name.startswith("eval_") for name in results)
-        return results if results and evaluated else None
-
-    def train(self, processes: int) -> None:
-        """Trains from where it is to its end.
-
-        Raises:
-            RuntimeError: if the training fails.
-        """
-        self.folder.mkdir(parents=True, exist_ok=True)
-        (self.folder / OPTIONS_FILE).write_text(json.dumps(self.options, indent=1))
-        launch = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
-        command = [sys.executable, *(launch if processes > 1 else []), str(SCRIPT), *self.argv()]
-        if processes > 1 and not torch.accelerator.is_available():
-            command.append("--use_cpu")
-        done = subprocess.run([*command, "--resume_from_checkpoint", "auto"])
-        if done.returncode:
-            raise RuntimeError(
-                f"The training of {self.objective}, seed {self.seed}, ended with status {done.returncode}; its "
-                f"message is above. Call this script again to go on, or run it alone: {shlex.join(command)}"
-            )
-
-    def figures(self) -> dict[str, float]:
-        """The last value of each figure in the log, and what was measured at the end."""
-        figures: dict[str, float] = {}
-        for entry in read_run(self.folder).entries:
-            figures |= {name: value for name, value in entry.items() if isinstance(value, (int, float))}
-        return figures | (self.results() or {})
-
-
-def read_comparison(name: str) -> tuple[dict[str, Any], dict[str, dict[str, Any]], list[int]]:
-    """The options of all runs, those of each objective, and the seeds, of a recipe of this script.
+def read_comparison(name: str) -> Comparison:
+    """A recipe of this script.
 
     Raises:
         FileNotFoundError: if there is no such recipe.
         ValueError: if it is none.
     """
-    recipe = read_recipe(name, ("pretrain", "objectives", "seeds"), RECIPES)
+    keys = ("pretrain", "objectives", "seeds", "evaluation", "tuning", "paper")
+    recipe = read_recipe(name, keys, RECIPES)
     objectives = recipe.get("objectives")
     if not isinstance(objectives, dict) or not objectives:
         raise ValueError(f"The recipe {name} has no `objectives`: names, and for each the options that differ.")
-    return recipe.get("pretrain") or {}, {key: value or {} for key, value in objectives.items()}, recipe["seeds"]
+    if not isinstance(recipe.get("seeds"), list) or not recipe["seeds"]:
+        raise ValueError(f"The recipe {name} has no `seeds`: a list of numbers, such as [0, 1, 2].")
+    evaluations = read_evaluations(recipe["evaluation"]) if recipe.get("evaluation") else []
+    paper = recipe.get("paper") or {}
+    check_names(paper, ("source", "figures"), "key of `paper`")
+    for title, figures in (paper.get("figures") or {}).items():
+        check_names([title], row_titles(evaluations), "row of this comparison, so `paper` cannot name it")
+        check_names(figures, objectives, f"objective of this comparison ({title} of `paper`)")
+    tuning = read_tuning(recipe["tuning"], objectives) if recipe.get("tuning") else None
+    objectives = {key: value or {} for key, value in objectives.items()}
+    return Comparison(recipe.get("pretrain") or {}, objectives, recipe["seeds"], evaluations, tuning, paper)
 
 
-def plan(args: argparse.Namespace, more: Sequence[str]) -> list[Run]:
-    """The runs of a comparison, all of whose options exist.
+def read_tuning(tuning: Any, objectives: Mapping[str, Any]) -> Tuning:
+    """The part `tuning` of a recipe.
+
+    Raises:
+        ValueError: if it is none, or the objectives have different numbers of points.
+    """
+    check_names(tuning, ("grid", "metrics", "pretrain"), "key of `tuning`")
+    grid, metrics = tuning.get("grid") or {}, tuning.get("metrics") or []
+    check_names(grid, objectives, "objective of this recipe (`tuning`, `grid`)")
+    counts = {objective: len(grid.get(objective) or ()) for objective in objectives}
+    if len(set(counts.values())) > 1 or not all(counts.values()):
+        listed = ", ".join(f"{objective} {count}" for objective, count in counts.items())
+        raise ValueError(f"`tuning` must try as many points for each objective, at least one, and it has {listed}.")
+    recalls = [name for name in pretrain.evaluation_figures() if "_R@" in name]
+    check_names(metrics, recalls, "recall of pretrain.py's evaluation (`tuning`, `metrics`)")
+    if not metrics:
+        raise ValueError(f"`tuning` has no `metrics` that choose: some of {', '.join(recalls)}.")
+    return Tuning(grid, metrics, tuning.get("pretrain") or {})
+
+
+def merged(*layers: Mapping[str, Any]) -> dict[str, Any]:
+    """Options of pretrain.py, the later ones over the earlier; fields of `config` one by one."""
+    options = {name: value for layer in layers for name, value in layer.items()}
+    config = as_config(word for layer in layers for word in as_overrides(layer.get("config") or {}))
+    return {**options, **({"config": config} if config else {})}
+
+
+def plan(
+    comparison: Comparison,
+    args: argparse.Namespace,
+    more: Sequence[str],
+    chosen: Mapping[str, Mapping[str, Any]] | None = None,
+) -> list[Run]:
+    """The runs of a comparison, seed by seed, all of whose options exist.
+
+    Args:
+        comparison: The recipe.
+        args: The command line: objectives, seeds, output_dir.
+        more: The rest of it, options of pretrain.py.
+        chosen: For each objective the options that tuning chose.
 
     Raises:
         ValueError: if an objective is unknown; SystemExit, as by pretrain.py, if an option is.
     """
-    common, objectives, seeds = read_comparison(args.recipe)
+    common, objectives = merged(comparison.pretrain, _options(more)), comparison.objectives
     unknown = [name for name in args.objectives or () if name not in objectives]
     if unknown:
         raise ValueError(f"The recipe has no objective {unknown[0]!r}: it has {', '.join(objectives)}.")
-    common = common | _options(more)
     runs = []
-    for objective in args.objectives or objectives:
-        own = objectives[objective]
-        config = as_config([*as_overrides(common.get("config", {})), *as_overrides(own.get("config", {}))])
-        options = {**common, **own, **({"config": config} if config else {})}
-        for seed in args.seeds or seeds:
-            runs.append(Run(objective, seed, Path(args.output_dir, f"{objective}-{seed}"), options))
-    for run in runs:
-        model_args, *_ = pretrain.parse_args(run.argv())
-        if model_args.model_name_or_path is None:
-            pretrain.build_config(model_args)
+    for seed in args.seeds or comparison.seeds:
+        for objective in args.objectives or objectives:
+            options = merged(common, objectives[objective], (chosen or {}).get(objective, {}))
+            runs.append(_checked(Run(objective, seed, Path(args.output_dir, f"{objective}-{seed}"), options)))
     return runs
+
+
+def plan_tuning(comparison: Comparison, args: argparse.Namespace, more: Sequence[str]) -> dict[str, list[Run]]:
+    """For each objective the runs that try its points, none without tuning.
+
+    Raises:
+        ValueError: if they are not evaluated; else as `plan`.
+    """
+    tuning = comparison.tuning
+    if tuning is None:
+        return {}
+    runs: dict[str, list[Run]] = {}
+    for objective in args.objectives or comparison.objectives:
+        for i, point in enumerate(tuning.grid[objective]):
+            folder = Path(args.output_dir, "tuning", f"{objective}-{i}")
+            options = merged(
+                comparison.pretrain, _options(more), comparison.objectives[objective], tuning.pretrain, point
+            )
+            run = _checked(Run(objective, comparison.seeds[0], folder, options))
+            if "eval_split" not in run.options:
+                raise ValueError(
+                    "`tuning` chooses by what pretrain.py evaluates: give --eval_split, and no test data."
+                )
+            runs.setdefault(objective, []).append(run)
+    return runs
+
+
+def _checked(run: Run) -> Run:
+    """The run, whose options exist, with the split that it evaluates on among them."""
+    model_args, data_args, _ = pretrain.parse_args(run.argv())
+    if model_args.model_name_or_path is None:
+        pretrain.build_config(model_args)
+    if data_args.eval_split is not None:
+        run.options["eval_split"] = data_args.eval_split
+    return run
+
+
+def choose(comparison: Comparison, runs: Mapping[str, Sequence[Run]]) -> dict[str, dict[str, Any]]:
+    """For each objective the best point of its grid, the first of equals; all of its runs are done."""
+    chosen = {}
+    for objective, tried in runs.items():
+        scores = [score(run, comparison.tuning.metrics) for run in tried]
+        chosen[objective] = comparison.tuning.grid[objective][scores.index(max(scores))]
+    return chosen
+
+
+def random_model(comparison: Comparison, more: Sequence[str], seed: int, folder: Path) -> Path:
+    """A checkpoint of fresh weights, of the recipe's first objective.
+
+    Raises:
+        ValueError: if the folder holds one with other options.
+    """
+    options = merged(comparison.pretrain, _options(more), next(iter(comparison.objectives.values())))
+    model_args, *_ = pretrain.parse_args(Run("random", seed, folder, options).argv())
+    options = {"preset": model_args.preset, "config": model_args.config, "model": model_args.model_name_or_path}
+    check_folder(folder, options)
+    if not folder.is_dir():
+        model, processor = pretrain.build_model(model_args)
+        set_seed(seed)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".random.", dir=folder.parent) as scratch:
+            for part in (LeVLJEPAModel(model.config), processor):
+                part.save_pretrained(Path(scratch, "new"))
+            Path(scratch, "new", OPTIONS_FILE).write_text(json.dumps(options, indent=1))
+            Path(scratch, "new").rename(folder)
+    return folder
+
+
+def peer_file(output_dir: Path, peer: str) -> Path:
+    """Where the figures of a peer are kept."""
+    return output_dir / "peers" / ("".join(c if c.isalnum() or c in "-._" else "-" for c in peer) + ".json")
 
 
 def _options(words: Sequence[str]) -> dict[str, Any]:
@@ -177,49 +236,8 @@ def _options(words: Sequence[str]) -> dict[str, Any]:
     return {n: v if n == "config" or len(v) > 1 else v[0] if v else True for n, v in options.items()}
 
 
-def write_table(runs: Sequence[Run], output_dir: Path, command: str) -> str:
-    """Writes `comparison.md`, `comparison.json` and `curves.png` of the runs that are done, and returns the table."""
-    figures = [(run, run.figures()) for run in runs if run.results() is not None]
-    by_objective: dict[str, list[dict[str, float]]] = {}
-    for run, values in figures:
-        by_objective.setdefault(run.objective, []).append(values)
-    lines = [f"| | {' | '.join(by_objective)} |", "|---|" + "---|" * len(by_objective)]
-    for title, (names, form) in ROWS.items():
-        cells = [_cell(runs_of, names, form) for runs_of in by_objective.values()]
-        if any(cells):
-            lines.append(f"| {title} | {' | '.join(cells)} |")
-    counts = {name: len(values) for name, values in by_objective.items()}
-    note = "Means over the seeds, and standard deviations.\n\n" if max(counts.values()) > 1 else ""
-    table = "\n".join(lines) + "\n"
-    output_dir.mkdir(parents=True, exist_ok=True)
-    (output_dir / "comparison.md").write_text(f"{table}\n{note}Command: `{command}`\n")
-    report = {
-        "command": command,
-        "runs": [
-            {"objective": run.objective, "seed": run.seed, "options": run.options, "figures": values}
-            for run, values in figures
-        ],
-    }
-    (output_dir / "comparison.json").write_text(json.dumps(report, indent=1))
-    plot_runs([read_run(run.folder) for run, _ in figures]).savefig(output_dir / "curves.png", dpi=110)
-    return table
-
-
-def _cell(runs: Sequence[dict[str, float]], names: Sequence[str], form: str) -> str:
-    """The means over runs, with their standard deviation where there are several; empty where a figure is missing."""
-    cells = []
-    for name in names:
-        values = [run[name] for run in runs if name in run]
-        if not values:
-            continue
-        scale, digits = (100, ".1f") if form.endswith("%") else (1, form)
-        spread = f" +- {scale * statistics.stdev(values):{digits}}" if len(values) > 1 else ""
-        cells.append(f"{scale * statistics.mean(values):{digits}}{spread}")
-    return " / ".join(cells)
-
-
 def main(argv: Sequence[str] | None = None) -> str:
-    """Trains what is missing, writes the table and returns it."""
+    """Trains and evaluates what is missing, writes the tables and returns them."""
     parser = argparse.ArgumentParser(
         usage="%(prog)s --recipe RECIPE [options] [options of pretrain.py]",
         description=__doc__,
@@ -230,21 +248,51 @@ def main(argv: Sequence[str] | None = None) -> str:
     parser.add_argument("--recipe", required=True, help=f"A YAML file, or one of: {', '.join(names)}.")
     parser.add_argument("--objectives", nargs="+", help="Some of the recipe's objectives; all by default.")
     parser.add_argument("--seeds", nargs="+", type=int, help="In place of the recipe's.")
+    parser.add_argument(
+        "--peers",
+        nargs="+",
+        default=[],
+        help="Also measure timm:NAME, hf:NAME, or other checkpoints; see levljepa evaluate.",
+    )
     parser.add_argument("--processes", type=int, default=1, help="For each run, by torchrun (default: %(default)s).")
     parser.add_argument("--output_dir", default="runs/compare", help="Default: %(default)s.")
     args, more = parser.parse_known_args(argv)
     if args.processes < 1:
         parser.error(f"--processes {args.processes} must be at least 1.")
-    runs, output_dir = plan(args, more), Path(args.output_dir)
+    comparison, output_dir = read_comparison(args.recipe), Path(args.output_dir)
+    if args.peers and not comparison.evaluations:
+        parser.error("--peers are for recipes with `evaluation`, which this one has not.")
     command = shlex.join(["python", "training/compare.py", *(sys.argv[1:] if argv is None else argv)])
-    missing = [run for run in runs if run.results() is None]
-    for run in tqdm(missing, desc="trainings", unit=" runs"):
-        run.train(args.processes)
-        write_table(runs, output_dir, command)
-    table = write_table(runs, output_dir, command)
-    print(f"{table}\nIn {output_dir}: comparison.md, comparison.json, curves.png.")
+    runs, tuning = plan(comparison, args, more), plan_tuning(comparison, args, more)
+
+    # What needs no training comes first: a wrong data set or name is an error now and not after hours.
+    evaluations, baselines = comparison.evaluations, {}
+    for seed in dict.fromkeys(run.seed for run in runs) if evaluations else ():
+        folder = random_model(comparison, more, seed, output_dir / f"random-{seed}")
+        evaluate_model(str(folder), evaluations, folder / EVALUATION_FILE)
+        baselines.setdefault("random", []).append(folder / EVALUATION_FILE)
+    for peer in args.peers:
+        baselines[peer] = [peer_file(output_dir, peer)]
+        evaluate_model(peer, evaluations, *baselines[peer], is_peer=True)
+
+    tried = [run for runs_of in tuning.values() for run in runs_of]
+    for run in tqdm([run for run in tried if run.results() is None], desc="tuning", unit=" runs"):
+        run.train(SCRIPT, args.processes)
+    chosen = choose(comparison, tuning)
+    runs = plan(comparison, args, more, chosen)
+    report = Report(comparison, output_dir, command, runs, tuning, chosen, baselines)
+    table = ""
+    undone = [run for run in runs if run.results() is None or not run.is_measured(evaluations)]
+    for run in tqdm(undone, desc="runs", unit=" runs"):
+        if run.results() is None:
+            run.train(SCRIPT, args.processes)
+        evaluate_model(str(run.folder), evaluations, run.folder / EVALUATION_FILE)
+        table = report.write()
+    table = table or report.write()
+    print(f"{table}\nIn {output_dir}: {', '.join(sorted(p.name for p in output_dir.glob('*.*') if p.is_file()))}.")
     return table
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # an exception, which ends a training too
     run_script(main)

@@ -47,7 +47,7 @@ PANELS = {
     "Learning rate": ("learning_rate",),
     "Norm of the gradient": ("grad_norm",),
 }
-_LOGARITHMIC = ("Loss and terms", "SIGReg", "Norm of the gradient")  # where they span more than a factor of 20
+LOGARITHMIC = ("Loss and terms", "SIGReg", "Norm of the gradient")  # where they span more than a factor of 20
 _REFERENCES = ("sigreg_floor", "sigreg_ceiling")  # drawn thin and grey
 _SMOOTH_ALREADY = ("learning_rate", "health_warnings")
 _OTHER = "Other terms"
@@ -176,7 +176,7 @@ def plot_runs(
         raise ValueError("There is no run to draw: give one or several.")
     if not 0 <= smooth < 1:
         raise ValueError(f"smooth={smooth} must be between 0 and 1, and below 1.")
-    panels = _panels(runs, figures)
+    panels = panels_of(runs, figures)
     columns = min(len(panels), 4 if len(panels) > 6 else 3)
     figure, axes = _figure(len(panels), columns=columns, side=3.6, aspect=1.35)
     labels = _labels(runs)
@@ -197,8 +197,16 @@ def _labels(runs: Sequence[RunLog]) -> list[str]:
     return [run.name if names.count(run.name) == 1 else str(run.folder) for run in runs]
 
 
-def _panels(runs: Sequence[RunLog], figures: Sequence[str] | None) -> dict[str, list[str]]:
-    """The names of the figures in each panel; panels without any are left out."""
+def panels_of(runs: Sequence[RunLog], figures: Sequence[str] | None = None) -> dict[str, list[str]]:
+    """The names of the figures in each panel; panels without any are left out.
+
+    Args:
+        runs: The logs.
+        figures: Patterns of names, a panel for each; by default those of `PANELS`, and what else was logged.
+
+    Raises:
+        ValueError: if no run has logged a figure that a pattern names.
+    """
     known = list(dict.fromkeys(name for run in runs for name in run.names() if run.series(name)[0]))
     if figures is not None:
         panels = {pattern: fnmatch.filter(known, pattern) for pattern in figures}
@@ -246,7 +254,7 @@ def _draw_panel(axis: "Axes", title: str, names: Sequence[str], runs: dict[str, 
                 curve = _smoothed(values, smooth)
             axis.plot(steps, curve, color=color, linestyle=style, marker=mark, linewidth=1.3)
             drawn += values
-    spread = title in (*_LOGARITHMIC, *names) and min(drawn, default=0) > 0 and max(drawn) > 20 * min(drawn)
+    spread = title in (*LOGARITHMIC, *names) and min(drawn, default=0) > 0 and max(drawn) > 20 * min(drawn)
     axis.set(title=title, xlabel="step", yscale="log" if spread else "linear")
     axis.grid(alpha=0.3)
     _add_names(axis, names, shown, several)
@@ -310,4 +318,4 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-__all__ = ["PANELS", "RunLog", "main", "plot_runs", "read_run"]
+__all__ = ["LOGARITHMIC", "PANELS", "RunLog", "main", "panels_of", "plot_runs", "read_run"]

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..curves import _LOGARITHMIC, RunLog, _panels, plot_runs, read_run
+from ..curves import LOGARITHMIC, RunLog, panels_of, plot_runs, read_run
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -37,10 +37,10 @@ def read_curves(folders: Sequence[str | os.PathLike]) -> dict[str, Any]:
         curves = {name: series for name, series in curves.items() if series[0]}
         found.append({"name": log.name, "step": log.step, "max_steps": log.max_steps, "curves": curves})
     try:
-        panels = _panels(logs, None)
+        panels = panels_of(logs, None)
     except ValueError:  # nothing logged yet
         panels = {}
-    titles = {title: {"names": names, "logarithmic": title in _LOGARITHMIC[1:]} for title, names in panels.items()}
+    titles = {title: {"names": names, "logarithmic": title in LOGARITHMIC[1:]} for title, names in panels.items()}
     return {"runs": found, "panels": titles}
 
 
