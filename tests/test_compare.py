@@ -507,3 +507,8 @@ def test_a_whole_comparison_on_scenes(tmp_path: Path) -> None:
     assert (tmp_path / "runs" / "comparison.json").stat().st_size < 200_000
     again = subprocess.run(command, capture_output=True, text=True)
     assert again.returncode == 0 and "probe" not in again.stderr and "eval_loss" not in again.stdout
+
+
+def test_what_a_recipe_leaves_empty_is_left_out() -> None:
+    run = compare.Run("levljepa", 0, Path("x"), {"image_column": None, "streaming": True, "max_train_samples": None})
+    assert run.argv() == ["--streaming", "true", "--seed", "0", "--output_dir", "x"]

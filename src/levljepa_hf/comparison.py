@@ -417,9 +417,11 @@ class Run:
     options: dict[str, Any]
 
     def argv(self) -> list[str]:
-        """The command line of pretrain.py."""
+        """The command line of pretrain.py; what is null is left to its default."""
         words = []
         for name, value in self.options.items():
+            if value is None:
+                continue
             values = as_overrides(value) if name == "config" else value if isinstance(value, list) else [value]
             words += [f"--{name}", *(json.dumps(v) if isinstance(v, (dict, bool)) else str(v) for v in values)]
         return [*words, "--seed", str(self.seed), "--output_dir", str(self.folder)]
