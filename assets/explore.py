@@ -13,9 +13,12 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from PIL import Image
-from playwright.sync_api import Page, sync_playwright
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Page
 
 FOLDER = Path(__file__).resolve().parent
 WIDTH = 1000  # pixels of a picture
@@ -27,6 +30,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("models", nargs="+", help="one or two checkpoints, such as runs/demo")
     parser.add_argument("--photos", type=int, default=1000, help="scenes (default: %(default)s)")
     args = parser.parse_args(argv)
+    try:
+        from playwright.sync_api import sync_playwright
+    except ImportError:
+        parser.exit(2, "The pictures are taken by playwright: pip install playwright.\n")
     command = [sys.executable, "-m", "levljepa_hf.cli", "explore", *args.models, "--max_photos", str(args.photos)]
     server = subprocess.Popen([*command, "--no_open_browser", "--port", "0"], stdout=subprocess.PIPE, text=True)
     try:
@@ -54,7 +61,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def select(page: Page) -> None:
+def select(page: "Page") -> None:
     """Draws a lasso around a part of the first map."""
     page.get_by_role("button", name="Lasso").click()
     box = page.locator(".map canvas:last-of-type").first.bounding_box()
@@ -68,7 +75,7 @@ def select(page: Page) -> None:
     page.mouse.move(0, 0)
 
 
-def save(page: Page, name: str) -> None:
+def save(page: "Page", name: str) -> None:
     """The page as it is seen, as a WebP."""
     page.wait_for_timeout(1500)  # thumbnails
     image = Image.open(io.BytesIO(page.screenshot()))
