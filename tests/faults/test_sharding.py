@@ -25,7 +25,7 @@ STEPS, BATCH, STOP = 50, 16, 20
 OBJECTIVES = {
     "levljepa": {},
     "cosine": {"prediction_loss_type": "cosine"},
-    "levljepa_plus": {"objective": "levljepa_plus"},
+    "levljepa_plus": {"objective": "levljepa_plus", "views": {"global": 2, "local": 2}},
     "infonce": {"objective": "infonce"},
     "siglip": {"objective": "siglip"},
 }
