@@ -102,6 +102,32 @@ def test_prediction_loss_sends_no_gradient_through_its_targets():
         assert target.grad is None and prediction.grad.abs().sum() > 0
 
 
+@pytest.mark.parametrize("loss_type", ["mse", "cosine"])
+def test_without_stop_gradient_the_targets_move_too(config, inputs, loss_type):
+    """What autograd gives of the plain equation, which has no `detach`; the loss itself is the same."""
+    config.prediction_loss_type = loss_type
+    torch.manual_seed(0)
+    model = LeVLJEPAModel(config).double()
+    z_v, z_t, zhat_t, zhat_v = (torch.randn(5, config.projection_dim, dtype=torch.float64) for _ in range(4))
+    terms = {}
+    for model.config.stop_gradient in (True, False):
+        leaves = [one.clone().requires_grad_() for one in (z_v, z_t, zhat_t, zhat_v)]
+        loss = model.compute_loss(*leaves)["prediction_loss"]
+        terms[model.config.stop_gradient] = loss.item(), torch.autograd.grad(loss, leaves, allow_unused=True)
+    assert terms[True][0] == terms[False][0] and terms[True][1][:2] == (None, None)
+    leaves = [one.clone().requires_grad_() for one in (z_v, z_t, zhat_t, zhat_v)]
+    plain = (
+        sum((p - z).square().mean() for p, z in ((leaves[2], leaves[1]), (leaves[3], leaves[0]))) / 2
+        if loss_type == "mse"
+        else sum(
+            (2 - 2 * F.cosine_similarity(p, z)).mean() for p, z in ((leaves[2], leaves[1]), (leaves[3], leaves[0]))
+        )
+        / 2
+    )
+    for grad, expected in zip(terms[False][1], torch.autograd.grad(plain, leaves), strict=True):
+        torch.testing.assert_close(grad, expected)
+
+
 def test_without_sigreg_each_tower_learns_from_its_own_branch_only(model, inputs):
     """With lv = lt = 0 and the image branch's predictor frozen at zero slope, the vision tower gets no gradient."""
     model.config.sigreg_vision_weight = model.config.sigreg_text_weight = 0.0
@@ -442,6 +468,20 @@ def test_fresh_model_has_the_official_distributions():
     linear = model.vision_projection[0]
     assert linear.weight.std().item() == pytest.approx(192**-0.5 / math.sqrt(3), rel=0.05)
     assert 0.9 * 192**-0.5 < linear.bias.abs().max() <= 192**-0.5
+
+
+def test_weight_init_is_timms_also_of_missing_weights():
+    config = LeVLJEPAConfig.from_preset("debug", vision_config={"hidden_size": 96, "weight_init": "jax"})
+    xavier = (6 / (96 + config.vision_config.intermediate_size)) ** 0.5  # the bound of the uniform distribution
+    model = LeVLJEPAModel(config)
+    kept = {name: tensor for name, tensor in model.state_dict().items() if "blocks.1" not in name}
+    loaded = LeVLJEPAModel.from_pretrained(None, config=config, state_dict=kept)
+    for one in (model, loaded):
+        weight = one.vision_model.timm_model.blocks[1].mlp.fc1.weight
+        assert 0.95 * xavier < weight.abs().max() <= xavier
+    assert LeVLJEPAConfig.from_preset("debug").vision_config.weight_init == ""
+    with pytest.raises(ValueError, match="weight_init='xavier' is unknown: use one of '', 'jax', 'moco'"):
+        LeVLJEPAConfig.from_preset("debug", vision_config={"weight_init": "xavier"})
 
 
 def test_missing_weights_get_the_same_distributions():

@@ -107,6 +107,21 @@ def test_initial_scale_and_bias_are_those_of_the_papers():
     assert (siglip.scale().item(), siglip.logit_bias.item()) == (pytest.approx(10), -10)
 
 
+@pytest.mark.parametrize("objective", CONTRASTIVE)
+def test_the_first_scale_can_be_chosen(objective):
+    assert ContrastiveLoss(objective, initial_scale=5).scale().item() == pytest.approx(5)
+    model = model_of(objective, contrastive_initial_scale=7)
+    assert model.contrastive.scale().item() == pytest.approx(7)
+    kept = {name: tensor for name, tensor in model.state_dict().items() if "logit_scale" not in name}
+    loaded = LeVLJEPAModel.from_pretrained(None, config=model.config, state_dict=kept)
+    assert loaded.contrastive.scale().item() == pytest.approx(7), "of a weight that is missing too"
+    for wrong in (0, 101):
+        with pytest.raises(ValueError, match=f"initial_scale={wrong} must be above 0 and at most 100"):
+            ContrastiveLoss(objective, initial_scale=wrong)
+        with pytest.raises(ValueError, match=f"contrastive_initial_scale={wrong} must be"):
+            config_of(objective, contrastive_initial_scale=wrong)
+
+
 def test_scale_stays_below_its_bound_and_comes_back():
     module = ContrastiveLoss("infonce")
     with torch.no_grad():

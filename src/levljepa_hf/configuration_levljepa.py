@@ -29,6 +29,7 @@ DEFAULT_VIEWS = {"global": 2, "local": 4}  # of LeVLJEPA+, with local views of 9
 
 # `tiny`, `small` and `base` are the sizes of the official code, with embeddings as wide as the towers. `released` is
 # the checkpoint lukaskuhndkfz/LeVLJEPA-ViT-B-DataComp-200k: `base` with embeddings of 256.
+WEIGHT_INITS = ("", "jax", "moco")  # timm's, of a tower without a classifier
 PRESETS: dict[str, dict[str, Any]] = {
     "debug": {
         "vision_config": {
@@ -102,6 +103,7 @@ def create_vit(config: "LeVLJEPAVisionConfig") -> VisionTransformer:
         num_heads=config.num_attention_heads,
         reg_tokens=config.num_register_tokens,
         drop_path_rate=config.drop_path_rate,
+        **({"weight_init": config.weight_init} if config.weight_init else {}),
         **mlp,
     )
 
@@ -154,6 +156,9 @@ class LeVLJEPAVisionConfig(BackboneConfigMixin, PreTrainedConfig):
             the outputs.
         num_channels: Channels of the images.
         drop_path_rate: Rate of stochastic depth at the last block (it grows linearly from 0 at the first).
+        weight_init: How new weights are drawn, of timm's ways: `""` for its default, a standard deviation of 0.02,
+            which suits widths from 200 on; `"jax"`, Xavier's, which suits any and learns much faster in narrower
+            towers; or `"moco"`.
         apply_layernorm: Whether the backbone's feature maps are normalised by the final norm.
         reshape_hidden_states: Whether the backbone's feature maps are maps `(N, C, H, W)`. `False` leaves tokens
             `(N, 1 + patches, C)`, the class token first, as DPT and Depth Anything take them.
@@ -185,6 +190,7 @@ class LeVLJEPAVisionConfig(BackboneConfigMixin, PreTrainedConfig):
     num_register_tokens: int | None = None
     num_channels: int = 3
     drop_path_rate: float | int = 0.0
+    weight_init: str = ""
     apply_layernorm: bool = True
     reshape_hidden_states: bool = True
     _out_features: list[str] | None = None
@@ -205,6 +211,10 @@ class LeVLJEPAVisionConfig(BackboneConfigMixin, PreTrainedConfig):
             )
         if not 0 <= self.drop_path_rate < 1:
             raise ValueError(f"drop_path_rate={self.drop_path_rate} must be at least 0 and less than 1.")
+        if self.weight_init not in WEIGHT_INITS:
+            raise ValueError(
+                f"weight_init={self.weight_init!r} is unknown: use one of {', '.join(map(repr, WEIGHT_INITS))}."
+            )
         self.stage_names = ["stem"] + [f"stage{i}" for i in range(1, self.num_hidden_layers + 1)]
         self.set_output_features_output_indices(
             out_indices=kwargs.pop("out_indices", None), out_features=kwargs.pop("out_features", None)
@@ -298,6 +308,8 @@ class LeVLJEPAConfig(PreTrainedConfig):
         text_readout: Where the text feature is read. `"eot"`: at the last unmasked token, which is EOS. `"pad77"`, the
             readout of older official runs: at the last position, after captions without EOS are padded to 77.
         prediction_loss_type: `"mse"`, the squared error, or `"cosine"`, `2 - 2 cos`.
+        stop_gradient: Whether the targets of prediction are behind a stop-gradient, as in the paper. `False` is for
+            seeing what it does.
         sigreg_vision_weight: lv, the weight of SIGReg(Z_V).
         sigreg_text_weight: lt, the weight of SIGReg(Z_T). The prediction term weighs `1 - lv - lt`.
         sigreg_num_directions: S, the random directions of SIGReg.
@@ -317,9 +329,11 @@ class LeVLJEPAConfig(PreTrainedConfig):
         objective: What is trained. `"levljepa"`: prediction and SIGReg. `"levljepa_plus"`: the same with several views
             of each image, which are also drawn to their mean. `"infonce"` (CLIP) and `"siglip"`: the contrastive
             objectives it is compared with, on the same towers and heads, with a learned scale and no predictors.
+        contrastive_initial_scale: Where the learned scale (1 / temperature) of the contrastive objectives begins,
+            above 0 and at most 100. `None` is CLIP's 1 / 0.07 and SigLIP's 10. Other objectives do not read it.
         multi_view_weight: With `levljepa_plus`, the weight of the squared distance of the views' embeddings from the
             mean of the global ones. The prediction term weighs `1 - lv - lt` less this. Other objectives do not read
-            it, and contrastive ones neither `prediction_loss_type` nor what is named after SIGReg.
+            it, and contrastive ones none of `prediction_loss_type`, `stop_gradient` and what is named after SIGReg.
         views: With `levljepa_plus`, how many `"global"` and `"local"` views (crops) training takes of an image; 2 and
             4 by default. The mean of the global ones is the image's embedding.
         local_image_size: With `levljepa_plus`, the side of local views in pixels; by default the multiple of the patch
@@ -351,6 +365,7 @@ class LeVLJEPAConfig(PreTrainedConfig):
     predictor_dropout: float | int = 0.0
     text_readout: str = "eot"
     prediction_loss_type: str = "mse"
+    stop_gradient: bool = True
     sigreg_vision_weight: float | int = 0.02
     sigreg_text_weight: float | int = 0.02
     sigreg_num_directions: int = 4096
@@ -361,6 +376,7 @@ class LeVLJEPAConfig(PreTrainedConfig):
     logit_scale: float | int = 20.0
     semantic_loss_ignore_index: int = 255
     objective: str = "levljepa"
+    contrastive_initial_scale: float | int | None = None
     multi_view_weight: float | int = 0.2
     views: dict | None = None
     local_image_size: int | None = None
@@ -392,6 +408,10 @@ class LeVLJEPAConfig(PreTrainedConfig):
         if self.prediction_loss_type not in ("mse", "cosine"):
             raise ValueError(f"prediction_loss_type={self.prediction_loss_type!r} is unknown: use 'mse' or 'cosine'.")
         _check_text_readout(self.text_readout)
+        if self.contrastive_initial_scale is not None and not 0 < self.contrastive_initial_scale <= 100:
+            raise ValueError(
+                f"contrastive_initial_scale={self.contrastive_initial_scale} must be above 0 and at most 100."
+            )
         if not 0 <= self.predictor_dropout < 1:
             raise ValueError(f"predictor_dropout={self.predictor_dropout} must be at least 0 and less than 1.")
         weights = {"sigreg_vision_weight": self.sigreg_vision_weight, "sigreg_text_weight": self.sigreg_text_weight}

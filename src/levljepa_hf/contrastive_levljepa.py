@@ -197,20 +197,24 @@ class ContrastiveLoss(nn.Module):
     Args:
         objective: `"infonce"` or `"siglip"`.
         chunk_size: Images whose row of the N x N matrix is held at a time; by default as many as make some 16 MB.
+        initial_scale: Where the scale, 1 / temperature, begins; by default CLIP's 1 / 0.07 and SigLIP's 10.
 
     Raises:
-        ValueError: if the objective is unknown, or the chunk size is not positive.
+        ValueError: if the objective is unknown, the chunk size is not positive, or the scale not in (0, 100].
     """
 
-    def __init__(self, objective: str, chunk_size: int | None = None) -> None:
+    def __init__(self, objective: str, chunk_size: int | None = None, initial_scale: float | None = None) -> None:
         super().__init__()
         if objective not in CONTRASTIVE_OBJECTIVES:
             raise ValueError(f"objective={objective!r}: choose one of {', '.join(CONTRASTIVE_OBJECTIVES)}.")
         if chunk_size is not None and chunk_size < 1:
             raise ValueError(f"chunk_size={chunk_size} must be at least 1.")
         self.objective, self.chunk_size = objective, chunk_size
+        self.initial_scale = INITIAL_SCALE[objective] if initial_scale is None else initial_scale
+        if not 0 < self.initial_scale <= MAX_SCALE:
+            raise ValueError(f"initial_scale={initial_scale} must be above 0 and at most {MAX_SCALE:g}.")
         # The logarithm of the scale. Of one element, as sharding takes no parameter without dimensions.
-        self.logit_scale = nn.Parameter(torch.full((1,), math.log(INITIAL_SCALE[objective])))
+        self.logit_scale = nn.Parameter(torch.full((1,), math.log(self.initial_scale)))
         bias = nn.Parameter(torch.full((1,), INITIAL_BIAS)) if objective == "siglip" else None
         self.register_parameter("logit_bias", bias)
 

@@ -48,7 +48,7 @@ from .configuration_levljepa import (
     other_tower,
     whole_config,
 )
-from .contrastive_levljepa import INITIAL_BIAS, INITIAL_SCALE, ContrastiveLoss
+from .contrastive_levljepa import INITIAL_BIAS, ContrastiveLoss
 from .heads_levljepa import predictor, projection_head
 from .prediction_levljepa import multi_view_distance, prediction_loss
 from .released import HUB_KWARGS, find_released_files, released_config, released_state_dict
@@ -415,7 +415,7 @@ class LeVLJEPAPreTrainedModel(PreTrainedModel):
         elif isinstance(module, SIGReg):
             init.zeros_(module.step)
         elif isinstance(module, ContrastiveLoss):
-            init.constant_(module.logit_scale, math.log(INITIAL_SCALE[module.objective]))
+            init.constant_(module.logit_scale, math.log(module.initial_scale))
             if module.logit_bias is not None:
                 init.constant_(module.logit_bias, INITIAL_BIAS)
 
@@ -857,7 +857,7 @@ class LeVLJEPAModel(LeVLJEPAPreTrainedModel):
         self.text_predictor = predictor(dim, predictor_sizes, dropout)
         self.sigreg = self.contrastive = None  # the objective has one or the other
         if config.is_contrastive:
-            self.contrastive = ContrastiveLoss(config.objective)
+            self.contrastive = ContrastiveLoss(config.objective, initial_scale=config.contrastive_initial_scale)
         else:
             self.sigreg = SIGReg(
                 num_directions=config.sigreg_num_directions,
@@ -1095,7 +1095,9 @@ class LeVLJEPAModel(LeVLJEPAPreTrainedModel):
         if zhat_t is None or zhat_v is None:
             zhat_t, zhat_v = z_v, z_t
         terms = {
-            "prediction_loss": prediction_loss(z_v, z_t, zhat_t, zhat_v, config.prediction_loss_type),
+            "prediction_loss": prediction_loss(
+                z_v, z_t, zhat_t, zhat_v, config.prediction_loss_type, config.stop_gradient
+            ),
             "sigreg_vision": self.sigreg(z_v if z_views is None else z_views),
             "sigreg_text": self.sigreg(z_t),
         }

@@ -9,7 +9,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-def prediction_loss(z_v: Tensor, z_t: Tensor, zhat_t: Tensor, zhat_v: Tensor, loss_type: str) -> Tensor:
+def prediction_loss(
+    z_v: Tensor, z_t: Tensor, zhat_t: Tensor, zhat_v: Tensor, loss_type: str, stop_gradient: bool = True
+) -> Tensor:
     """The mean of both directions: the text predicted from the image, and the image predicted from the text.
 
     Args:
@@ -18,20 +20,23 @@ def prediction_loss(z_v: Tensor, z_t: Tensor, zhat_t: Tensor, zhat_v: Tensor, lo
         zhat_t: Zhat_T = q_V(Z_V) `(N, D)`.
         zhat_v: Zhat_V = q_T(Z_T) `(N, D)`.
         loss_type: `"mse"` or `"cosine"`.
+        stop_gradient: `False` lets the gradient into the targets too, as no run of the paper does.
 
     Returns:
         A scalar of float32, or of float64 if the predictions are.
     """
-    return 0.5 * (prediction_distance(zhat_t, z_t, loss_type) + prediction_distance(zhat_v, z_v, loss_type))
+    to_text = prediction_distance(zhat_t, z_t, loss_type, stop_gradient)
+    to_image = prediction_distance(zhat_v, z_v, loss_type, stop_gradient)
+    return 0.5 * (to_text + to_image)
 
 
-def prediction_distance(prediction: Tensor, target: Tensor, loss_type: str) -> Tensor:
+def prediction_distance(prediction: Tensor, target: Tensor, loss_type: str, stop_gradient: bool = True) -> Tensor:
     """Distance of predictions to targets behind a stop-gradient, `(N, D)`: mean squared error, or mean of `2 - 2 cos`.
 
     In float32, or in float64 if the predictions are.
     """
     dtype = torch.promote_types(prediction.dtype, torch.float32)
-    prediction, target = prediction.to(dtype), target.detach().to(dtype)
+    prediction, target = prediction.to(dtype), (target.detach() if stop_gradient else target).to(dtype)
     if loss_type == "mse":
         return F.mse_loss(prediction, target)
     return (2 - 2 * F.cosine_similarity(prediction, target, dim=-1)).mean()
