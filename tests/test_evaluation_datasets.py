@@ -250,7 +250,8 @@ SCHEMAS = {
 
 
 def test_every_entry_has_a_schema_and_every_task_data():
-    assert SCHEMAS.keys() | {"scenes", "scenes_pope"} == DATASETS.keys()
+    drawn = {"scenes", "scenes_pope", "scenes_background", "scenes_position"}
+    assert SCHEMAS.keys() | drawn == DATASETS.keys()
     assert {task for wired in DATASETS.values() for task in wired.tasks} == TASKS.keys()
     for name, wired in DATASETS.items():
         assert wired.licence and wired.home
@@ -711,6 +712,9 @@ def test_a_question_about_no_image(tmp_path):
         (("coco_stuff", "segmentation", "test"), {"path": "."}, "is no copy of coco_stuff .*stuffthingmaps"),
         (("scenes", "knn", "test"), {"columns": {"label": "x"}}, "drawn on the spot: it takes no column"),
         (("scenes", "knn", "test"), {"config_name": "large"}, "side of the images in pixels"),
+        (("scenes", "knn", "test"), {"config_name": "32:0.2"}, "64 or 64:0.2-0.3"),
+        (("scenes", "knn", "test"), {"config_name": "32:0.6-0.2"}, r"scale_range=\(0.6, 0.2\)"),
+        (("scenes_position", "zero-shot", "test"), {}, "scenes_position is no data for zero-shot"),
         (("scenes", "knn", "dev"), {}, "Unknown split 'dev'"),
     ],
 )
@@ -775,6 +779,25 @@ def test_scenes_with_labels():
     assert len(few.images) == len(few.labels) == 7 and few.labels != split.labels[:7]
     index = next(i for i in range(1000) if np.array_equal(split.images[i], few.images[0]))
     assert split.labels[index] == few.labels[0]
+
+
+def test_scenes_with_other_labels_and_sizes():
+    few = SceneDataset("test", 30, 32, pair_fraction=0, scale_range=(0.2, 0.3))
+    splits = {
+        name: load_split(name, "knn", "test", config_name="32:0.2-0.3")
+        for name in ("scenes", "scenes_background", "scenes_position")
+    }
+    for name, split in splits.items():
+        assert same([split.images[i] for i in range(30)], few) and split.name == f"{name}/test (32:0.2-0.3)"
+    things = [few.scene(i) for i in range(30)]
+    assert splits["scenes"].labels[:30] == [one.objects[0].label for one in things]
+    assert splits["scenes_background"].labels[:30] == [one.background for one in things]
+    assert splits["scenes_position"].labels[:30] == [one.objects[0].position for one in things]
+    assert all(0.2 <= one.objects[0].scale <= 0.3 for one in things)
+    assert [len(split.class_names) for split in splits.values()] == [60, 48, 9]
+    assert splits["scenes_background"].class_names[1] == "a plain orange background"
+    mixed = load_split("scenes", "background", "mixed_rand", config_name="32:0.2-0.3")
+    assert same([mixed.images[0]], BackgroundScenes("test", 1, 32, variant="mixed_rand", scale_range=(0.2, 0.3)))
 
 
 def test_scenes_with_captions_and_masks():

@@ -205,9 +205,36 @@ def test_main_writes_the_three_splits(tmp_path, capsys):
     assert {split: len(table) for split, table in written.items()} == {"train": 3, "validation": 2, "test": 1}
     item = SceneDataset("validation", 2, 32, pair_fraction=0)[1]
     assert np.array_equal(np.asarray(written["validation"][1]["image"]), pixels(item))
+    words = ["--captions", "prompt", "background", "--scale-range", "0.2", "0.3", "--num-scenes", "9", "1", "1"]
+    assert scenes.main([str(tmp_path / "few"), "--image-size", "32", *words]) == 0
+    written = load_from_disk(str(tmp_path / "few"))["train"]
+    plain = SceneDataset("train", 9, 32, pair_fraction=0, scale_range=(0.2, 0.3))
+    assert np.array_equal(np.asarray(written[8]["image"]), pixels(plain[8]))
+    assert written["captions"] == [
+        [one["captions"][4], one["captions"][2]] for one in map(plain.__getitem__, range(9))
+    ]
     with pytest.raises(SystemExit):
         scenes.main([str(tmp_path / "scenes"), "--image-size", "8"])
     assert "image_size=8" in capsys.readouterr().err
+
+
+def test_kinds_of_captions_leave_out_what_they_say():
+    options = {"image_size": 32, "pair_fraction": 0}
+    whole = SceneDataset("test", 30, **options)
+    kinds = {kind: SceneDataset("test", 30, **options, caption_kinds=[kind]) for kind in scenes.CAPTION_KINDS}
+    mixed = BackgroundScenes("test", 30, 32, caption_kinds=["background", "full"])
+    for i in range(30):
+        assert [kinds[kind][i]["captions"] for kind in kinds] == [[one] for one in whole[i]["captions"]]
+        assert np.array_equal(pixels(kinds["prompt"][i]), pixels(whole[i]))
+        name = scenes.CLASS_NAMES[whole[i]["label"]]
+        where = scenes.POSITION_NAMES[whole.scene(i).objects[0].position]
+        background = scenes.BACKGROUND_NAMES[whole[i]["background"]]
+        says = {kind: [text in kinds[kind].captions(i)[0] for text in (name, where, background)] for kind in kinds}
+        assert says["full"] == [True, True, True]
+        assert says["place"] == [True, True, False] and says["background"] == [True, False, True]
+        assert says["picture"] == says["prompt"] == [True, False, False]
+        of_mixed = scenes.BACKGROUND_NAMES[mixed[i]["background"]]
+        assert len(mixed.captions(i)) == 2 and all(of_mixed in caption for caption in mixed.captions(i))
 
 
 def test_mixing_changes_the_background_and_nothing_else():
@@ -314,6 +341,8 @@ def test_questions_are_true_of_the_scene():
         ({"image_size": 8}, "image_size=8"),
         ({"pair_fraction": 1.5}, "pair_fraction=1.5"),
         ({"scale_range": (0.6, 0.4)}, r"scale_range=\(0.6, 0.4\)"),
+        ({"caption_kinds": ["full", "long"]}, r"caption_kinds=\['full', 'long'\]: take some of full, place"),
+        ({"caption_kinds": []}, "caption_kinds="),
     ],
 )
 def test_bad_arguments(arguments, message):

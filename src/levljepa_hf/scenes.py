@@ -94,7 +94,8 @@ POSITION_NAMES = (
 )
 
 PROMPT_TEMPLATE = "a photo of {}."  # takes "an apple": see `with_article`
-# The captions of a scene: each kind is one of its templates.
+# The captions of a scene: each kind is one of its templates. Of two objects the middle ones say their relation.
+CAPTION_KINDS = ("full", "place", "background", "picture", "prompt")
 _SINGLE_TEMPLATES = (
     ("{thing} {where} on {background}", "{background} with {thing} {where}"),
     ("{thing} {where}", "there is {thing} {where}"),
@@ -380,6 +381,8 @@ class SceneDataset(Dataset):
         pair_fraction: share of scenes with two objects and a relation; 0 for classification.
         scale_range: an object's longest side, as a fraction of the image's.
         max_rotation: in degrees, to both sides.
+        caption_kinds: some of CAPTION_KINDS, the captions that an item has: "full" says what, where and on which
+            background, "place" and "background" leave out the other, "picture" and "prompt" name the class alone.
         keep_rendered: keep what was rendered in memory (3 bytes a pixel, 4 with the mask), for several epochs.
     """
 
@@ -396,6 +399,7 @@ class SceneDataset(Dataset):
         pair_fraction: float = 0.2,
         scale_range: tuple[float, float] = (0.45, 0.75),
         max_rotation: float = 25.0,
+        caption_kinds: Sequence[str] = CAPTION_KINDS,
         keep_rendered: bool = False,
     ) -> None:
         if split not in SPLITS:
@@ -408,7 +412,11 @@ class SceneDataset(Dataset):
             raise ValueError(
                 f"pair_fraction={pair_fraction} and scale_range={scale_range}: take fractions, scales in order."
             )
+        unknown = [kind for kind in caption_kinds if kind not in CAPTION_KINDS]
+        if unknown or not caption_kinds:
+            raise ValueError(f"caption_kinds={list(caption_kinds)}: take some of {', '.join(CAPTION_KINDS)}.")
         self.split, self.num_scenes, self.image_size, self.seed = split, num_scenes, image_size, seed
+        self.caption_kinds = tuple(caption_kinds)
         self.options = {"pair_fraction": pair_fraction, "scale_range": scale_range, "max_rotation": max_rotation}
         self._kept: dict[int, dict[str, Any]] | None = {} if keep_rendered else None
 
@@ -446,7 +454,11 @@ class SceneDataset(Dataset):
     def _draw(self, index: int) -> tuple[Scene, list[str]]:
         rng = random.Random(f"{self.seed}/{self.split}/{index}")
         scene = sample_scene(rng, **self.options)
-        return scene, describe_scene(scene, rng)
+        return scene, self._describe(scene, rng)
+
+    def _describe(self, scene: Scene, rng: random.Random) -> list[str]:
+        captions = dict(zip(CAPTION_KINDS, describe_scene(scene, rng), strict=True))
+        return [captions[kind] for kind in self.caption_kinds]
 
     def to_datasets(self):
         """The same scenes as a `datasets.Dataset` held in memory.
@@ -538,7 +550,7 @@ class BackgroundScenes(SceneDataset):
         own = rng.random() < BACKGROUND_CORRELATION
         background = rng.choice(class_backgrounds(label) if own else range(len(BACKGROUND_NAMES)))
         scene = mixed_scene(scene, Scene((), background, texture_seed=rng.getrandbits(32)))
-        return scene, describe_scene(scene, rng)
+        return scene, self._describe(scene, rng)
 
 
 def _png(image: Image.Image) -> bytes:
@@ -566,11 +578,25 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--num-scenes", type=int, nargs=3, default=[16384, 1000, 1000], metavar="N", help="of each split, in order")
     add("--image-size", type=int, default=48, help="side in pixels (default: %(default)s)")
     add("--pair-fraction", type=float, default=0.0, help="share of scenes with two objects (default: %(default)s)")
+    add(
+        "--scale-range",
+        type=float,
+        nargs=2,
+        default=[0.45, 0.75],
+        metavar="SCALE",
+        help="an object's longest side, as a fraction of the image's (default: %(default)s)",
+    )
+    add("--captions", nargs="+", choices=CAPTION_KINDS, default=CAPTION_KINDS, help="kinds to write (default: all)")
     add("--seed", type=int, default=0, help="another seed, other scenes (default: %(default)s)")
     args = parser.parse_args(argv)
+    options = {
+        "pair_fraction": args.pair_fraction,
+        "scale_range": tuple(args.scale_range),
+        "caption_kinds": args.captions,
+    }
     try:
         splits = {
-            split: load_scenes(split, num, args.image_size, args.seed, pair_fraction=args.pair_fraction)
+            split: load_scenes(split, num, args.image_size, args.seed, **options)
             for split, num in zip(SPLITS, args.num_scenes, strict=True)
         }
     except (ValueError, ImportError) as error:
@@ -583,6 +609,7 @@ __all__ = [
     "BACKGROUNDS_PER_CLASS",
     "BACKGROUND_CORRELATION",
     "BACKGROUND_NAMES",
+    "CAPTION_KINDS",
     "CLASS_NAMES",
     "POSITION_NAMES",
     "PROMPT_TEMPLATE",

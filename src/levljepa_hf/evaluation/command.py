@@ -97,7 +97,8 @@ class EvaluationArguments:
     dataset_path: str | None = HfArg(default=None, help="A local copy of a data set known by name.")
     dataset_config: str | None = HfArg(
         default=None,
-        help="Configuration of a source that has several; of the scenes, their side in pixels (48); of imagenet9, "
+        help="Configuration of a source that has several; of the scenes, their side in pixels (48) "
+        "and the objects' scale, as in 64:0.2-0.3; of imagenet9, "
         "halves: to train and test on halves of Original's test images (the mixed ones, not halved, may show training "
         "foregrounds again, so drops may come out too small).",
     )

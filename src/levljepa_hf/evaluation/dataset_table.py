@@ -299,6 +299,17 @@ DATASETS: dict[str, Wired] = {
         licence="CC BY-SA 4.0 (OpenMoji's drawings)",
         home="levljepa_hf.scenes; questions in the form of VQAv2",
     ),
+    **{
+        f"scenes_{what}": Wired(
+            tasks=("linear-probe", "knn"),
+            sources={role: _SCENES for role in ("train", "test")},
+            generated=True,
+            transform="default",
+            licence="CC BY-SA 4.0 (OpenMoji's drawings)",
+            home=f"levljepa_hf.scenes; the labels are the {what}s",
+        )
+        for what in ("background", "position")
+    },
     "scenes_pope": Wired(
         tasks=("vlm",),
         sources={role: _SCENES for role in ("train", "test")},

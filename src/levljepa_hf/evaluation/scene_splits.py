@@ -1,10 +1,23 @@
-"""The scenes that come with the package as splits of every task; `scenes_pope` asks in the form of POPE."""
+"""The scenes that come with the package as splits of every task.
+
+`scenes_pope` asks in the form of POPE; `scenes_background` and `scenes_position` are the same images with other
+labels.
+"""
 
 import random
+import re
 from collections.abc import Sequence
 from typing import Any
 
-from ..scenes import CLASS_NAMES, BackgroundScenes, SceneDataset, scene_questions, with_article
+from ..scenes import (
+    BACKGROUND_NAMES,
+    CLASS_NAMES,
+    POSITION_NAMES,
+    BackgroundScenes,
+    SceneDataset,
+    scene_questions,
+    with_article,
+)
 from .dataset_table import BACKGROUND_ROLES, Wired
 from .splits import Draw, EvaluationSplit, Question
 
@@ -35,14 +48,12 @@ def load_scene_split(
     max_samples: int | None,
     seed: int,
 ) -> EvaluationSplit:
-    if config_name is not None and not config_name.isdecimal():
-        raise ValueError(f"--dataset_config {config_name}: of {dataset} it is the side of the images in pixels.")
-    side = int(config_name or _SCENES_IMAGE_SIZE)
+    side, options = _read_config(dataset, config_name)
     part = "test" if split in BACKGROUND_ROLES else split
     count = _NUM_SCENES.get(part, 1)  # an unknown one is told by SceneDataset
     draw = Draw(max_samples, seed)
     result = EvaluationSplit(
-        f"{dataset}/{split}" + (f" ({side})" if config_name else ""),
+        f"{dataset}/{split}" + (f" ({config_name})" if config_name else ""),
         images=(),
         prompts=wired.prompts,
         void=wired.void,
@@ -50,9 +61,9 @@ def load_scene_split(
     )
     if task == "background":
         variant = split if split in BACKGROUND_ROLES else "original"
-        scenes: SceneDataset = BackgroundScenes(part, count, side, variant=variant)
+        scenes: SceneDataset = BackgroundScenes(part, count, side, variant=variant, **options)
     else:
-        scenes = SceneDataset(part, count, side, pair_fraction=0.5 if task == "vlm" else 0)
+        scenes = SceneDataset(part, count, side, pair_fraction=0.5 if task == "vlm" else 0, **options)
     if task == "vlm":
         return _ask_scenes(result, scenes, dataset == "scenes_pope", draw)
     indices = draw(range(count))
@@ -62,10 +73,30 @@ def load_scene_split(
     elif task == "segmentation":
         result.masks = _SceneItems(scenes, "mask", indices)
         result.class_names = ("background", *CLASS_NAMES)
+    elif dataset == "scenes_background":
+        result.labels = [scenes.scene(i).background for i in indices]
+        result.class_names = tuple(f"{with_article(name)} background" for name in BACKGROUND_NAMES)
+    elif dataset == "scenes_position":
+        result.labels = [scenes.scene(i).objects[0].position for i in indices]
+        result.class_names = POSITION_NAMES
     else:
         result.labels = [scenes.scene(i).objects[0].label for i in indices]
         result.class_names = tuple(with_article(name) for name in CLASS_NAMES)
     return result
+
+
+def _read_config(dataset: str, config_name: str | None) -> tuple[int, dict[str, Any]]:
+    """The side of the images, and options of `SceneDataset`: "64", or "64:0.2-0.3" with objects of that scale."""
+    if config_name is None:
+        return _SCENES_IMAGE_SIZE, {}
+    found = re.fullmatch(r"(\d+)(?::(\d*\.?\d+)-(\d*\.?\d+))?", config_name)
+    if found is None:
+        raise ValueError(
+            f"--dataset_config {config_name}: of {dataset} it is the side of the images in pixels, and after a colon "
+            "the objects' scale, as fractions of the side: 64 or 64:0.2-0.3."
+        )
+    side, least, most = found.groups()
+    return int(side), {} if least is None else {"scale_range": (float(least), float(most))}
 
 
 def _ask_scenes(result: EvaluationSplit, scenes: SceneDataset, pope: bool, draw: Draw) -> EvaluationSplit:
