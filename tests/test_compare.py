@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import math
 import random
 import signal
 import subprocess
@@ -12,9 +13,10 @@ from typing import Any
 import pytest
 import yaml
 from matplotlib.figure import Figure
-from scipy.stats import ttest_ind
+from scipy.stats import spearmanr, ttest_ind
 
 from levljepa_hf import LeVLJEPAConfig, LeVLJEPAProcessor, LeVLJEPAVisionModel, comparison
+from levljepa_hf.curves import RunLog
 from levljepa_hf.recipes import RecipeLoader
 from test_data import captions, imagefolder  # noqa: F401  (fixtures)
 
@@ -67,7 +69,7 @@ def started(monkeypatch) -> list[list[str]]:
         pretrain.main(command[command.index(str(compare.SCRIPT)) + 1 :])
         return 0
 
-    monkeypatch.setattr(comparison, "_call", call)
+    monkeypatch.setattr(comparison.runs, "_call", call)
     return commands
 
 
@@ -141,7 +143,7 @@ def test_a_run_that_was_stopped_is_gone_on_with(recipe: Path, started, tmp_path:
     (run,) = compare.plan(compare.read_comparison(str(recipe)), args, [])
     assert run.results() is None
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(comparison, "_call", lambda command: started.append(command) or 143)
+        patch.setattr(comparison.runs, "_call", lambda command: started.append(command) or 143)
         with pytest.raises(RuntimeError, match="levljepa, seed 0, ended with status 143"):
             compare.main([*argv, "--processes", "2"])
     words = " ".join(started[-1])
@@ -162,16 +164,18 @@ def test_what_ends_the_comparison_ends_the_training() -> None:
     processes: list[subprocess.Popen] = []
     with pytest.MonkeyPatch.context() as patch:
         popen = subprocess.Popen
-        patch.setattr(comparison.subprocess, "Popen", lambda command: processes.append(popen(command)) or processes[0])
+        patch.setattr(
+            comparison.runs.subprocess, "Popen", lambda command: processes.append(popen(command)) or processes[0]
+        )
         signal.setitimer(signal.ITIMER_REAL, 1.0)
         try:
             with pytest.raises(SystemExit):
-                comparison._call([sys.executable, "-c", code])
+                comparison.runs._call([sys.executable, "-c", code])
         finally:
             signal.setitimer(signal.ITIMER_REAL, 0)
             signal.signal(signal.SIGALRM, before)
     assert processes[0].returncode in (7, -signal.SIGTERM)
-    assert comparison._call([sys.executable, "-c", "raise SystemExit(3)"]) == 3
+    assert comparison.runs._call([sys.executable, "-c", "raise SystemExit(3)"]) == 3
 
 
 def test_a_folder_with_other_runs_is_refused(recipe: Path, started, tmp_path: Path) -> None:
@@ -216,7 +220,12 @@ def test_a_split_of_the_recipe_below_counts(recipe: Path, tmp_path: Path) -> Non
     assert run.results() == {"train_loss": 1, "eval_loss": 2}
 
 
+SWEPT = ("compare-ablations", "compare-captions")
 OBJECTIVES_HERE = ["levljepa", "levljepa-cosine", "levljepa_plus", "infonce", "siglip"]
+
+
+def _each(one: str | dict[str, str]) -> list[str]:
+    return [one] if isinstance(one, str) else list(one.values())
 
 
 @pytest.mark.parametrize(
@@ -228,18 +237,29 @@ def test_the_recipes_here_are_whole(name: str) -> None:
     read = compare.read_comparison(name)
     runs, tuning = compare.plan(read, args, words), compare.plan_tuning(read, args, words)
     configs = [pretrain.build_config(pretrain.parse_args(run.argv())[0]) for run in runs]
+    for config in configs if "scenes" in name or name in SWEPT or name == "compare-quick" else ():
+        assert (config.vision_config.image_size // config.vision_config.patch_size) ** 2 == 64
+    if name in SWEPT:
+        drawn = {one for sweep in read.sweeps for line in sweep.series.values() for one in _each(line)}
+        assert drawn == set(read.objectives) and not tuning
+        different = {
+            json.dumps(config.to_dict(), sort_keys=True)
+            + str(run.options.get("dataset"))
+            + str(run.options["per_device_train_batch_size"] if "per_device_train_batch_size" in run.options else "")
+            for config, run in zip(configs, runs, strict=True)
+        }
+        assert len(different) == len(runs)
+        return
     assert {config.objective for config in configs} == {"levljepa", "levljepa_plus", "infonce", "siglip"}
     assert list(read.objectives) == OBJECTIVES_HERE and len(runs) == 5 * len(read.seeds)
     tasks = [task for one in read.evaluations for task in one.tasks]
     if name == "compare-photos":
         assert not tasks and not tuning
     elif name == "compare-quick":
-        assert not tuning and set(tasks) == {*comparison.TASKS} - {"vlm"} and len(read.seeds) == 1
+        assert not tuning and set(tasks) == {*comparison.evaluations.TASKS} - {"vlm"} and len(read.seeds) == 1
     else:
-        assert set(tasks) == {*comparison.TASKS} and len(read.seeds) == 3
+        assert set(tasks) == {*comparison.evaluations.TASKS} and len(read.seeds) == 3
         assert {len(tried) for tried in tuning.values()} == {4} and list(tuning) == OBJECTIVES_HERE
-    for config in configs if name in ("compare-quick", "compare-scenes") else ():
-        assert (config.vision_config.image_size // config.vision_config.patch_size) ** 2 == 64
 
 
 # ------------------------------------------------------------------------------------------------ tuned and evaluated
@@ -261,7 +281,7 @@ TUNING = {"metrics": ["text_to_image_R@1"], "pretrain": {"max_steps": 1}, "grid"
 @pytest.fixture
 def no_curves(monkeypatch) -> None:
     """Without the curves, which take long to draw."""
-    monkeypatch.setattr(comparison, "plot_runs", lambda runs: Figure())
+    monkeypatch.setattr(comparison.report, "plot_runs", lambda runs: Figure())
 
 
 def change(recipe: Path, **keys: Any) -> Path:
@@ -284,9 +304,9 @@ def test_every_model_is_evaluated_once(evaluated: Path, no_curves, started, tmp_
             raise KeyboardInterrupt
         return real(arguments, tasks, protocols)
 
-    real = comparison.evaluate
-    monkeypatch.setattr(comparison, "evaluate", evaluate)
-    change(evaluated, paper={"source": "a page", "figures": {"zero-shot on scenes, top-1": {"siglip": 12.3}}})
+    real = comparison.evaluations.evaluate
+    monkeypatch.setattr(comparison.evaluations, "evaluate", evaluate)
+    change(evaluated, paper={"source": "a page", "figures": {"zero-shot on scenes (32), top-1": {"siglip": 12.3}}})
     folder = tmp_path / "runs"
     argv = ["--recipe", str(evaluated), "--output_dir", str(folder), "--objectives", "levljepa", "siglip"]
     argv += ["--peers", "random:debug"]
@@ -302,11 +322,11 @@ def test_every_model_is_evaluated_once(evaluated: Path, no_curves, started, tmp_
     assert rows[0] == ["%", "levljepa", "siglip", "random", "random:debug", "chance"]
     kept = json.loads((folder / "levljepa-0" / "evaluation.json").read_text())["results"]
     assert rows[2][:2] == [
-        "zero-shot on scenes, top-1",
-        f"{100 * kept['zero-shot on scenes']['metrics']['avg_top1']:.1f}",
+        "zero-shot on scenes (32), top-1",
+        f"{100 * kept['zero-shot on scenes (32)']['metrics']['avg_top1']:.1f}",
     ]
-    assert rows[3][2] == "12.30" and rows[4][0] == "knn on scenes, top-1" and rows[2][-1] == "1.7"
-    assert kept["knn on scenes"]["settings"]["protocol"]["ks"] == [10]
+    assert rows[3][2] == "12.30" and rows[4][0] == "knn on scenes (32), top-1" and rows[2][-1] == "1.7"
+    assert kept["knn on scenes (32)"]["settings"]["protocol"]["ks"] == [10]
     written = (folder / "comparison.md").read_text()
     for text in (
         "a page",
@@ -368,6 +388,46 @@ def test_tuning_chooses_on_validation(recipe: Path, no_curves, started, tmp_path
     assert len(started) == 6
 
 
+def test_a_point_that_diverges_is_not_chosen(recipe: Path, no_curves, started, tmp_path: Path, monkeypatch) -> None:
+    """It is not tried again either; a run of the table that diverges is an error with the Trainer's message."""
+    real = pretrain.LeVLJEPATrainer.train
+
+    def train(self, **options: Any) -> Any:
+        if self.args.learning_rate == 1e-3:
+            raise FloatingPointError("Not finite since step 1: loss.")
+        return real(self, **options)
+
+    def call(command: list[str]) -> int:
+        started.append(command)
+        try:
+            pretrain.main(command[command.index(str(compare.SCRIPT)) + 1 :])
+        except FloatingPointError:
+            return 1
+        return 0
+
+    monkeypatch.setattr(pretrain.LeVLJEPATrainer, "train", train)
+    monkeypatch.setattr(comparison.runs, "_call", call)
+    monkeypatch.setattr(
+        compare, "score", lambda run, metrics: 0.1 if not run.diverged() else comparison.score(run, ())
+    )
+    change(recipe, tuning=TUNING)
+    folder = tmp_path / "runs"
+    argv = ["--recipe", str(recipe), "--output_dir", str(folder), "--eval_split", "validation"]
+    compare.main([*argv, "--objectives", "levljepa"])
+    written = (folder / "comparison.md").read_text()
+    assert "| learning_rate=0.001 logit_scale=10 | diverged |" in written and "**learning_rate=1e-05**" in written
+    assert json.loads((folder / "comparison.json").read_text())["tuning"]["levljepa"][1]["diverged"] is True
+    assert (folder / "tuning" / "levljepa-1" / "diverged.txt").read_text() == "Not finite since step 1: loss.\n"
+    compare.main([*argv, "--objectives", "levljepa"])
+    assert len(started) == 3
+    change(recipe, tuning=TUNING | {"grid": {name: [{"learning_rate": 1e-3}] for name in OBJECTIVES}})
+    with pytest.raises(ValueError, match="All 1 points that cosine tried diverged"):
+        compare.main([*argv, "--objectives", "cosine"])
+    change(recipe, tuning=None)
+    with pytest.raises(FloatingPointError, match="siglip, seed 0: Not finite since step 1: loss"):
+        compare.main([*argv, "--objectives", "siglip"])
+
+
 def test_a_score_is_the_mean_of_its_metrics(tmp_path: Path) -> None:
     (tmp_path / "all_results.json").write_text(json.dumps({"eval_a": 0.2, "eval_b": 0.4, "train_loss": 7}))
     assert comparison.score(comparison.Run("x", 0, tmp_path, {}), ["a", "b"]) == pytest.approx(0.3)
@@ -398,7 +458,10 @@ def test_a_score_is_the_mean_of_its_metrics(tmp_path: Path) -> None:
             {"paper": {"figures": {"knn on moon, top-1": {}}}, "evaluation": EVALUATION},
             "no row.* Did you mean 'knn on sc",
         ),
-        ({"paper": {"figures": {"knn on scenes, top-1": {"clip": 1}}}, "evaluation": EVALUATION}, "'clip' is no obj"),
+        (
+            {"paper": {"figures": {"knn on scenes (32), top-1": {"clip": 1}}}, "evaluation": EVALUATION},
+            "'clip' is no obj",
+        ),
     ],
 )
 def test_a_recipe_that_is_wrong_says_where(recipe: Path, keys: dict, message: str) -> None:
@@ -425,9 +488,9 @@ def test_a_peer_without_texts(evaluated: Path, no_curves, started, tmp_path: Pat
     LeVLJEPAProcessor.from_image_size(32).save_pretrained(tower)
     table = compare.main([*argv, "--peers", tower])
     row = next(line for line in table.splitlines() if line.startswith("| zero-shot"))
-    assert row.split("|")[4].strip() == "" and "| knn on scenes, top-1 | " in table
+    assert row.split("|")[4].strip() == "" and "| knn on scenes (32), top-1 | " in table
     assert "lacks figures" in (tmp_path / "runs" / "comparison.md").read_text()
-    monkeypatch.setattr(comparison, "evaluate", None)
+    monkeypatch.setattr(comparison.evaluations, "evaluate", None)
     assert compare.main([*argv, "--peers", tower]) == table
     with pytest.raises(SystemExit):
         compare.main(["--recipe", "compare-photos", "--dataset", "x", "--peers", tower])
@@ -468,6 +531,135 @@ def test_means_spreads_stars_and_the_paper_in_a_table() -> None:
     assert [line.get_label() for line in other.get_lines() if line.get_linestyle() == "--"] == ["random"]
 
 
+def test_only_some_tasks_now(evaluated: Path, no_curves, started, tmp_path: Path) -> None:
+    argv = ["--recipe", str(evaluated), "--output_dir", str(tmp_path / "runs"), "--objectives", "levljepa"]
+    with pytest.raises(ValueError, match="'segmentation' is no task of this recipe"):
+        compare.main([*argv, "--tasks", "segmentation"])
+    assert not started
+    first = compare.main([*argv, "--tasks", "zero-shot"])
+    assert "| zero-shot on scenes (32), top-1 |" in first and "knn" not in first
+    both = compare.main(argv)
+    assert "| knn on scenes (32), top-1 |" in both and len(started) == 1
+    assert first.splitlines()[2] == both.splitlines()[2]
+    assert compare.main([*argv, "--tasks", "knn"]) == both  # what was measured stays
+
+
+# ------------------------------------------------------------------------------------------------ sweeps and health
+
+TITLES = ("knn on scenes (32), top-1", "zero-shot on scenes (32), top-1")
+SWEEPS = {
+    "weight": {"axis": "weight", "rows": [TITLES[0]], "series": {"ours": {0: "none", 0.5: "half", 1: "levljepa"}}},
+    "task": {
+        "axis": "task",
+        "rows": {"accuracy": {"kNN": TITLES[0], "zero-shot": TITLES[1]}},
+        "series": {"ours": "levljepa", "theirs": "siglip"},
+    },
+}
+
+
+def test_a_sweep_as_table_and_picture() -> None:
+    names = ["none", "half", "levljepa", "siglip"]
+    weight, task = comparison.read_sweeps(SWEEPS, names, TITLES)
+    rows = [
+        comparison.Row(TITLES[0], {"none": [0.1], "levljepa": [0.3, 0.5], "siglip": [0.2]}, chance=0.02),
+        comparison.Row(TITLES[1], {"levljepa": [0.6]}),
+    ]
+    assert comparison.format_sweep(weight, rows).splitlines() == [
+        "| weight | 0 | 0.5 | 1 |",
+        "|---|---|---|---|",
+        "| knn on scenes (32), top-1: ours | 10.0 |  | 40.0 +- 14.1 |",
+    ]
+    assert comparison.format_sweep(task, rows).splitlines()[2:] == [
+        "| accuracy: ours | 40.0 +- 14.1 | 60.0 |",
+        "| accuracy: theirs | 20.0 |  |",
+    ]
+    assert comparison.format_sweep(weight, rows[1:]) == ""
+    (panel,) = comparison.plot_sweep(weight, rows).axes
+    line = panel.containers[0].lines[0]
+    assert list(line.get_xdata()) == [0, 2] and list(line.get_ydata()) == pytest.approx([10, 40])
+    assert [label.get_text() for label in panel.get_xticklabels()] == ["0", "0.5", "1"]
+    (panel,) = comparison.plot_sweep(task, rows).axes
+    assert [one.get_label() for one in panel.containers] == ["ours", "theirs"] and panel.get_xlabel() == "task"
+
+
+@pytest.mark.parametrize(
+    ("sweep", "message"),
+    [
+        ([], "must be a mapping"),
+        ({"w": {"axes": "x"}}, "'axes' is no key of a sweep .w.. Did you mean 'axis'"),
+        ({"w": {"axis": "x", "rows": [TITLES[0]]}}, "sweep w has no series"),
+        ({"w": SWEEPS["weight"] | {"series": {"a": {1: "clip"}}}}, "'clip' is no objective of this recipe"),
+        ({"w": SWEEPS["weight"] | {"rows": ["knn on moon"]}}, "'knn on moon' is no row of this comparison"),
+        ({"w": SWEEPS["weight"] | {"series": {"a": "levljepa"}}}, "varies nothing"),
+    ],
+)
+def test_a_sweep_that_is_wrong_says_where(sweep: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        comparison.read_sweeps(sweep, ["none", "half", "levljepa", "siglip"], TITLES)
+
+
+def test_sweeps_of_a_recipe_are_drawn(evaluated: Path, no_curves, started, tmp_path: Path) -> None:
+    sweeps = {
+        "type": {"axis": "distance", "rows": [TITLES[0]], "series": {"ours": {"mse": "levljepa", "cos": "cosine"}}}
+    }
+    change(evaluated, sweeps=sweeps)
+    argv = ["--recipe", str(evaluated), "--output_dir", str(tmp_path / "runs"), "--objectives", "levljepa", "cosine"]
+    compare.main([*argv, "--tasks", "zero-shot"])
+    assert not list((tmp_path / "runs").glob("sweep-*"))
+    compare.main(argv)
+    written = (tmp_path / "runs" / "comparison.md").read_text()
+    kept = [json.loads((tmp_path / "runs" / f"{n}-0" / "evaluation.json").read_text()) for n in ("levljepa", "cosine")]
+    cells = " | ".join(f"{100 * one['results']['knn on scenes (32)']['metrics']['k10_top1']:.1f}" for one in kept)
+    assert f"## Sweep: type\n\n| distance | mse | cos |\n|---|---|---|\n| {TITLES[0]}: ours | {cells} |" in written
+    assert (tmp_path / "runs" / "sweep-type.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def _log(name: str, ranks: list[float], accuracies: list[float], figure: str = "effective_rank_vision") -> RunLog:
+    """Lines of health at every step, probes at every second."""
+    lines = [{"step": step, figure: rank} for step, rank in enumerate(ranks, start=1)]
+    lines += [{"step": 2 * i, "probe_knn_k20_top1": value} for i, value in enumerate(accuracies, start=1)]
+    return RunLog(name, Path(name), sorted(lines, key=lambda line: line["step"]))
+
+
+def test_which_figure_tells_the_result() -> None:
+    rng = random.Random(3)
+    runs = [_log(f"run-{i}", [rng.random() for _ in range(12)], [rng.random() for _ in range(6)]) for i in range(8)]
+    paths = comparison.trajectories(runs, "effective_rank_vision", "probe_knn_*top1")
+    assert [path.steps for path in paths] == [[2, 4, 6, 8, 10, 12]] * 8
+    ranks = [run.series("effective_rank_vision")[1] for run in runs]
+    results = [run.series("probe_knn_k20_top1")[1] for run in runs]
+    along = [spearmanr(rank[1::2], result).statistic for rank, result in zip(ranks, results, strict=True)]
+    ends = [result[-1] for result in results]
+    found = comparison.correlations(paths)
+    assert found[0] == pytest.approx(sum(along) / 8)
+    assert found[1] == pytest.approx(spearmanr([rank[-1] for rank in ranks], ends).statistic)
+    assert found[2] == pytest.approx(spearmanr([rank[3] for rank in ranks], ends).statistic)  # step 4 of 12
+    table = comparison.format_health(runs)
+    cells = " / ".join(f"{value:+.2f}" for value in found)
+    assert f"| effective rank, image | - / - / - | {cells} | 8 |" in table and "SIGReg" not in table
+    assert comparison.correlations(paths[:3])[1:] == (None, None)  # too few runs
+    figure = comparison.plot_health(runs, figures=["effective_rank_vision"])
+    line, end = figure.axes[0].get_lines()[:2]
+    assert list(line.get_xdata()) == ranks[0][1::2] and list(line.get_ydata()) == [100 * v for v in results[0]]
+    assert list(end.get_xdata()) == [ranks[0][-1]]
+
+
+def test_health_without_probes_or_change() -> None:
+    assert comparison.format_health([]) == ""
+    assert comparison.format_health([_log("a", [1, 2, 3], [])]) == ""
+    flat = [_log(str(i), [1.0] * 6, [0.1, 0.2, 0.3]) for i in range(5)]
+    assert comparison.format_health(flat) == ""
+    late = _log("late", [math.nan, math.nan, 2.0, 3.0], [0.1, 0.2])
+    (path,) = comparison.trajectories([late], "effective_rank_vision", "probe_knn_*top1")
+    assert math.isnan(path.figures[0]) and path.figures[1] == 3.0
+
+
+def test_a_run_shorter_than_its_logging_steps(recipe: Path, started, tmp_path: Path) -> None:
+    argv = ["--recipe", str(recipe), "--output_dir", str(tmp_path / "runs"), "--objectives", "levljepa"]
+    compare.main([*argv, "--logging_steps", "50", "--health_steps", "50"])
+    assert "| samples a second |" in (tmp_path / "runs" / "comparison.md").read_text()
+
+
 def test_figures_are_rounded() -> None:
     assert comparison.rounded({"a": [0.123456789, 1234567.0, 3, "x"], "b": True}) == {
         "a": [0.12346, 1234600.0, 3, "x"],
@@ -498,7 +690,7 @@ def test_a_whole_comparison_on_scenes(tmp_path: Path) -> None:
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     content = json.loads((tmp_path / "runs" / "comparison.json").read_text())
-    tasks = {*comparison.TASKS} - {"vlm"}
+    tasks = {*comparison.evaluations.TASKS} - {"vlm"}
     assert {key.partition(" on ")[0] for key in content["evaluation"]["settings"]} == tasks
     for row in content["evaluation"]["rows"]:
         assert {name: len(values) for name, values in row["values"].items()} == dict.fromkeys(

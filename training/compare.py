@@ -25,20 +25,24 @@ Options that are not listed here go to pretrain.py and hold for all runs. A reci
                  recalls of pretrain.py's evaluation, of which the mean chooses; `pretrain`: options of these runs,
                  such as max_steps. It sees the split that pretrain.py evaluates on, and never what `evaluation`
                  measures on; the recipe's first seed is used
+    sweeps       for each name a figure of the table against a setting: `axis`, its words; `series`, for each line its
+                 objective, or for each place on the axis one; `rows`, titles of rows, or for each place one
     paper        `source`, and `figures`: by the row's title, for each objective what a paper reports in percent
 
 all of which may be left out but `objectives` and `seeds`. A second call adds what is missing, repeats nothing, and
-goes on where a run was stopped. Tables (Markdown and JSON), curves and picture are written to the output folder after
-each run.
+goes on where a run was stopped. Tables (Markdown and JSON), curves and pictures are written to the output folder after
+each run. With runs that are probed while they train (`probe_dataset`) they say which logged figure tells the result.
 """
 
 import argparse
 import json
+import math
 import shlex
 import signal
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +56,7 @@ from levljepa_hf.comparison import (
     EVALUATION_FILE,
     OPTIONS_FILE,
     Comparison,
+    Evaluation,
     Report,
     Run,
     Tuning,
@@ -59,6 +64,7 @@ from levljepa_hf.comparison import (
     check_names,
     evaluate_model,
     read_evaluations,
+    read_sweeps,
     row_titles,
     score,
 )
@@ -75,7 +81,7 @@ def read_comparison(name: str) -> Comparison:
         FileNotFoundError: if there is no such recipe.
         ValueError: if it is none.
     """
-    keys = ("pretrain", "objectives", "seeds", "evaluation", "tuning", "paper")
+    keys = ("pretrain", "objectives", "seeds", "evaluation", "tuning", "sweeps", "paper")
     recipe = read_recipe(name, keys, RECIPES)
     objectives = recipe.get("objectives")
     if not isinstance(objectives, dict) or not objectives:
@@ -90,7 +96,8 @@ def read_comparison(name: str) -> Comparison:
         check_names(figures, objectives, f"objective of this comparison ({title} of `paper`)")
     tuning = read_tuning(recipe["tuning"], objectives) if recipe.get("tuning") else None
     objectives = {key: value or {} for key, value in objectives.items()}
-    return Comparison(recipe.get("pretrain") or {}, objectives, recipe["seeds"], evaluations, tuning, paper)
+    sweeps = read_sweeps(recipe.get("sweeps") or {}, objectives, row_titles(evaluations))
+    return Comparison(recipe.get("pretrain") or {}, objectives, recipe["seeds"], evaluations, tuning, paper, sweeps)
 
 
 def read_tuning(tuning: Any, objectives: Mapping[str, Any]) -> Tuning:
@@ -185,12 +192,29 @@ def _checked(run: Run) -> Run:
 
 
 def choose(comparison: Comparison, runs: Mapping[str, Sequence[Run]]) -> dict[str, dict[str, Any]]:
-    """For each objective the best point of its grid, the first of equals; all of its runs are done."""
+    """For each objective the best point of its grid, the first of equals; all of its runs are done.
+
+    Raises:
+        ValueError: if all points of an objective diverged.
+    """
     chosen = {}
     for objective, tried in runs.items():
         scores = [score(run, comparison.tuning.metrics) for run in tried]
+        if max(scores) == -math.inf:
+            raise ValueError(f"All {len(tried)} points that {objective} tried diverged: give smaller learning rates.")
         chosen[objective] = comparison.tuning.grid[objective][scores.index(max(scores))]
     return chosen
+
+
+def only(evaluations: Sequence[Evaluation], tasks: Sequence[str] | None) -> list[Evaluation]:
+    """The evaluations of some tasks; of all without a choice.
+
+    Raises:
+        ValueError: if the recipe has no such task.
+    """
+    check_names(tasks or (), {task: None for one in evaluations for task in one.tasks}, "task of this recipe")
+    kept = [replace(one, tasks=tuple(t for t in one.tasks if not tasks or t in tasks)) for one in evaluations]
+    return [one for one in kept if one.tasks]
 
 
 def random_model(comparison: Comparison, more: Sequence[str], seed: int, folder: Path) -> Path:
@@ -249,6 +273,9 @@ def main(argv: Sequence[str] | None = None) -> str:
     parser.add_argument("--objectives", nargs="+", help="Some of the recipe's objectives; all by default.")
     parser.add_argument("--seeds", nargs="+", type=int, help="In place of the recipe's.")
     parser.add_argument(
+        "--tasks", nargs="+", help="Measure only these of the recipe's tasks now; all by default. Others keep figures."
+    )
+    parser.add_argument(
         "--peers",
         nargs="+",
         default=[],
@@ -260,13 +287,14 @@ def main(argv: Sequence[str] | None = None) -> str:
     if args.processes < 1:
         parser.error(f"--processes {args.processes} must be at least 1.")
     comparison, output_dir = read_comparison(args.recipe), Path(args.output_dir)
-    if args.peers and not comparison.evaluations:
+    evaluations = only(comparison.evaluations, args.tasks)
+    if args.peers and not evaluations:
         parser.error("--peers are for recipes with `evaluation`, which this one has not.")
     command = shlex.join(["python", "training/compare.py", *(sys.argv[1:] if argv is None else argv)])
     runs, tuning = plan(comparison, args, more), plan_tuning(comparison, args, more)
 
     # What needs no training comes first: a wrong data set or name is an error now and not after hours.
-    evaluations, baselines = comparison.evaluations, {}
+    baselines = {}
     for seed in dict.fromkeys(run.seed for run in runs) if evaluations else ():
         folder = random_model(comparison, more, seed, output_dir / f"random-{seed}")
         evaluate_model(str(folder), evaluations, folder / EVALUATION_FILE)
@@ -276,8 +304,12 @@ def main(argv: Sequence[str] | None = None) -> str:
         evaluate_model(peer, evaluations, *baselines[peer], is_peer=True)
 
     tried = [run for runs_of in tuning.values() for run in runs_of]
-    for run in tqdm([run for run in tried if run.results() is None], desc="tuning", unit=" runs"):
-        run.train(SCRIPT, args.processes)
+    left = [run for run in tried if run.results() is None and not run.diverged()]
+    for run in tqdm(left, desc="tuning", unit=" runs"):
+        try:
+            run.train(SCRIPT, args.processes)
+        except FloatingPointError as error:  # as good an answer as a score
+            tqdm.write(f"Not to be chosen: {error}")
     chosen = choose(comparison, tuning)
     runs = plan(comparison, args, more, chosen)
     report = Report(comparison, output_dir, command, runs, tuning, chosen, baselines)

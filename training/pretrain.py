@@ -42,6 +42,7 @@ from levljepa_hf.distributed import check_launch
 from levljepa_hf.hub import prepare_push
 from levljepa_hf.mixtures import MixtureSource, load_mixture, read_entry, read_sources
 from levljepa_hf.recipes import (
+    DIVERGED_NAME,
     add_overrides,
     as_overrides,
     config_from_preset,
@@ -160,7 +161,15 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float]:
         return results
     if args.should_save:
         save_recipe(args.output_dir, (model_args, data_args, args))
-    metrics = trainer.train(resume_from_checkpoint=args.resume_from_checkpoint).metrics
+    diverged = Path(args.output_dir, DIVERGED_NAME)
+    try:
+        metrics = trainer.train(resume_from_checkpoint=args.resume_from_checkpoint).metrics
+    except FloatingPointError as error:
+        if args.should_save:
+            diverged.write_text(f"{error}\n", "utf-8")
+        raise
+    if args.should_save:
+        diverged.unlink(missing_ok=True)
     push, args.push_to_hub = args.push_to_hub, False  # once, when everything is in the folder
     trainer.save_model()
     trainer.save_state()

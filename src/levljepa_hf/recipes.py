@@ -27,6 +27,7 @@ from transformers import HfArgumentParser
 from .configuration_levljepa import LeVLJEPAConfig
 
 RECIPE_NAME = "recipe.yaml"
+DIVERGED_NAME = "diverged.txt"  # in the folder of a run whose loss was not finite: the message
 # A number with an exponent, which PyYAML takes for a string without a point.
 _EXPONENT = (re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789"))
 
@@ -250,6 +251,7 @@ def run_script(main: Callable[[], Any]) -> None:
 
 
 __all__ = [
+    "DIVERGED_NAME",
     "RECIPE_NAME",
     "RecipeLoader",
     "add_overrides",
