@@ -638,6 +638,11 @@ def test_which_figure_tells_the_result() -> None:
     cells = " / ".join(f"{value:+.2f}" for value in found)
     assert f"| effective rank, image | - / - / - | {cells} | 8 |" in table and "SIGReg" not in table
     assert comparison.correlations(paths[:3])[1:] == (None, None)  # too few runs
+    short = comparison.probed([*runs, _log("no probes", [1.0, 2.0], [])])
+    assert comparison.format_health(short) == table
+    assert short[0].entries[1] == {
+        "step": 4, "effective_rank_vision": ranks[0][3], "probe_knn_k20_top1": results[0][1]
+    } and len(short) == 8  # fmt: skip
     figure = comparison.plot_health(runs, figures=["effective_rank_vision"])
     line, end = figure.axes[0].get_lines()[:2]
     assert list(line.get_xdata()) == ranks[0][1::2] and list(line.get_ydata()) == [100 * v for v in results[0]]

@@ -16,7 +16,16 @@ from .evaluations import (
     read_evaluations,
     read_results,
 )
-from .health import HEALTH_FIGURES, RESULTS, Trajectory, correlations, format_health, plot_health, trajectories
+from .health import (
+    HEALTH_FIGURES,
+    RESULTS,
+    Trajectory,
+    correlations,
+    format_health,
+    plot_health,
+    probed,
+    trajectories,
+)
 from .report import ROWS, Report, rounded
 from .runs import OPTIONS_FILE, Comparison, Run, Tuning, check_folder, score
 from .sweeps import Sweep, format_sweep, plot_sweep, read_sweeps
@@ -50,6 +59,7 @@ __all__ = [
     "plot_health",
     "plot_rows",
     "plot_sweep",
+    "probed",
     "read_evaluations",
     "read_results",
     "read_sweeps",

@@ -99,6 +99,23 @@ def _spearman(figures: Sequence[float], results: Sequence[float]) -> float | Non
     return float(spearmanr(*zip(*pairs, strict=True)).statistic)
 
 
+def probed(runs: Sequence[RunLog]) -> list[RunLog]:
+    """What `format_health` reads of the runs, and no more: an entry for each probe; runs without are left out."""
+    short = []
+    for run in runs:
+        results = [name for pattern in RESULTS for name in fnmatch.filter(run.names(), pattern)]
+        entries: dict[int, dict[str, float]] = {}
+        for figure in HEALTH_FIGURES:
+            for result in results:
+                for path in trajectories([run], figure, result):
+                    for step, value, accuracy in zip(path.steps, path.figures, path.results, strict=True):
+                        entry = entries.setdefault(step, {"step": step}) | {result: accuracy}
+                        entries[step] = entry | ({figure: value} if math.isfinite(value) else {})
+        if entries:
+            short.append(RunLog(run.name, run.folder, [entries[step] for step in sorted(entries)], run.max_steps))
+    return short
+
+
 def format_health(runs: Sequence[RunLog]) -> str:
     """A table in Markdown: a row for each figure, for each result the three correlations; empty without probes."""
     lines = []
@@ -146,4 +163,13 @@ def plot_health(
     return _save(figure, None if path is None else Path(path))
 
 
-__all__ = ["HEALTH_FIGURES", "RESULTS", "Trajectory", "correlations", "format_health", "plot_health", "trajectories"]
+__all__ = [
+    "HEALTH_FIGURES",
+    "RESULTS",
+    "Trajectory",
+    "correlations",
+    "format_health",
+    "plot_health",
+    "probed",
+    "trajectories",
+]

@@ -15,7 +15,7 @@ from ..evaluation.features import write_whole
 from ..evaluation.results import versions
 from ..recipes import as_overrides
 from .evaluations import EVALUATION_FILE, read_results
-from .health import format_health, plot_health
+from .health import format_health, plot_health, probed
 from .runs import Comparison, Run, score
 from .sweeps import format_sweep, plot_sweep
 from .tables import CONFIDENCE, Row, comparison_rows, format_rows, plot_rows
@@ -217,6 +217,7 @@ class Report:
             },
             "chosen": dict(self.chosen),
             "runs": [{"objective": run.objective, "seed": run.seed, "figures": values} for run, values in figures],
+            "probes": {log.name: log.entries for log in probed([read_run(run.folder) for run, _ in figures])},
             "evaluation": {
                 "settings": {
                     one.key(task): one.settings(task) for one in self.comparison.evaluations for task in one.tasks
