@@ -362,6 +362,19 @@ def test_random_weights_are_those_of_the_seed(evaluated: Path, tmp_path: Path) -
         compare.random_model(read, ["--config", "projection_dim=16"], 0, tmp_path / "a")
 
 
+def test_random_weights_of_two_calls_at_a_time(evaluated: Path, tmp_path: Path, monkeypatch) -> None:
+    read, real = compare.read_comparison(str(evaluated)), compare.set_seed
+
+    def faster(seed: int) -> None:
+        monkeypatch.setattr(compare, "set_seed", real)
+        compare.random_model(read, [], seed, tmp_path / "random-0")
+        real(seed)
+
+    monkeypatch.setattr(compare, "set_seed", faster)
+    folder = compare.random_model(read, [], 0, tmp_path / "random-0")
+    assert (folder / "model.safetensors").is_file() and not list(tmp_path.glob(".random*"))
+
+
 def test_tuning_chooses_on_validation(recipe: Path, no_curves, started, tmp_path: Path, monkeypatch) -> None:
     change(recipe, tuning=TUNING)
     scores = {"levljepa-0": 0.2, "levljepa-1": 0.3, "siglip-0": 0.4, "siglip-1": 0.4}

@@ -29,7 +29,8 @@ Options that are not listed here go to pretrain.py and hold for all runs. A reci
                  objective, or for each place on the axis one; `rows`, titles of rows, or for each place one
     paper        `source`, and `figures`: by the row's title, for each objective what a paper reports in percent
 
-all of which may be left out but `objectives` and `seeds`. A second call adds what is missing, repeats nothing, and
+all of which may be left out but `objectives` and `seeds`. Two calls with different --objectives may share a folder at
+the same time, and a last one without writes the whole table. A second call adds what is missing, repeats nothing, and
 goes on where a run was stopped. Tables (Markdown and JSON), curves and pictures are written to the output folder after
 each run. With runs that are probed while they train (`probe_dataset`) they say which logged figure tells the result.
 """
@@ -235,7 +236,12 @@ def random_model(comparison: Comparison, more: Sequence[str], seed: int, folder:
             for part in (LeVLJEPAModel(model.config), processor):
                 part.save_pretrained(Path(scratch, "new"))
             Path(scratch, "new", OPTIONS_FILE).write_text(json.dumps(options, indent=1))
-            Path(scratch, "new").rename(folder)
+            try:
+                Path(scratch, "new").rename(folder)
+            except OSError:  # another call has been faster, with the same weights
+                check_folder(folder, options)
+                if not folder.is_dir():
+                    raise
     return folder
 
 
