@@ -439,6 +439,9 @@ def test_a_point_that_diverges_is_not_chosen(recipe: Path, no_curves, started, t
     change(recipe, tuning=None)
     with pytest.raises(FloatingPointError, match="siglip, seed 0: Not finite since step 1: loss"):
         compare.main([*argv, "--objectives", "siglip"])
+    monkeypatch.setattr(comparison.runs, "_call", lambda command: 143)
+    with pytest.raises(RuntimeError, match="ended with status 143"):  # what was is not taken for what is
+        compare.main([*argv, "--objectives", "siglip"])
 
 
 def test_a_score_is_the_mean_of_its_metrics(tmp_path: Path) -> None:
@@ -587,6 +590,13 @@ def test_a_sweep_as_table_and_picture() -> None:
         "| accuracy: theirs | 20.0 |  |",
     ]
     assert comparison.format_sweep(weight, rows[1:]) == ""
+    both = {"ours": {0: "none", 1: "levljepa"}, "theirs": {2: "siglip", 1: "none"}}
+    (weights,) = comparison.read_sweeps({"w": SWEEPS["weight"] | {"series": both}}, names, TITLES)
+    assert weights.places() == ["0", "1", "2"]
+    assert comparison.format_sweep(weights, rows).splitlines()[2:] == [
+        "| knn on scenes (32), top-1: ours | 10.0 | 40.0 +- 14.1 |  |",
+        "| knn on scenes (32), top-1: theirs |  | 10.0 | 20.0 |",
+    ]
     (panel,) = comparison.plot_sweep(weight, rows).axes
     line = panel.containers[0].lines[0]
     assert list(line.get_xdata()) == [0, 2] and list(line.get_ydata()) == pytest.approx([10, 40])
