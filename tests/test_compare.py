@@ -437,11 +437,20 @@ def test_a_point_that_diverges_is_not_chosen(recipe: Path, no_curves, started, t
     with pytest.raises(ValueError, match="All 1 points that cosine tried diverged"):
         compare.main([*argv, "--objectives", "cosine"])
     change(recipe, tuning=None)
+    # A run of the table does not stop the others either, and is not repeated.
+    compare.main([*argv, "--objectives", "siglip", "cosine", "--seeds", "0", "1"])
+    count = len(started)
+    written = (folder / "comparison.md").read_text()
+    assert "Not in the tables: siglip, seed 1, diverged." in written and "| | cosine |" in written
+    compare.main([*argv, "--objectives", "siglip", "cosine", "--seeds", "0", "1"])
+    assert len(started) == count
+    args = compare.argparse.Namespace(objectives=["siglip"], seeds=[0], output_dir=str(folder))
+    (run,) = compare.plan(compare.read_comparison(str(recipe)), args, ["--eval_split", "validation"])
     with pytest.raises(FloatingPointError, match="siglip, seed 0: Not finite since step 1: loss"):
-        compare.main([*argv, "--objectives", "siglip"])
+        run.train(compare.SCRIPT, 1)
     monkeypatch.setattr(comparison.runs, "_call", lambda command: 143)
     with pytest.raises(RuntimeError, match="ended with status 143"):  # what was is not taken for what is
-        compare.main([*argv, "--objectives", "siglip"])
+        run.train(compare.SCRIPT, 1)
 
 
 def test_a_score_is_the_mean_of_its_metrics(tmp_path: Path) -> None:
@@ -558,6 +567,11 @@ def test_only_some_tasks_now(evaluated: Path, no_curves, started, tmp_path: Path
     assert "| knn on scenes (32), top-1 |" in both and len(started) == 1
     assert first.splitlines()[2] == both.splitlines()[2]
     assert compare.main([*argv, "--tasks", "knn"]) == both  # what was measured stays
+    for file in (tmp_path / "runs").glob("*/evaluation.json"):
+        content = json.loads(file.read_text())
+        content["results"] = {key: one for key, one in content["results"].items() if "zero" in key}
+        file.write_text(json.dumps(content))
+    assert compare.main([*argv, "--tasks", "knn"]) == both  # also where only the other is measured again
 
 
 # ------------------------------------------------------------------------------------------------ sweeps and health
@@ -614,6 +628,9 @@ def test_a_sweep_as_table_and_picture() -> None:
         ({"w": SWEEPS["weight"] | {"series": {"a": {1: "clip"}}}}, "'clip' is no objective of this recipe"),
         ({"w": SWEEPS["weight"] | {"rows": ["knn on moon"]}}, "'knn on moon' is no row of this comparison"),
         ({"w": SWEEPS["weight"] | {"series": {"a": "levljepa"}}}, "varies nothing"),
+        ({"w": SWEEPS["weight"] | {"series": ["levljepa"]}}, "`series` must be a mapping"),
+        ({"w": SWEEPS["weight"] | {"rows": TITLES[0]}}, "`rows` a list of titles"),
+        ({"a/b": SWEEPS["weight"]}, "called 'a/b', and so is its picture"),
     ],
 )
 def test_a_sweep_that_is_wrong_says_where(sweep: Any, message: str) -> None:

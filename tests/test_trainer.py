@@ -23,7 +23,7 @@ from levljepa_hf.distributed import GlobalBatchNorm, sharding_of
 from levljepa_hf.evaluation.health import effective_rank, embedding_health, sigreg_floor
 from levljepa_hf.evaluation.retrieval import retrieval_recall
 from levljepa_hf.streams import EndlessStream
-from levljepa_hf.trainer import LeVLJEPATrainer, LeVLJEPATrainingArguments
+from levljepa_hf.trainer import OBJECTIVE_SETTINGS, LeVLJEPATrainer, LeVLJEPATrainingArguments
 from levljepa_hf.training_metrics import EMBEDDINGS, FILLED, evaluation_figures, retrieval_metrics
 
 TERMS = ("prediction_loss", "sigreg_vision", "sigreg_text")
@@ -769,3 +769,12 @@ def test_the_first_line_says_how_the_run_runs(tmp_path: Path, processor, capsys)
     trainer(tmp_path, processor, max_steps=1, gradient_accumulation_steps=2, bf16=True).train()
     expected = "Training: 1 process on cpu, bf16, no sharding, global batch 8 = 1 x 4 x 2 (processes x batch x accum"
     assert capsys.readouterr().out.startswith(expected)
+
+
+def test_every_field_of_the_objective_is_compared_on_resuming():
+    """A new field of the configuration is to be one or the other."""
+    of_the_model = {"vision_config", "text_config", "projection_dim", "text_readout", "contrastive_initial_scale"}
+    of_the_model |= {f"{part}_{what}" for part in ("head", "predictor") for what in ("hidden_size", "num_layers")}
+    of_the_model |= {"predictor_dropout", "local_image_size", "logit_scale", "semantic_loss_ignore_index"}
+    own = set(LeVLJEPAConfig.__annotations__) - {"model_type", "sub_configs", "keys_to_ignore_at_inference"}
+    assert own == of_the_model | set(OBJECTIVE_SETTINGS)

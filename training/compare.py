@@ -321,9 +321,13 @@ def main(argv: Sequence[str] | None = None) -> str:
     report = Report(comparison, output_dir, command, runs, tuning, chosen, baselines)
     table = ""
     undone = [run for run in runs if run.results() is None or not run.is_measured(evaluations)]
-    for run in tqdm(undone, desc="runs", unit=" runs"):
+    for run in tqdm([run for run in undone if not run.diverged()], desc="runs", unit=" runs"):
         if run.results() is None:
-            run.train(SCRIPT, args.processes)
+            try:
+                run.train(SCRIPT, args.processes)
+            except FloatingPointError as error:  # the others go on
+                tqdm.write(f"Not in the tables: {error}")
+                continue
         evaluate_model(str(run.folder), evaluations, run.folder / EVALUATION_FILE)
         table = report.write()
     table = table or report.write()

@@ -23,13 +23,13 @@ from transformers.configuration_utils import PreTrainedConfig
 TEXT_DEFAULTS = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0, "use_cache": False}
 
 TEXT_READOUTS = ("eot", "pad77")
+WEIGHT_INITS = ("", "jax", "moco")  # timm's, of a tower without a classifier
 
 OBJECTIVES = ("levljepa", "levljepa_plus", "infonce", "siglip")
 DEFAULT_VIEWS = {"global": 2, "local": 4}  # of LeVLJEPA+, with local views of 96 px beside global ones of 224
 
 # `tiny`, `small` and `base` are the sizes of the official code, with embeddings as wide as the towers. `released` is
 # the checkpoint lukaskuhndkfz/LeVLJEPA-ViT-B-DataComp-200k: `base` with embeddings of 256.
-WEIGHT_INITS = ("", "jax", "moco")  # timm's, of a tower without a classifier
 PRESETS: dict[str, dict[str, Any]] = {
     "debug": {
         "vision_config": {

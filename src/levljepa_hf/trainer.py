@@ -42,8 +42,16 @@ from .training_metrics import EMBEDDINGS, FILLED, UNNUMBERED, evaluation_figures
 from .watching.watcher import Watcher
 
 OBJECTIVE_SETTINGS = (
-    *("objective", "prediction_loss_type", "views", "multi_view_weight", "sigreg_vision_weight", "sigreg_text_weight"),
-    *("sigreg_num_directions", "sigreg_num_knots", "sigreg_t_max", "sigreg_sample_size_scale", "sigreg_distributed"),
+    *("objective", "prediction_loss_type", "stop_gradient", "views", "multi_view_weight"),
+    *(
+        "sigreg_vision_weight",
+        "sigreg_text_weight",
+        "sigreg_num_directions",
+        "sigreg_num_knots",
+        "sigreg_t_max",
+        "sigreg_sample_size_scale",
+        "sigreg_distributed",
+    ),
 )  # of a model's configuration
 NO_WEIGHT_DECAY = ("pos_embed", "cls_token", "reg_token", "dist_token")  # timm's convention
 
@@ -654,6 +662,7 @@ def _check_batch_size(args: LeVLJEPATrainingArguments, train_dataset: Any) -> No
 
 
 __all__ = [
+    "OBJECTIVE_SETTINGS",
     "LeVLJEPATrainer",
     "LeVLJEPATrainingArguments",
     "evaluation_figures",

@@ -5,7 +5,7 @@ results = evaluate_model("runs/compare/levljepa-0", evaluations, "runs/compare/l
 rows = comparison_rows(evaluations, {"levljepa": [results]})
 print(format_rows(rows, reference="levljepa"))
 
-Imports point from `report` to `sweeps`, `health` and `tables`, and from there to `runs` and `evaluations`.
+Imports point from `report` to `runs`, from there to `sweeps`, `tables` and `evaluations`; `health` reads logs alone.
 """
 
 from .evaluations import (
@@ -17,7 +17,10 @@ from .evaluations import (
     read_results,
 )
 from .health import (
+    ALONG,
+    EARLY,
     HEALTH_FIGURES,
+    MIN_RUNS,
     RESULTS,
     Trajectory,
     correlations,
@@ -32,10 +35,13 @@ from .sweeps import Sweep, format_sweep, plot_sweep, read_sweeps
 from .tables import CONFIDENCE, HEADLINES, Row, comparison_rows, differs, format_rows, plot_rows, row_titles
 
 __all__ = [
+    "ALONG",
     "CONFIDENCE",
+    "EARLY",
     "EVALUATION_FILE",
     "HEADLINES",
     "HEALTH_FIGURES",
+    "MIN_RUNS",
     "OPTIONS_FILE",
     "RESULTS",
     "ROWS",

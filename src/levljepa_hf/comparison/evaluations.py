@@ -122,10 +122,13 @@ def check_names(names: Iterable[Any], known: Iterable[str], what: str) -> None:
 
 def read_results(path: str | os.PathLike, evaluations: Sequence[Evaluation]) -> dict[str, dict[str, Any]]:
     """What a file of `evaluate_model` has of these evaluations with the same settings, by `Evaluation.key`."""
-    path = Path(path)
-    found = json.loads(path.read_text("utf-8"))["results"] if path.is_file() else {}
+    found = _read(Path(path))
     wanted = {one.key(task): one.settings(task) for one in evaluations for task in one.tasks}
     return {key: found[key] for key, settings in wanted.items() if key in found and found[key]["settings"] == settings}
+
+
+def _read(path: Path) -> dict[str, dict[str, Any]]:
+    return json.loads(path.read_text("utf-8"))["results"] if path.is_file() else {}
 
 
 def evaluate_model(
@@ -136,7 +139,8 @@ def evaluate_model(
     Args:
         model: As `levljepa evaluate` takes it.
         evaluations: What to measure.
-        path: JSON file of the results. What it has with the same settings is not repeated.
+        path: JSON file of the results. What it has with the same settings is not repeated, and what it has of other
+            tasks stays.
         is_peer: Whether a task that the model does not serve (one without a text tower) is noted as left out.
 
     Returns:
@@ -161,7 +165,9 @@ def evaluate_model(
                     raise
                 result = {"left_out": str(error)}
             results[one.key(task)] = {"settings": one.settings(task), "versions": versions(), **result}
-            text = json.dumps({"model": model, "results": results}, indent=1) + "\n"
+            # With what the file has by now of other tasks, of this call's recipe or of another call.
+            kept = {**_read(path), one.key(task): results[one.key(task)]}
+            text = json.dumps({"model": model, "results": kept}, indent=1) + "\n"
             path.parent.mkdir(parents=True, exist_ok=True)
             write_whole(path, lambda part, text=text: part.write_text(text, "utf-8"))
     return results

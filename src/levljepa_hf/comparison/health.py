@@ -38,6 +38,7 @@ HEALTH_FIGURES = {
     "loss": "loss",
     "eval_text_to_image_R@1": "validation recall, text to image R@1",
 }
+ALONG = ("loss",)  # means another thing under each objective, so that runs are not ranked by it
 RESULTS = {"probe_zero_shot_top1": "zero-shot", "probe_knn_*top1": "kNN"}  # patterns of probes, and their names
 EARLY = 1 / 3  # of a run
 MIN_RUNS = 4  # that a correlation over runs is of
@@ -77,14 +78,13 @@ def trajectories(runs: Sequence[RunLog], figure: str, result: str) -> list[Traje
 
 def correlations(paths: Sequence[Trajectory]) -> tuple[float | None, float | None, float | None]:
     """Spearman's correlation along a run (the mean), at the end, and early; None where there is too little."""
-    along = [rho for path in paths if (rho := _spearman(path.figures, path.results)) is not None]
+    along = [rho for path in paths if (rho := _spearman(path.figures, path.results, 3)) is not None]
     ends = [path.results[-1] for path in paths]
     early = [path.figures[_nearest(path.steps, EARLY * path.steps[-1])] for path in paths]
-    enough = len(paths) >= MIN_RUNS
     return (
         statistics.fmean(along) if along else None,
-        _spearman([path.figures[-1] for path in paths], ends) if enough else None,
-        _spearman(early, ends) if enough else None,
+        _spearman([path.figures[-1] for path in paths], ends, MIN_RUNS),
+        _spearman(early, ends, MIN_RUNS),
     )
 
 
@@ -92,9 +92,9 @@ def _nearest(steps: Sequence[int], at: float) -> int:
     return min(range(len(steps)), key=lambda i: abs(steps[i] - at))
 
 
-def _spearman(figures: Sequence[float], results: Sequence[float]) -> float | None:
+def _spearman(figures: Sequence[float], results: Sequence[float], least: int) -> float | None:
     pairs = [(x, y) for x, y in zip(figures, results, strict=True) if math.isfinite(x) and math.isfinite(y)]
-    if len(pairs) < 3 or any(len(set(side)) < 2 for side in zip(*pairs, strict=True)):
+    if len(pairs) < least or any(len(set(side)) < 2 for side in zip(*pairs, strict=True)):
         return None
     return float(spearmanr(*zip(*pairs, strict=True)).statistic)
 
@@ -124,7 +124,9 @@ def format_health(runs: Sequence[RunLog]) -> str:
         for result in RESULTS:
             paths = trajectories(runs, figure, result)
             count = max(count, len(paths))
-            cells.append(" / ".join("-" if rho is None else f"{rho:+.2f}" for rho in correlations(paths)))
+            along, *over = correlations(paths)
+            found = [along, *((None, None) if figure in ALONG else over)]
+            cells.append(" / ".join("-" if rho is None else f"{rho:+.2f}" for rho in found))
         if count and any(set(cell) - set("- /") for cell in cells):
             lines.append(f"| {words} | {' | '.join(cells)} | {count} |")
     names = [f"{name}: along a run / at the end / early" for name in RESULTS.values()]
@@ -149,8 +151,8 @@ def plot_health(
     """
     figure, axes = _figure(len(figures), columns=min(len(figures), 4), side=3.0, aspect=1.15)
     for axis, name in zip(axes, figures, strict=False):
-        paths = trajectories(runs, name, result)
-        for i, one in enumerate(paths):
+        paths = [(i, one) for i, run in enumerate(runs) for one in trajectories([run], name, result)]
+        for i, one in paths:
             accuracy = [100 * value for value in one.results]
             axis.plot(one.figures, accuracy, color=f"C{i % 10}", linewidth=0.8, alpha=0.6)
             axis.plot(one.figures[-1:], accuracy[-1:], "o", color=f"C{i % 10}", markersize=4)
@@ -164,6 +166,9 @@ def plot_health(
 
 
 __all__ = [
+    "ALONG",
+    "EARLY",
+    "MIN_RUNS",
     "HEALTH_FIGURES",
     "RESULTS",
     "Trajectory",

@@ -7,7 +7,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..evaluation import _extra  # noqa: F401  isort: skip  (says what to install)
 from ..curves import RunLog, plot_runs, read_run
@@ -19,6 +19,9 @@ from .health import format_health, plot_health, probed
 from .runs import Comparison, Run, score
 from .sweeps import format_sweep, plot_sweep
 from .tables import CONFIDENCE, Row, comparison_rows, format_rows, plot_rows
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 # Rows of figures in the table: their title, their names in a run's log, and how they are written.
 ROWS = {
@@ -97,12 +100,14 @@ class Report:
             *self.commands(),
         ]
         self.output_dir.mkdir(parents=True, exist_ok=True)
+        diverged = [run for run in self.runs if run.diverged()]
+        sections += [f"Not in the tables: {run.objective}, seed {run.seed}, diverged.\n" for run in diverged]
         self.put("comparison.md", "\n".join(sections))
         self.put("comparison.json", json.dumps(rounded(self.content(figures, rows)), separators=(",", ":")))
         with contextlib.suppress(ValueError):  # no run, or all are shorter than their logging_steps
-            plot_runs(logs).savefig(self.output_dir / "curves.png", dpi=110)
+            self.draw("curves.png", plot_runs(logs))
         if rows:
-            plot_rows(rows, self.output_dir / "comparison.png")
+            self.draw("comparison.png", plot_rows(rows))
         return table
 
     def swept(self, rows: Sequence[Row]) -> list[str]:
@@ -111,7 +116,7 @@ class Report:
         for sweep in self.comparison.sweeps:
             if text := format_sweep(sweep, rows):
                 lines += [f"## Sweep: {sweep.name}\n", text]
-                plot_sweep(sweep, rows, self.output_dir / f"sweep-{sweep.name}.png")
+                self.draw(f"sweep-{sweep.name}.png", plot_sweep(sweep, rows))
         return lines
 
     def health(self, logs: Sequence[RunLog]) -> list[str]:
@@ -119,7 +124,7 @@ class Report:
         text = format_health(logs)
         if not text:
             return []
-        plot_health(logs, self.output_dir / "health.png")
+        self.draw("health.png", plot_health(logs))
         explained = (
             "Spearman's rank correlation of logged figures with the accuracy of probes. Along a run: over its probes, "
             "the mean of the runs. At the end: over the runs, at their last probe. Early: over the runs, the figure "
@@ -129,6 +134,9 @@ class Report:
 
     def put(self, name: str, text: str) -> None:
         write_whole(self.output_dir / name, lambda part: part.write_text(text, "utf-8"))
+
+    def draw(self, name: str, figure: "Figure") -> None:
+        write_whole(self.output_dir / name, lambda part: figure.savefig(part, dpi=110))
 
     def results(self) -> dict[str, list[dict[str, Any]]]:
         """What has been evaluated, by model, a mapping for each seed."""

@@ -145,7 +145,7 @@ class Tuning:
 
 @dataclass(frozen=True)
 class Comparison:
-    """A recipe of this script; see the head of this file.
+    """A recipe of training/compare.py; its head says what the keys mean.
 
     Args:
         pretrain: Options of all runs.

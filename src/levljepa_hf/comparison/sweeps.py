@@ -1,6 +1,7 @@
 """One setting varied: figures of the table against it, as a table and a picture for each of a recipe's `sweeps`."""
 
 import os
+import re
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -68,6 +69,12 @@ def read_sweeps(sweeps: Any, objectives: Iterable[str], titles: Sequence[str]) -
         check_names(given, _KEYS, f"key of a sweep ({name})")
         if missing := [key for key in _KEYS if not given.get(key)]:
             raise ValueError(f"The sweep {name} has no {missing[0]}: it takes {', '.join(_KEYS)}.")
+        if not re.fullmatch(r"[\w.-]+", str(name)):
+            raise ValueError(f"A sweep is called {name!r}, and so is its picture: take letters, digits, . - and _.")
+        if not isinstance(given["series"], Mapping) or not isinstance(given["rows"], (Mapping, list)):
+            raise ValueError(
+                f"The sweep {name}: `series` must be a mapping, and `rows` a list of titles or a mapping."
+            )
         rows = given["rows"] if isinstance(given["rows"], Mapping) else {title: title for title in given["rows"]}
         sweep = Sweep(str(name), str(given["axis"]), _texts(given["series"]), _texts(rows))
         for what, known, groups in (
