@@ -33,7 +33,7 @@ def prediction_loss(
 def prediction_distance(prediction: Tensor, target: Tensor, loss_type: str, stop_gradient: bool = True) -> Tensor:
     """Distance of predictions to targets, `(N, D)`: mean squared error, or mean of `2 - 2 cos`.
 
-    Targets are behind a stop-gradient unless `stop_gradient` is `False`. In float32, or float64 if the predictions are.
+    Targets are behind a stop-gradient unless `stop_gradient` is `False`. In float32, or in float64 if predictions are.
     """
     dtype = torch.promote_types(prediction.dtype, torch.float32)
     prediction, target = prediction.to(dtype), (target.detach() if stop_gradient else target).to(dtype)
