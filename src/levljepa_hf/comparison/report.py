@@ -5,7 +5,7 @@ import json
 import shlex
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -78,6 +78,7 @@ class Report:
         for run, values in figures:
             by_objective.setdefault(run.objective, []).append(values)
         logs = [read_run(run.folder) for run, _ in figures]
+        probes = [replace(log, entries=rounded(log.entries)) for log in probed(logs)]
         rows, reference = self.rows(), self.reference(by_objective)
         lines = [f"| | {' | '.join(by_objective)} |", "|---|" + "---|" * len(by_objective)]
         for title, (names, form) in ROWS.items():
@@ -92,7 +93,7 @@ class Report:
             *(["## Training\n", training] if training else []),
             *(["Means over the seeds, and standard deviations.\n"] if several and training else []),
             *self.swept(rows),
-            *self.health(logs),
+            *self.health(probes),
             *(["## Chosen options\n", *self.tuned()] if self.tuning else []),
             "## Commands and versions\n",
             f"Command: `{self.command}`\n",
@@ -103,7 +104,7 @@ class Report:
         diverged = [run for run in self.runs if run.diverged()]
         sections += [f"Not in the tables: {run.objective}, seed {run.seed}, diverged.\n" for run in diverged]
         self.put("comparison.md", "\n".join(sections))
-        self.put("comparison.json", json.dumps(rounded(self.content(figures, rows)), separators=(",", ":")))
+        self.put("comparison.json", json.dumps(rounded(self.content(figures, rows, probes)), separators=(",", ":")))
         with contextlib.suppress(ValueError):  # no run, or all are shorter than their logging_steps
             self.draw("curves.png", plot_runs(logs))
         if rows:
@@ -151,7 +152,9 @@ class Report:
         }
 
     def rows(self) -> list[Row]:
-        return comparison_rows(self.comparison.evaluations, self.results(), self.comparison.paper.get("figures"))
+        """The rows, rounded as in the JSON, so that one gets the same tables from it."""
+        rows = comparison_rows(self.comparison.evaluations, self.results(), self.comparison.paper.get("figures"))
+        return [replace(row, values=rounded(row.values)) for row in rows]
 
     def reference(self, objectives: Mapping[str, Any]) -> str | None:
         """The objective that others are compared with."""
@@ -201,7 +204,9 @@ class Report:
             lines += [one.command(task, str(self.runs[0].folder)) for task in one.tasks]
         return [*lines, "```\n"]
 
-    def content(self, figures: Sequence[tuple[Run, dict[str, float]]], rows: Sequence[Row]) -> dict[str, Any]:
+    def content(
+        self, figures: Sequence[tuple[Run, dict[str, float]]], rows: Sequence[Row], probes: Sequence[RunLog]
+    ) -> dict[str, Any]:
         """For JSON."""
         measured = {
             model: [{key: one.get("metrics", one.get("left_out")) for key, one in each.items()} for each in of_seeds]
@@ -225,7 +230,7 @@ class Report:
             },
             "chosen": dict(self.chosen),
             "runs": [{"objective": run.objective, "seed": run.seed, "figures": values} for run, values in figures],
-            "probes": {log.name: log.entries for log in probed([read_run(run.folder) for run, _ in figures])},
+            "probes": {log.name: log.entries for log in probes},
             "evaluation": {
                 "settings": {
                     one.key(task): one.settings(task) for one in self.comparison.evaluations for task in one.tasks
