@@ -689,6 +689,17 @@ def test_which_figure_tells_the_result() -> None:
     assert list(end.get_xdata()) == [ranks[0][-1]]
 
 
+def test_the_ticks_of_a_logarithmic_axis_do_not_overlap() -> None:
+    runs = [_log(str(i), [1.2 * (i + 1), 60.0 * (i + 1)] * 2, [0.1, 0.2], figure="sigreg_text") for i in range(3)]
+    figure = comparison.plot_health(runs, figures=["sigreg_text"])
+    figure.canvas.draw()
+    axis = figure.axes[0].xaxis
+    boxes = [one.get_window_extent() for one in axis.get_majorticklabels() if one.get_text()]
+    assert axis.get_scale() == "log" and len(boxes) > 2
+    assert all(left.x1 < right.x0 for left, right in zip(boxes, boxes[1:], strict=False))
+    assert not any(one.get_text() for one in axis.get_minorticklabels())
+
+
 def test_health_without_probes_or_change() -> None:
     assert comparison.format_health([]) == ""
     assert comparison.format_health([_log("a", [1, 2, 3], [])]) == ""

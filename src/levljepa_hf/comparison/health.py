@@ -150,6 +150,8 @@ def plot_health(
         result: The accuracy.
     """
     figure, axes = _figure(len(figures), columns=min(len(figures), 4), side=3.0, aspect=1.15)
+    from matplotlib import ticker  # needed for drawing alone
+
     for axis, name in zip(axes, figures, strict=False):
         paths = [(i, one) for i, run in enumerate(runs) for one in trajectories([run], name, result)]
         for i, one in paths:
@@ -158,6 +160,9 @@ def plot_health(
             axis.plot(one.figures[-1:], accuracy[-1:], "o", color=f"C{i % 10}", markersize=4)
         if paths and "sigreg" in name:
             axis.set_xscale("log")
+            axis.xaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
+            axis.xaxis.set_major_formatter("{x:g}")
+            axis.xaxis.set_minor_formatter(ticker.NullFormatter())
         axis.set(xlabel=HEALTH_FIGURES.get(name, name), ylabel=f"{RESULTS.get(result, result)}, %")
         axis.grid(alpha=0.3)
     for axis in axes[len(figures) :]:
