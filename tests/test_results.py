@@ -47,7 +47,7 @@ def test_every_table_is_of_the_json(path: Path, compare):
     assert tables and all(tables)
     for table in tables:
         assert table in RESULTS
-    assert f"`{content['command']}`" in RESULTS
+    assert f"\n{content['command']}\n" in RESULTS
     for objective, options in recipe.objectives.items():
         assert objective in content["options"]
         merged = compare.merged(recipe.pretrain, options, content["chosen"].get(objective, {}))

@@ -189,7 +189,7 @@ class Report:
             lines += [f"| {objective} | |", "|---|---|"]
             for point, run in zip(tuning.grid[objective], runs, strict=True):
                 words = " ".join(as_overrides(point)).replace("config.", "")
-                result = "" if run.results() is None else f"{100 * score(run, tuning.metrics):.1f}"
+                result = "" if run.results() is None else f"{100 * rounded(score(run, tuning.metrics)):.1f}"
                 result = "diverged" if run.diverged() else result
                 lines.append(f"| {f'**{words}**' if self.chosen.get(objective) == point else words} | {result} |")
             lines.append("")
