@@ -1,72 +1,117 @@
-"""training/RESULTS.md: its tables are those of the JSON files beside it, which training/compare.py wrote."""
+"""Results of evaluation: mean and spread over runs, the JSON file, the table, and the metadata of the model card."""
 
 import json
-import re
-import sys
-from pathlib import Path
+import statistics
 
 import pytest
+from huggingface_hub import ModelCard
 
-from levljepa_hf import comparison
-from levljepa_hf.curves import RunLog
+from levljepa_hf import __version__
+from levljepa_hf.evaluation.results import (
+    EvaluationRecord,
+    TaskResult,
+    check_card,
+    format_table,
+    save_records,
+    write_to_card,
+)
 
-TRAINING = Path(__file__).parents[1] / "training"
-RESULTS = (TRAINING / "RESULTS.md").read_text("utf-8")
-FILES = sorted((TRAINING / "results").glob("*.json"))
+CARD = """---
+license: apache-2.0
+tags:
+- vision
+---
+# A model
 
-
-@pytest.fixture
-def compare(monkeypatch):
-    monkeypatch.syspath_prepend(str(TRAINING))
-    for name in ("compare", "pretrain"):
-        monkeypatch.delitem(sys.modules, name, raising=False)
-    import compare
-
-    return compare
-
-
-def read(path: Path) -> dict:
-    return json.loads(path.read_text("utf-8"))
-
-
-def test_there_is_a_file_for_each_part_of_the_study():
-    assert [path.stem for path in FILES] == ["compare-ablations", "compare-captions", "compare-scenes"]
-    assert all(path.stat().st_size < 200_000 for path in FILES)
+Prose that stays.
+"""
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
-def test_every_table_is_of_the_json(path: Path, compare):
-    """And the recipe of today is the one that was run."""
-    content, recipe = read(path), compare.read_comparison(path.stem)
-    rows = [comparison.Row(**row) for row in content["evaluation"]["rows"]]
-    tables = [comparison.format_sweep(sweep, rows) for sweep in recipe.sweeps]
-    if path.stem == "compare-scenes":
-        tables.append(comparison.format_rows(rows, "levljepa"))
-    logs = [RunLog(name, Path(name), entries) for name, entries in content["probes"].items()]
-    tables += [comparison.format_health(logs)] if logs else []
-    assert tables and all(tables)
-    for table in tables:
-        assert table in RESULTS
-    assert f"\n{content['command']}\n" in RESULTS
-    for objective, options in recipe.objectives.items():
-        assert objective in content["options"]
-        merged = compare.merged(recipe.pretrain, options, content["chosen"].get(objective, {}))
-        assert content["options"][objective] == merged
+def make_record(task="linear-probe", model="runs/mine", dataset="pets", runs=((0.5, 0.9), (0.7, 0.9)), **fields):
+    result = TaskResult([dict(zip(("top1", "top5"), run, strict=True)) for run in runs], chance={"top1": 0.1})
+    fields = {"dataset_id": f"hub/{dataset}", "splits": {"train": "pets/train", "test": "pets/validation"}} | fields
+    return EvaluationRecord(
+        task, model, dataset, protocol={"lr": 0.1}, features={}, seeds=[0, 1], result=result, **fields
+    )
 
 
-def test_every_row_has_every_objective_and_seed():
-    content = read(TRAINING / "results" / "compare-scenes.json")
-    assert {len(values) for row in content["evaluation"]["rows"] for values in row["values"].values()} == {3}
-    assert {len(row["values"]) for row in content["evaluation"]["rows"]} == {6}
-    assert {len(tried) for tried in content["tuning"].values()} == {4}
-    for objective, tried in content["tuning"].items():
-        best = max(tried, key=lambda point: -1 if point["diverged"] else point["score"])
-        assert best["options"] == content["chosen"][objective]
-        for point in tried if not any(point["diverged"] for point in tried) else ():
-            assert re.search(rf"\| {100 * point['score']:.1f} \|", RESULTS)
+def test_mean_and_spread_over_the_runs():
+    result = make_record(runs=((0.5, 0.9), (0.7, 0.9), (0.9, 0.9))).result
+    assert result.metrics == pytest.approx({"top1": 0.7, "top5": 0.9})
+    assert result.spread == pytest.approx({"top1": statistics.stdev([0.5, 0.7, 0.9]), "top5": 0})
+    assert make_record(runs=((0.5, 0.9),)).result.spread == {}
 
 
-def test_every_picture_is_there():
-    for target in re.findall(r"\]\(([^)#]+)\)", RESULTS):
-        if not target.startswith("http"):
-            assert (TRAINING / target).exists(), target
+def test_the_json_file_holds_what_it_takes_to_repeat(tmp_path):
+    path = tmp_path / "new" / "results.json"
+    save_records([make_record()], path, {"vlm": "a package is missing"})
+    content = json.loads(path.read_text())
+    assert content["versions"]["levljepa_hf"] == __version__ and {"torch", "timm"} <= content["versions"].keys()
+    assert content["left_out"] == {"vlm": "a package is missing"}
+    (result,) = content["results"]
+    assert result["protocol"] == {"lr": 0.1} and result["seeds"] == [0, 1] and result["dataset_id"] == "hub/pets"
+    assert result["metrics"] == pytest.approx({"top1": 0.6, "top5": 0.9}) and len(result["runs"]) == 2
+    assert result["chance"] == {"top1": 0.1} and result["spread"]["top1"] == pytest.approx(0.1 * 2**0.5)
+    assert [p.name for p in path.parent.iterdir()] == ["results.json"]
+
+
+def test_a_file_that_cannot_be_written_leaves_the_old_one(tmp_path):
+    path = tmp_path / "results.json"
+    save_records([make_record()], path)
+    before = path.read_text()
+    with pytest.raises(TypeError):
+        save_records([make_record(splits={"test": object()})], path)
+    assert path.read_text() == before and [p.name for p in tmp_path.iterdir()] == ["results.json"]
+
+
+def test_the_table_sets_models_side_by_side():
+    records = [
+        make_record(),
+        make_record(model="random", runs=((0.25, 0.5),)),
+        make_record("knn", runs=((0.125, 0.375),)),
+        make_record(model="timm:" + "x" * 40, runs=((1, 1),)),
+    ]
+    first, second = format_table(records).split("\n\n")
+    header, top1, top5 = first.splitlines()
+    assert header.split()[:5] == ["linear-probe", "on", "pets", "runs/mine", "random"]
+    assert header.endswith("..." + "x" * 25 + "  chance")
+    assert top1.split() == ["top1", "60.0", "+-", "14.1", "25.0", "100.0", "10.0"]
+    assert top5.split() == ["top5", "90.0", "+-", "0.0", "50.0", "100.0"]
+    assert second.splitlines()[1].split() == ["top1", "12.5", "10.0"]
+
+
+def test_figures_on_the_card_replace_their_older_selves_alone(tmp_path):
+    (tmp_path / "README.md").write_text(CARD)
+    write_to_card(tmp_path, [make_record(), make_record("knn"), make_record("zero-shot", dataset="aircraft")])
+    write_to_card(tmp_path, [make_record("knn", runs=((0.25, 0.5),))])
+    write_to_card(tmp_path, [make_record("knn", runs=((0.25, 0.5),))])
+    card = ModelCard.load(tmp_path / "README.md")
+    assert card.text.strip() == "# A model\n\nProse that stays." and card.data.tags == ["vision"]
+    assert card.data.model_name == tmp_path.name
+    found = {(one.dataset_type, one.metric_name): one for one in card.data.eval_results}
+    assert len(found) == len(card.data.eval_results) == 6
+    assert found["hub/pets", "knn top1"].metric_value == 0.25
+    assert found["hub/pets", "linear-probe top1"].metric_value == pytest.approx(0.6)
+    assert found["hub/pets", "linear-probe top1"].task_type == "image-classification"
+    assert found["hub/aircraft", "zero-shot top1"].task_type == "zero-shot-image-classification"
+    assert found["hub/pets", "linear-probe top5"].dataset_split == "validation"
+    assert [p.name for p in tmp_path.iterdir()] == ["README.md"]
+
+
+def test_figures_of_another_split_stay(tmp_path):
+    (tmp_path / "README.md").write_text(CARD)
+    write_to_card(tmp_path, [make_record()])
+    write_to_card(tmp_path, [make_record(splits={"test": "pets/test"})])
+    splits = [one.dataset_split for one in ModelCard.load(tmp_path / "README.md").data.eval_results]
+    assert sorted(splits) == ["test", "test", "validation", "validation"]
+
+
+def test_a_checkpoint_without_a_card_is_refused_before_the_work(tmp_path):
+    with pytest.raises(FileNotFoundError, match="no model card.*README.md with `levljepa card .* --write`"):
+        check_card([tmp_path])
+    with pytest.raises(FileNotFoundError, match="no model card"):
+        write_to_card(tmp_path, [make_record()])
+    with pytest.raises(ValueError, match="belongs to a checkpoint"):
+        check_card([])
+    with pytest.raises(OSError):
+        check_card(["someone/without-a-card"])  # no Hub is within reach here
