@@ -22,7 +22,7 @@ from PIL import Image
 
 from levljepa_hf import LeVLJEPAProcessor, LeVLJEPAVisionModel
 from levljepa_hf.evaluation.pictures import patch_pca, patch_similarity
-from levljepa_hf.scenes import SceneDataset
+from levljepa_hf.scenes.dataset import SceneDataset
 
 FOLDER = Path(__file__).resolve().parent
 NOTEBOOK_WIDTH = 400  # pixels of a notebook's picture, shown smaller

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from levljepa_hf.contrastive_levljepa import CONTRASTIVE_OBJECTIVES, ContrastiveLoss
+from levljepa_hf.model.contrastive_levljepa import CONTRASTIVE_OBJECTIVES, ContrastiveLoss
 
 
 def plain_loss(module: ContrastiveLoss, image_embeds: Tensor, text_embeds: Tensor) -> Tensor:

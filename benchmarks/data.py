@@ -33,7 +33,7 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
 from levljepa_hf import LeVLJEPAProcessor
-from levljepa_hf.data import LeVLJEPADataCollator, NumberedDataset, multi_view_transform, training_transform
+from levljepa_hf.data.collator import LeVLJEPADataCollator, NumberedDataset, multi_view_transform, training_transform
 
 QUALITY = 90
 WORDS = "a dog runs on the beach with red ball two people stand near water and look at an old wooden boat".split()

@@ -26,7 +26,7 @@ from measure import environment, report
 from PIL import Image
 
 from levljepa_hf import LeVLJEPAConfig, LeVLJEPAModel, LeVLJEPAProcessor
-from levljepa_hf.evaluation.encoders import LeVLJEPAEncoder
+from levljepa_hf.encoders.encoders import LeVLJEPAEncoder
 from levljepa_hf.explore import Seen, embed_photos, load_photos
 from levljepa_hf.explore.server import bind, build_app
 from levljepa_hf.explore.session import Session

@@ -27,9 +27,9 @@ import torch
 from PIL import Image
 
 from levljepa_hf import LeVLJEPAConfig, LeVLJEPAModel, LeVLJEPAProcessor
-from levljepa_hf.evaluation.embeddings import Embeddings, embed_in_batches, embed_texts
-from levljepa_hf.evaluation.encoders import TimmEncoder
-from levljepa_hf.evaluation.features import pooled_features
+from levljepa_hf.encoders.embeddings import Embeddings, embed_in_batches, embed_texts
+from levljepa_hf.encoders.encoders import TimmEncoder
+from levljepa_hf.encoders.features import pooled_features
 
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 WORDS = "a the dog cat man woman child runs sits jumps on in beside red blue small large grass water ball".split()

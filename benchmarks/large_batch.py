@@ -17,7 +17,7 @@ import torch
 from step import make_batch
 
 from levljepa_hf import LeVLJEPAConfig, LeVLJEPAModel
-from levljepa_hf.large_batch import large_batch_backward
+from levljepa_hf.training.large_batch import large_batch_backward
 
 
 def main(argv: list[str] | None = None) -> dict:

@@ -19,7 +19,7 @@ import measure
 import torch
 from torch import Tensor
 
-from levljepa_hf.sigreg_levljepa import IMPLEMENTATIONS, SIGReg
+from levljepa_hf.model.sigreg_levljepa import IMPLEMENTATIONS, SIGReg
 
 
 def two_products(z: Tensor, directions: Tensor) -> Tensor:

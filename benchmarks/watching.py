@@ -16,8 +16,8 @@ import torch
 
 from levljepa_hf import LeVLJEPAConfig, LeVLJEPAModel, LeVLJEPAProcessor, LeVLJEPATrainingArguments
 from levljepa_hf.evaluation import EvaluationSplit
-from levljepa_hf.watching.probes import OnlineProbes, _ModelInTraining
-from levljepa_hf.watching.throughput import StepFlops, Throughput
+from levljepa_hf.training.probing import OnlineProbes, _ModelInTraining
+from levljepa_hf.training.throughput import StepFlops, Throughput
 
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 

@@ -24,11 +24,11 @@ from levljepa_hf import (
     LeVLJEPAProcessor,
     LeVLJEPAVisionModel,
 )
-from levljepa_hf.convert import main as convert
 from levljepa_hf.evaluation.command import main as evaluate
-from levljepa_hf.hub import ModelCardMixin
-from levljepa_hf.hub import main as card
-from levljepa_hf.released import save_released
+from levljepa_hf.hub.command import main as card
+from levljepa_hf.hub.convert import main as convert
+from levljepa_hf.hub.publishing import ModelCardMixin
+from levljepa_hf.model.released import save_released
 
 TEXTS = ["a cat", "two dogs run"]
 FOLDER = Path(sys.argv[1])

@@ -10,10 +10,11 @@ import pytest
 import torch
 
 from levljepa_hf import LeVLJEPAConfig, LeVLJEPAModel, LeVLJEPAProcessor, cli, demo
-from levljepa_hf.evaluation.embeddings import embed_images, embed_texts
-from levljepa_hf.evaluation.health import effective_rank
+from levljepa_hf.encoders.embeddings import embed_images, embed_texts
+from levljepa_hf.evaluation.embedding_health import effective_rank
 from levljepa_hf.evaluation.zero_shot import zero_shot_accuracy
-from levljepa_hf.scenes import CLASS_NAMES, SceneDataset, class_prompts
+from levljepa_hf.scenes.dataset import SceneDataset
+from levljepa_hf.scenes.scene import CLASS_NAMES, class_prompts
 
 
 @pytest.fixture

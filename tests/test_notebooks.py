@@ -126,8 +126,8 @@ def is_public(module: ModuleType, name: str) -> bool:
     [
         ("from levljepa_hf import SIGReg\n%matplotlib inline\nSIGReg().train()", []),
         ("from levljepa_hf.evaluation import pictures\npictures.plot_bars", []),
-        ("from levljepa_hf.sigreg_levljepa import _statistic", ["_statistic"]),
-        ("from levljepa_hf.evaluation.health import F", ["F"]),
+        ("from levljepa_hf.model.sigreg_levljepa import _statistic", ["_statistic"]),
+        ("from levljepa_hf.evaluation.embedding_health import F", ["F"]),
         ("import levljepa_hf._torchvision", ["levljepa_hf._torchvision"]),
         ("from levljepa_hf import _torchvision as t", ["_torchvision"]),
         ("model.vision_model._pos_embed(x)", ["_pos_embed"]),

@@ -40,7 +40,7 @@ for name in {OPTIONAL}:
 import torch
 from PIL import Image
 from levljepa_hf import LeVLJEPAConfig, LeVLJEPAModel, LeVLJEPAProcessor, LeVLJEPAVisionModel
-from levljepa_hf.convert import model_card
+from levljepa_hf.hub.convert import model_card
 import levljepa_hf.evaluation.retrieval, levljepa_hf.evaluation.zero_shot
 
 folder = sys.argv[1]
@@ -93,7 +93,7 @@ def test_the_wheel_holds_what_is_not_code(tmp_path: Path) -> None:
         metadata = archive.read(next(name for name in names if name.endswith("METADATA"))).decode()
     expected = {str(path.relative_to(ROOT / "src")) for path in (ROOT / "src").rglob("*.py")}
     expected |= {str(path.relative_to(ROOT / "src")) for path in (ROOT / "src").rglob("static/*")}
-    assert expected | {"levljepa_hf/py.typed", "levljepa_hf/model_card_template.md"} <= names
+    assert expected | {"levljepa_hf/py.typed", "levljepa_hf/hub/model_card_template.md"} <= names
     assert "levljepa_hf/explore/static/index.html" in names
     core = re.findall(r"^Requires-Dist: ([\w-]+)(?!.*extra)", metadata, re.MULTILINE)
     assert "transformers" in core and not {"accelerate", "datasets"} & set(core)
@@ -101,7 +101,7 @@ def test_the_wheel_holds_what_is_not_code(tmp_path: Path) -> None:
 
 def test_one_citation_everywhere() -> None:
     cited = {path.name: BIBTEX.findall(path.read_text("utf-8")) for path in (ROOT / "model_cards").glob("*.md")}
-    cited["template"] = BIBTEX.findall((ROOT / "src/levljepa_hf/model_card_template.md").read_text("utf-8"))
+    cited["template"] = BIBTEX.findall((ROOT / "src/levljepa_hf/hub/model_card_template.md").read_text("utf-8"))
     (bibtex,) = BIBTEX.findall((ROOT / "README.md").read_text("utf-8"))
     assert all(found == [bibtex] for found in cited.values()), cited
 

@@ -52,8 +52,7 @@ from tqdm.auto import tqdm
 from transformers import set_seed
 
 import pretrain
-from levljepa_hf import LeVLJEPAModel
-from levljepa_hf.comparison import (
+from comparison import (
     EVALUATION_FILE,
     OPTIONS_FILE,
     Comparison,
@@ -69,6 +68,7 @@ from levljepa_hf.comparison import (
     row_titles,
     score,
 )
+from levljepa_hf import LeVLJEPAModel
 from levljepa_hf.recipes import as_config, as_overrides, read_recipe, recipe_names, run_script
 
 RECIPES = Path(__file__).parent / "recipes"

@@ -30,17 +30,10 @@ import levljepa_hf  # noqa: F401  isort: skip  (before what imports torchvision)
 from transformers import HfArgumentParser, IntervalStrategy, set_seed
 
 from levljepa_hf import LeVLJEPAConfig, LeVLJEPAModel, LeVLJEPAProcessor
-from levljepa_hf.checkpoints import refuse_used_folder
-from levljepa_hf.data import (
-    LeVLJEPADataCollator,
-    find_columns,
-    image_size,
-    load_pretraining_dataset,
-    objective_transform,
-)
-from levljepa_hf.distributed import check_launch
-from levljepa_hf.hub import prepare_push
-from levljepa_hf.mixtures import MixtureSource, load_mixture, read_entry, read_sources
+from levljepa_hf.data.collator import LeVLJEPADataCollator, image_size, objective_transform
+from levljepa_hf.data.loading import find_columns, load_pretraining_dataset
+from levljepa_hf.data.mixtures import MixtureSource, load_mixture, read_entry, read_sources
+from levljepa_hf.hub.publishing import prepare_push
 from levljepa_hf.recipes import (
     DIVERGED_NAME,
     add_overrides,
@@ -51,7 +44,9 @@ from levljepa_hf.recipes import (
     run_script,
     save_recipe,
 )
-from levljepa_hf.trainer import LeVLJEPATrainer, LeVLJEPATrainingArguments, evaluation_figures
+from levljepa_hf.training.checkpoints import refuse_used_folder
+from levljepa_hf.training.distributed import check_launch
+from levljepa_hf.training.trainer import LeVLJEPATrainer, LeVLJEPATrainingArguments, evaluation_figures
 
 RECIPES = Path(__file__).parent / "recipes"
 logger = logging.getLogger(__name__)

@@ -3,10 +3,8 @@
 Importing the package registers every Auto class. What trains or evaluates is imported when it is first used.
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from . import _torchvision  # noqa: F401  isort: skip  (before anything that imports torchvision)
 from transformers import (
     MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING,
     MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING,
@@ -23,9 +21,10 @@ from transformers import (
     GPT2Tokenizer,
 )
 
-from .configuration_levljepa import LeVLJEPAConfig, LeVLJEPATextConfig, LeVLJEPAVisionConfig
-from .llava_levljepa import LeVLJEPALlavaConfig, LeVLJEPALlavaForConditionalGeneration
-from .modeling_levljepa import (
+from .extras import lazy
+from .model.configuration_levljepa import LeVLJEPAConfig, LeVLJEPATextConfig, LeVLJEPAVisionConfig
+from .model.llava_levljepa import LeVLJEPALlavaConfig, LeVLJEPALlavaForConditionalGeneration
+from .model.modeling_levljepa import (
     LeVLJEPABackbone,
     LeVLJEPAForImageClassification,
     LeVLJEPAForSemanticSegmentation,
@@ -37,37 +36,35 @@ from .modeling_levljepa import (
     retrieval_embeds,
     similarity,
 )
-from .processing_levljepa import (
+from .model.processing_levljepa import (
     LeVLJEPAImageProcessor,
     LeVLJEPAImageProcessorPil,
     LeVLJEPAProcessor,
     build_tokenizer,
     evaluation_image_processor,
 )
-from .sigreg_levljepa import SIGReg
+from .model.sigreg_levljepa import SIGReg
 from .version import __version__
 
 if TYPE_CHECKING:
-    from .data import LeVLJEPADataCollator
-    from .distributed import convert_sync_batchnorm
-    from .trainer import LeVLJEPATrainer, LeVLJEPATrainingArguments
+    from .data.collator import LeVLJEPADataCollator
+    from .training.arguments import LeVLJEPATrainingArguments
+    from .training.distributed import convert_sync_batchnorm
+    from .training.trainer import LeVLJEPATrainer
 
-_LAZY = {
-    "LeVLJEPADataCollator": "data",
-    "LeVLJEPATrainer": "trainer",
-    "LeVLJEPATrainingArguments": "trainer",
-    "convert_sync_batchnorm": "distributed",
-}
-
-
-def __getattr__(name: str) -> Any:
-    if name in _LAZY:
-        return getattr(import_module(f".{_LAZY[name]}", __name__), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+__getattr__, _names, _ = lazy(
+    __name__,
+    {
+        "data.collator": "LeVLJEPADataCollator",
+        "training.arguments": "LeVLJEPATrainingArguments",
+        "training.distributed": "convert_sync_batchnorm",
+        "training.trainer": "LeVLJEPATrainer",
+    },
+)
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_LAZY})
+    return sorted({*globals(), *_names()})
 
 
 def _register_auto_classes() -> None:
@@ -107,6 +104,7 @@ def _register_auto_classes() -> None:
 
 
 _register_auto_classes()
+
 
 __all__ = [
     "LeVLJEPABackbone",

@@ -5,14 +5,19 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module
 
+from .extras import missing
+
 COMMANDS = {
     "demo": ("demo", "pretrain a small model on captioned scenes, evaluate it and draw what it sees"),
     "evaluate": ("evaluation.command", "measure frozen features: zero-shot, retrieval, probes, segmentation, VLM"),
     "explore": ("explore.command", "look at what a checkpoint sees in photos, in the browser"),
-    "plot": ("curves", "draw the curves of runs, finished or still going, as one picture"),
-    "embed": ("embed", "write the features of a large collection of images to sharded files"),
-    "convert": ("convert", "turn a released checkpoint (two files, or a .pt pair) into the native layout, or back"),
-    "card": ("hub", "print or write a checkpoint's model card: training, recipe, figures, pictures"),
+    "plot": ("training.curves", "draw the curves of runs, finished or still going, as one picture"),
+    "embed": ("encoders.embed", "write the features of a large collection of images to sharded files"),
+    "convert": (
+        "hub.convert",
+        "turn a released checkpoint (two files, or a .pt pair) into the native layout or back",
+    ),
+    "card": ("hub.command", "print or write a checkpoint's model card: training, recipe, figures, pictures"),
 }
 
 EPILOG = """commands:
@@ -37,8 +42,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     module, _ = COMMANDS[args.command]
     try:
         command = import_module(f".{module}", __package__).main
-    except ImportError as error:  # an extra is missing
-        print(f"levljepa {args.command}: {error}", file=sys.stderr)
+    except ModuleNotFoundError as error:  # an extra is missing
+        print(f"levljepa {args.command}: {missing(error)}", file=sys.stderr)
         return 1
     return command(args.arguments) or 0
 

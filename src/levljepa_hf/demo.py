@@ -15,7 +15,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from . import _train_extra  # noqa: F401  isort: skip  (says what to install)
 import torch
 from torch.optim.lr_scheduler import LambdaLR
 from tqdm.auto import tqdm
@@ -23,17 +22,19 @@ from transformers import TrainerCallback, set_seed
 from transformers.trainer_callback import PrinterCallback
 from transformers.utils import logging as transformers_logging
 
-from .configuration_levljepa import LeVLJEPAConfig
-from .data import LeVLJEPADataCollator
-from .evaluation.embeddings import Embeddings, embed_images, embed_texts
-from .evaluation.health import embedding_health
-from .evaluation.pictures import plot_losses, plot_nearest, plot_patch_pca
+from .data.collator import LeVLJEPADataCollator
+from .encoders.embeddings import Embeddings, embed_images, embed_texts
+from .evaluation.embedding_health import embedding_health
+from .evaluation.pictures import plot_nearest, plot_patch_pca
 from .evaluation.retrieval import retrieval_chance, retrieval_recall
 from .evaluation.zero_shot import zero_shot_accuracy, zero_shot_classifier
-from .modeling_levljepa import READOUTS, LeVLJEPAModel, similarity
-from .processing_levljepa import LeVLJEPAProcessor
-from .scenes import CLASS_NAMES, PROMPT_TEMPLATE, SceneDataset, with_article
-from .trainer import LeVLJEPATrainer, LeVLJEPATrainingArguments
+from .figures import plot_losses
+from .model.configuration_levljepa import LeVLJEPAConfig
+from .model.modeling_levljepa import READOUTS, LeVLJEPAModel, similarity
+from .model.processing_levljepa import LeVLJEPAProcessor
+from .scenes.dataset import SceneDataset
+from .scenes.scene import CLASS_NAMES, PROMPT_TEMPLATE, with_article
+from .training.trainer import LeVLJEPATrainer, LeVLJEPATrainingArguments
 
 # Small, and of the released family: a timm ViT, a GPT-2, two heads, two predictors.
 MODEL: dict[str, Any] = {

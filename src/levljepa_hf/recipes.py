@@ -19,12 +19,11 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from . import _train_extra  # noqa: F401  isort: skip  (says what to install)
 import yaml
 from huggingface_hub.errors import StrictDataclassError
 from transformers import HfArgumentParser
 
-from .configuration_levljepa import LeVLJEPAConfig
+from .model.configuration_levljepa import LeVLJEPAConfig
 
 RECIPE_NAME = "recipe.yaml"
 DIVERGED_NAME = "diverged.txt"  # in the folder of a run whose loss was not finite: the message

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from levljepa_hf import LeVLJEPAConfig, LeVLJEPAModel, LeVLJEPAProcessor
-from levljepa_hf.evaluation.encoders import LeVLJEPAEncoder
+from levljepa_hf.encoders.encoders import LeVLJEPAEncoder
 from levljepa_hf.explore import Photos, Seen, embed_photos, load_photos
 from levljepa_hf.explore.session import Session
 

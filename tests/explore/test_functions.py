@@ -38,7 +38,7 @@ from levljepa_hf.explore import (
 )
 from levljepa_hf.explore.sigreg import SHAPES, characteristic_function, direction_statistics, trajectory
 from levljepa_hf.explore.zero_shot import classifier, classify_image, logit_scale
-from levljepa_hf.modeling_levljepa import similarity
+from levljepa_hf.model.modeling_levljepa import similarity
 
 
 def drawn(figure: Figure) -> int:

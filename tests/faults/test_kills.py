@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from levljepa_hf.checkpoints import STAGING, find_checkpoints, why_incomplete
+from levljepa_hf.training.checkpoints import STAGING, find_checkpoints, why_incomplete
 
 from .victim import (
     CRASHED,

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
-from levljepa_hf.checkpoints import find_checkpoints, why_incomplete
+from levljepa_hf.training.checkpoints import find_checkpoints, why_incomplete
 
 from .victim import STEPS, assert_same, make_data
 

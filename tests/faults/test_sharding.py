@@ -18,7 +18,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
 from levljepa_hf import LeVLJEPAConfig, LeVLJEPAModel
-from levljepa_hf.distributed import convert_sync_batchnorm
+from levljepa_hf.training.distributed import convert_sync_batchnorm
 
 pytestmark = pytest.mark.slow
 STEPS, BATCH, STOP = 50, 16, 20

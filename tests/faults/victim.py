@@ -22,9 +22,9 @@ from datasets import Dataset, Features, Image, List, Value
 from torch import nn
 
 from levljepa_hf import LeVLJEPAConfig, LeVLJEPAModel, LeVLJEPAProcessor
-from levljepa_hf.data import load_pretraining_dataset
-from levljepa_hf.mixtures import Mixture
-from levljepa_hf.trainer import LeVLJEPATrainer, LeVLJEPATrainingArguments
+from levljepa_hf.data.loading import load_pretraining_dataset
+from levljepa_hf.data.mixtures import Mixture
+from levljepa_hf.training.trainer import LeVLJEPATrainer, LeVLJEPATrainingArguments
 
 STEPS, SAVE_STEPS = 9, 2
 CRASHED = 70

@@ -9,44 +9,23 @@
 Names are imported when they are first used: the figures of a run of training need no more than the extra `train`.
 """
 
-from importlib import import_module
-from typing import Any
+from ..extras import lazy
 
-_LAZY = {
-    "AttentiveProbeProtocol": "attentive",
-    "BackgroundProtocol": "background",
-    "Encoder": "encoders",
-    "EvaluationRecord": "results",
-    "EvaluationSplit": "datasets",
-    "KNNProtocol": "probes",
-    "LinearProbeProtocol": "probes",
-    "Question": "datasets",
-    "RetrievalProtocol": "retrieval",
-    "SegmentationProtocol": "segmentation",
-    "TaskResult": "results",
-    "VLMProtocol": "vlm",
-    "ZeroShotProtocol": "zero_shot",
-    "evaluate_attentive_probe": "attentive",
-    "evaluate_background": "background",
-    "evaluate_knn": "probes",
-    "evaluate_linear_probe": "probes",
-    "evaluate_retrieval": "retrieval",
-    "evaluate_segmentation": "segmentation",
-    "evaluate_vlm": "vlm",
-    "evaluate_zero_shot": "zero_shot",
-    "load_encoder": "encoders",
-    "load_split": "datasets",
-}
-
-
-def __getattr__(name: str) -> Any:
-    if name in _LAZY:
-        return getattr(import_module(f".{_LAZY[name]}", __name__), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *_LAZY})
-
-
-__all__ = list(_LAZY)
+__getattr__, __dir__, __all__ = lazy(
+    __name__,
+    {
+        "attentive": "AttentiveProbeProtocol evaluate_attentive_probe",
+        "background": "BackgroundProtocol evaluate_background",
+        "knn": "KNNProtocol evaluate_knn",
+        "linear_probe": "LinearProbeProtocol evaluate_linear_probe",
+        "results": "EvaluationRecord TaskResult",
+        "retrieval": "RetrievalProtocol evaluate_retrieval",
+        "segmentation": "SegmentationProtocol evaluate_segmentation",
+        "vlm": "VLMProtocol evaluate_vlm",
+        "zero_shot": "ZeroShotProtocol evaluate_zero_shot",
+        # Of the rooms below: what every task is given.
+        ".data.labelled": "load_split",
+        ".data.splits": "EvaluationSplit Question",
+        ".encoders.encoders": "Encoder load_encoder",
+    },
+)

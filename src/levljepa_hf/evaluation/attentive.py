@@ -11,7 +11,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from . import _extra  # noqa: F401  isort: skip  (says what to install)
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -22,14 +21,14 @@ from transformers.hf_argparser import HfArg
 from transformers.image_utils import pil_torch_interpolation_mapping
 
 from .._field_help import with_field_help
-from ..data import draft_size
-from ..image_files import open_image
-from ..processing_levljepa import to_rgb
-from .datasets import EvaluationSplit
-from .encoders import Encoder
-from .features import PatchFeatures, patch_features
+from ..data.collator import draft_size
+from ..data.images import open_image
+from ..data.labelled import EvaluationSplit
+from ..encoders.encoders import Encoder
+from ..encoders.features import PatchFeatures, patch_features
+from ..model.processing_levljepa import to_rgb
+from .classification import check_seeds, class_labels, classification_chance, classification_metrics, count_images
 from .pictures import plot_confusion
-from .probes import check_seeds, class_labels, classification_chance, classification_metrics, count_images
 from .results import TaskResult
 
 MLP_RATIO = 4  # width of the block's multilayer perceptron over that of its tokens
@@ -135,7 +134,7 @@ def evaluate_attentive_probe(
         test: The same, to measure on, with the same class names in the same order.
         protocol: By default the paper's.
         seeds: A run for each: other first weights, another order, other crops.
-        feature_options: Those of `levljepa_hf.evaluation.features.extract`. `batch_size` is that of the encoder, and
+        feature_options: Those of `levljepa_hf.encoders.features.extract`. `batch_size` is that of the encoder, and
             `num_workers` decode the crops too; the crops do not depend on their number.
 
     Returns:

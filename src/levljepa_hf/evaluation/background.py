@@ -12,10 +12,11 @@ from typing import Any
 from transformers.hf_argparser import HfArg
 
 from .._field_help import with_field_help
-from .datasets import EvaluationSplit
-from .encoders import Encoder
+from ..data.labelled import EvaluationSplit
+from ..encoders.encoders import Encoder
+from .classification import count_images
+from .linear_probe import LinearProbeProtocol, run_linear_probes
 from .pictures import plot_bars
-from .probes import LinearProbeProtocol, count_images, run_linear_probes
 from .results import TaskResult
 from .zero_shot import top_k_accuracy
 
@@ -50,7 +51,7 @@ def evaluate_background(
         tests: By the names `original`, `mixed_same` and `mixed_rand`, images of the same classes.
         protocol: By default the paper's.
         seeds: A run for each.
-        feature_options: Those of `levljepa_hf.evaluation.features.extract`.
+        feature_options: Those of `levljepa_hf.encoders.features.extract`.
 
     Returns:
         `original_top1`, `mixed_same_top1`, `mixed_rand_top1`; `mixed_same_drop` and `mixed_rand_drop`, what is lost
@@ -59,7 +60,7 @@ def evaluate_background(
 
     Raises:
         ValueError: if the test splits are others than these three, or as
-            `levljepa_hf.evaluation.probes.run_linear_probes`.
+            `levljepa_hf.evaluation.linear_probe.run_linear_probes`.
     """
     if set(tests) != set(VARIANTS):
         raise ValueError(f"The test splits are {', '.join(tests) or 'none'}: give {', '.join(VARIANTS)}.")

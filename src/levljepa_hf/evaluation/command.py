@@ -12,18 +12,19 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from . import _extra  # noqa: F401  isort: skip  (says what to install)
 import torch
 import yaml
 from transformers import HfArgumentParser
 from transformers.hf_argparser import HfArg
 from transformers.utils import logging
 
-from .dataset_table import DATASETS
-from .datasets import EvaluationSplit, dataset_id, load_split
-from .encoders import Encoder, LeVLJEPAEncoder, load_encoder
-from .features import DEFAULT_CACHE, write_whole
-from .results import EvaluationRecord, TaskResult, check_card, format_table, save_records, write_to_card
+from ..data.catalogue import DATASETS
+from ..data.labelled import EvaluationSplit, dataset_id, load_split
+from ..encoders.encoders import Encoder, LeVLJEPAEncoder, load_encoder
+from ..encoders.features import DEFAULT_CACHE
+from ..files import write_whole
+from .card import check_card, write_to_card
+from .results import EvaluationRecord, TaskResult, format_table, save_records
 
 logger = logging.get_logger(__name__)
 
@@ -420,4 +421,4 @@ def _draw(record: EvaluationRecord, output: Path) -> None:
         write_whole(path, draw)
 
 
-__all__ = ["TASKS", "EvaluationArguments", "Task", "add_gains", "evaluate", "main", "read_protocols"]
+__all__ = ["EvaluationArguments", "TASKS", "Task", "add_gains", "evaluate", "main", "read_protocols"]

@@ -23,7 +23,7 @@ from transformers import (
 )
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-from ..llava_levljepa import check_logits, read_normed_tokens
+from ..model.llava_levljepa import check_logits, read_normed_tokens
 
 IGNORED = -100  # label of what the loss leaves out
 

@@ -12,7 +12,6 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-from . import _extra  # noqa: F401  isort: skip  (says what to install)
 import datasets
 import evaluate
 import numpy as np

@@ -8,7 +8,7 @@ import math
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -17,21 +17,7 @@ from torch import Tensor
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-LOSS_TERMS = ("loss", "prediction_loss", "sigreg_vision", "sigreg_text")
-
-
-def plot_losses(
-    log_history: Sequence[dict[str, Any]], path: str | Path | None = None, terms: Sequence[str] = LOSS_TERMS
-) -> "Figure":
-    """A panel for each loss term over the steps, logarithmic; `log_history` is `trainer.state.log_history`."""
-    figure, axes = _figure(len(terms), columns=len(terms), side=2.8)
-    for axis, term in zip(axes, terms, strict=True):
-        points = [(entry["step"], entry[term]) for entry in log_history if term in entry and "step" in entry]
-        axis.plot(*zip(*points, strict=True) if points else ((), ()), color="#1f5fa8")
-        axis.set(title=term, xlabel="step", yscale="log" if points and min(y for _, y in points) > 0 else "linear")
-        axis.grid(alpha=0.3)
-    return _save(figure, path)
+from ..figures import new_figure, save_figure
 
 
 def patch_pca(patch_features: Tensor, num_components: int = 3) -> Tensor:
@@ -64,11 +50,11 @@ def plot_patch_pca(
     """
     rows, columns = _grid(patch_features, grid)
     colors = patch_pca(patch_features.cpu()).unflatten(1, (rows, columns)).numpy()
-    figure, axes = _figure(2 * len(images), columns=len(images), side=1.1, aspect=columns / rows, title=0)
+    figure, axes = new_figure(2 * len(images), columns=len(images), side=1.1, aspect=columns / rows, title=0)
     for index, (image, color) in enumerate(zip(images, colors, strict=True)):
         axes[index].imshow(image)
         axes[len(images) + index].imshow(color, interpolation="nearest")
-    return _save(figure, path, axes_off=True)
+    return save_figure(figure, path, axes_off=True)
 
 
 def patch_similarity(patch_features: Tensor, image: int, patch: int) -> Tensor:
@@ -109,7 +95,7 @@ def plot_patch_similarity(
     from matplotlib.patches import Rectangle
 
     cosines = patch_similarity(patch_features.cpu(), 0, row * columns + column).unflatten(1, (rows, columns))
-    figure, axes = _figure(2 * len(images), columns=len(images), side=1.3, aspect=columns / rows, title=0)
+    figure, axes = new_figure(2 * len(images), columns=len(images), side=1.3, aspect=columns / rows, title=0)
     for index, (image, cosine) in enumerate(zip(images, cosines, strict=True)):
         axes[index].imshow(image)
         drawn = axes[len(images) + index].imshow(cosine.numpy(), vmin=cosines.min().item(), vmax=1)
@@ -120,7 +106,7 @@ def plot_patch_similarity(
     for axis in axes:
         axis.set_axis_off()
     figure.colorbar(drawn, ax=axes[len(images) :], label="cosine")
-    return _save(figure, path)
+    return save_figure(figure, path)
 
 
 def _grid(patch_features: Tensor, grid: tuple[int, int] | None) -> tuple[int, int]:
@@ -150,7 +136,7 @@ def plot_nearest(
     """
     num_images = min(num_images, len(images))
     best = scores.topk(num_images, dim=0).indices.T.tolist()  # [M, num_images]
-    figure, axes = _figure(len(captions) * num_images, columns=num_images, side=1.3)
+    figure, axes = new_figure(len(captions) * num_images, columns=num_images, side=1.3)
     texts = []
     for row, (caption, indices) in enumerate(zip(captions, best, strict=True)):
         for column, index in enumerate(indices):
@@ -166,7 +152,7 @@ def plot_nearest(
     figure.set_layout_engine("none")
     for text in texts:
         text.set_in_layout(True)  # notebooks cut off what is not in the layout
-    return _save(figure, path)
+    return save_figure(figure, path)
 
 
 def plot_confusion(
@@ -192,7 +178,7 @@ def plot_confusion(
         mistakes = counts.sum(dim=1) - counts.diagonal()
         shown = mistakes.topk(max_classes).indices.sort().values
     shares = counts / counts.sum(dim=1, keepdim=True).clamp(min=1)
-    figure, (axis,) = _figure(1, columns=1, side=max(3.5, 0.2 * len(shown) + 1.5))
+    figure, (axis,) = new_figure(1, columns=1, side=max(3.5, 0.2 * len(shown) + 1.5))
     image = axis.imshow(shares[shown][:, shown].numpy(), vmin=0, vmax=1, cmap="Blues", interpolation="nearest")
     names = [class_names[i] for i in shown.tolist()]
     axis.set_xticks(range(len(names)), names, rotation=90, fontsize=7)
@@ -201,7 +187,7 @@ def plot_confusion(
     if len(shown) < num_classes:
         axis.set_title(f"the {max_classes} of {num_classes} classes with the most mistakes", fontsize=9)
     figure.colorbar(image, ax=axis, shrink=0.6, label="share of the true class")
-    return _save(figure, path)
+    return save_figure(figure, path)
 
 
 def plot_segmentation(
@@ -227,7 +213,7 @@ def plot_segmentation(
     palette = torch.cat([_class_colors(num_classes), torch.tensor([[0.75, 0.75, 0.75]])])
     palette[[i for i, name in enumerate(class_names) if name.lower() == "background"]] = 0.93
     labels = torch.where((labels >= 0) & (labels < num_classes), labels, num_classes).long()
-    figure, axes = _figure(4 * len(images), columns=4, side=2.2)
+    figure, axes = new_figure(4 * len(images), columns=4, side=2.2)
     for i, title in enumerate(("image", "truth", "prediction")):
         axes[i].set_title(title, fontsize=9)
     for row, (image, truth, guess) in enumerate(zip(images, labels, predicted, strict=True)):
@@ -244,7 +230,7 @@ def plot_segmentation(
         if len(found) > max_names:
             legend.text(0.12, -0.04, f"and {len(found) - max_names} more", va="center", fontsize=7)
         legend.set(xlim=(0, 1), ylim=(0, 1))
-    return _save(figure, path, axes_off=True)
+    return save_figure(figure, path, axes_off=True)
 
 
 def _class_colors(num_classes: int) -> Tensor:
@@ -276,7 +262,7 @@ def plot_answers(
         scores: Of each answer, in 0..1; from a half on it is right.
         path: where to write the PNG, if anywhere.
     """
-    figure, axes = _figure(len(images), columns=min(4, len(images)), side=2.4)
+    figure, axes = new_figure(len(images), columns=min(4, len(images)), side=2.4)
     rows = zip(axes, images, questions, answers, truths, scores, strict=False)  # the last row may have room
     for axis, image, question, answer, truth, score in rows:
         axis.imshow(image)
@@ -286,7 +272,7 @@ def plot_answers(
         color = "#1a7a3a" if score >= 0.5 else "#b3261e"
         axis.text(0, -0.03, textwrap.fill(note, 34), color=color, fontsize=8, va="top", transform=axis.transAxes)
     figure.get_layout_engine().set(hspace=0.1)  # room for what is below the images
-    return _save(figure, path, axes_off=True)
+    return save_figure(figure, path, axes_off=True)
 
 
 def plot_bars(
@@ -307,7 +293,7 @@ def plot_bars(
         chance: what guessing scores, drawn as a line.
         label: what the values are.
     """
-    figure, (axis,) = _figure(1, columns=1, side=3, aspect=max(1.2, 0.35 * len(names)))
+    figure, (axis,) = new_figure(1, columns=1, side=3, aspect=max(1.2, 0.35 * len(names)))
     names = [textwrap.fill(name, 14) for name in names]
     bars = axis.bar(names, values, yerr=errors, capsize=4, width=0.6, color="#1f5fa8", ecolor="#7f7f7f")
     axis.bar_label(bars, [f"{100 * value:.1f}" for value in values], padding=2)
@@ -315,41 +301,15 @@ def plot_bars(
         axis.axhline(chance, color="#c44e52", linestyle="--", linewidth=1)
         axis.text(1.01, chance, "chance", transform=axis.get_yaxis_transform(), va="center", fontsize=8)
     axis.set(ylabel=label, ylim=(0, 1.1))
-    return _save(figure, path)
-
-
-def _figure(
-    num_axes: int, columns: int, side: float, aspect: float = 1.0, title: float = 0.25
-) -> tuple["Figure", list[Any]]:
-    """A figure and its axes in reading order, `side` inches high, `aspect` times as wide, with room for a title."""
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ImportError('Pictures need matplotlib. Run: pip install "levljepa_hf[eval]"') from error
-    rows = -(-num_axes // columns)
-    figure = Figure(figsize=(side * aspect * columns, (side + title) * rows), layout="constrained")
-    FigureCanvasAgg(figure)  # draws without a display, whatever backend the process has
-    return figure, list(figure.subplots(rows, columns, squeeze=False).flat)
-
-
-def _save(figure: "Figure", path: str | Path | None, axes_off: bool = False) -> "Figure":
-    for axis in figure.axes if axes_off else ():
-        axis.set_axis_off()
-    if path is not None:
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(path, dpi=120)
-    return figure
+    return save_figure(figure, path)
 
 
 __all__ = [
-    "LOSS_TERMS",
     "patch_pca",
     "patch_similarity",
     "plot_answers",
     "plot_bars",
     "plot_confusion",
-    "plot_losses",
     "plot_nearest",
     "plot_patch_pca",
     "plot_patch_similarity",

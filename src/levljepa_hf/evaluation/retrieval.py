@@ -1,7 +1,7 @@
 """Text-image retrieval: recall at k in both directions, from embeddings, under any readout of a LeVLJEPA model.
 
 Recall at k is the share of queries that find their own partner among the k most similar candidates (the protocol of
-CLIP, arXiv 2103.00020, on Flickr and COCO). The readouts are those of `levljepa_hf.modeling_levljepa.similarity`.
+CLIP, arXiv 2103.00020, on Flickr and COCO). The readouts are those of `similarity`.
 """
 
 import math
@@ -15,15 +15,15 @@ from torch import Tensor
 from transformers.hf_argparser import HfArg
 
 from .._field_help import with_field_help
-from ..image_files import open_image
-from ..modeling_levljepa import READOUTS, similarity
-from .encoders import Encoder
+from ..data.images import open_image
+from ..encoders.encoders import Encoder
+from ..model.modeling_levljepa import READOUTS, similarity
 from .pictures import plot_nearest
 from .results import TaskResult
 from .zero_shot import check_readouts, image_embeddings, offered_readouts
 
 if TYPE_CHECKING:
-    from .datasets import EvaluationSplit
+    from ..data.labelled import EvaluationSplit
 
 
 @torch.no_grad()
@@ -138,7 +138,7 @@ def evaluate_retrieval(
         encoder: A whole model.
         test: Images with captions.
         protocol: By default five captions an image, k = 1, 5, 10.
-        feature_options: Those of `levljepa_hf.evaluation.features.extract`.
+        feature_options: Those of `levljepa_hf.encoders.features.extract`.
 
     Raises:
         ValueError: if the split has no captions, or the encoder lacks a readout.

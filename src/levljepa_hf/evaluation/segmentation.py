@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from . import _extra  # noqa: F401  isort: skip  (says what to install)
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -26,17 +25,17 @@ from transformers.hf_argparser import HfArg
 from transformers.utils import logging
 
 from .._field_help import with_field_help
-from ..image_files import open_image
-from ..processing_levljepa import to_rgb
-from .encoders import Encoder
-from .features import PatchFeatures, patch_features
+from ..data.images import open_image
+from ..data.splits import check_same_classes
+from ..encoders.encoders import Encoder
+from ..encoders.features import PatchFeatures, patch_features
+from ..model.processing_levljepa import to_rgb
+from .classification import check_seeds
 from .pictures import plot_segmentation
-from .probes import check_seeds
 from .results import TaskResult
-from .splits import check_same_classes
 
 if TYPE_CHECKING:
-    from .datasets import EvaluationSplit
+    from ..data.labelled import EvaluationSplit
 
 logger = logging.get_logger(__name__)
 
@@ -105,7 +104,7 @@ def evaluate_segmentation(
         test: The same, of the same classes.
         protocol: By default the reproduction's.
         seeds: One for each run.
-        feature_options: Those of `levljepa_hf.evaluation.features.extract`. The tokens go to `cache_dir`, or to a
+        feature_options: Those of `levljepa_hf.encoders.features.extract`. The tokens go to `cache_dir`, or to a
             temporary folder; their size is in the details.
 
     Returns:

@@ -28,14 +28,14 @@ from transformers import (
 from transformers.hf_argparser import HfArg
 
 from .._field_help import with_field_help
-from ..image_files import open_image
-from .datasets import EvaluationSplit, Question
-from .encoders import Encoder
-from .features import patch_features
+from ..data.images import open_image
+from ..data.labelled import EvaluationSplit, Question
+from ..encoders.encoders import Encoder
+from ..encoders.features import patch_features
+from .classification import check_seeds
 from .language_models import PACKAGE, load_language_model, weights_digest
 from .llava import AnswerTree, answer_loss, bridge_parameters, build_llava, generate_answers, reset_bridge
 from .pictures import plot_answers
-from .probes import check_seeds
 from .results import TaskResult
 from .vqa_metrics import gqa_accuracy, normalize_answer, pope_scores, vqa_accuracy
 
@@ -277,7 +277,7 @@ class ImageTokens:
         split: The samples' images.
         samples: No others are encoded.
         image_token_id: Marks the places of the image's tokens.
-        feature_options: Those of `levljepa_hf.evaluation.features.extract`.
+        feature_options: Those of `levljepa_hf.encoders.features.extract`.
     """
 
     def __init__(
@@ -428,7 +428,7 @@ def evaluate_vlm(
         test: Images with questions.
         protocol: By default LLaVA-1.5's first stage with the packaged language model.
         seeds: One for each run.
-        feature_options: Those of `levljepa_hf.evaluation.features.extract`.
+        feature_options: Those of `levljepa_hf.encoders.features.extract`.
 
     Returns:
         The scores of `score_answers` for each run; as chance, what the most frequent training answer of a question's

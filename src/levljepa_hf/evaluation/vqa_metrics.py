@@ -3,7 +3,6 @@
 import re
 from collections.abc import Sequence
 
-from . import _extra  # noqa: F401  isort: skip  (says what to install)
 from sklearn.metrics import accuracy_score, precision_recall_fscore_support
 
 _PUNCTUATION = r';/[]"{}()=+\_-><@`,?!'

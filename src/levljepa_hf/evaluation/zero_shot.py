@@ -1,7 +1,7 @@
 """Zero-shot classification: an image goes to the class whose prompt is most similar (CLIP, arXiv 2103.00020).
 
 LeVLJEPA's official evaluation uses one prompt a class (`PROMPTS`) and reads the similarity in several ways (see
-`levljepa_hf.modeling_levljepa.similarity`); `avg` is the one to quote for LeVLJEPA.
+`levljepa_hf.model.modeling_levljepa.similarity`); `avg` is the one to quote for LeVLJEPA.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -14,24 +14,17 @@ from torch import Tensor
 from transformers.hf_argparser import HfArg
 
 from .._field_help import with_field_help
-from ..modeling_levljepa import READOUTS, LeVLJEPAModel, similarity
-from .embeddings import Embeddings, embed_texts
-from .encoders import Encoder
-from .features import pooled_features
+from ..encoders.embeddings import Embeddings, embed_texts
+from ..encoders.encoders import Encoder
+from ..encoders.features import pooled_features
+from ..model.modeling_levljepa import READOUTS, LeVLJEPAModel, similarity
 from .pictures import plot_confusion
 from .results import TaskResult
 
 if TYPE_CHECKING:
-    from .datasets import EvaluationSplit
+    from ..data.labelled import EvaluationSplit
+from ..data.catalogue import PROMPTS
 
-# The official evaluation's prompt for each dataset, and the one of its evaluation during training.
-PROMPTS = {
-    "imagenet": "a photo of a {}.",
-    "imagenet_online": "a photo of a {}",
-    "places365": "a photo of a {}.",
-    "aircraft": "a photo of a {}, a type of aircraft.",
-    "pets": "a photo of a {}, a type of pet.",
-}
 # Sets of prompts by name, for `ZeroShotProtocol.prompts`. The seven were chosen for ImageNet by CLIP's authors.
 PROMPT_ENSEMBLES = {
     "imagenet_7": (
@@ -212,7 +205,7 @@ def evaluate_zero_shot(
         encoder: A whole model.
         test: Images with labels and class names.
         protocol: By default the official evaluation's.
-        feature_options: Those of `levljepa_hf.evaluation.features.extract`.
+        feature_options: Those of `levljepa_hf.encoders.features.extract`.
 
     Raises:
         ValueError: if the split has no labels or class names, or the encoder lacks a readout.
@@ -239,7 +232,6 @@ def evaluate_zero_shot(
 
 
 __all__ = [
-    "PROMPTS",
     "PROMPT_ENSEMBLES",
     "ZeroShotProtocol",
     "class_prompts",

@@ -12,49 +12,17 @@ Each tab of the page is a function that returns a matplotlib figure, on top of o
 are imported when they are first used.
 """
 
-from importlib import import_module
-from typing import Any
+from ..extras import lazy
 
-_LAZY = {
-    "Descent": "sigreg",
-    "Directions": "sigreg",
-    "PatchTokens": "patches",
-    "Photos": "photos",
-    "Seen": "photos",
-    "ZeroShotResult": "zero_shot",
-    "agreement": "space",
-    "classify": "zero_shot",
-    "embed_photos": "photos",
-    "least_gaussian_directions": "sigreg",
-    "load_photos": "photos",
-    "make_cloud": "sigreg",
-    "nearest_photos": "search",
-    "neighbours": "search",
-    "patch_tokens": "patches",
-    "pca_pictures": "patches",
-    "plot_directions": "sigreg",
-    "plot_patches": "patches",
-    "plot_run": "run",
-    "plot_search": "search",
-    "plot_sigreg": "sigreg",
-    "plot_space": "space",
-    "plot_zero_shot": "zero_shot",
-    "project": "space",
-    "read_curves": "run",
-    "search_scores": "search",
-    "similar_patches": "patches",
-    "text_on_patches": "patches",
-}
-
-
-def __getattr__(name: str) -> Any:
-    if name in _LAZY:
-        return getattr(import_module(f".{_LAZY[name]}", __name__), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *_LAZY})
-
-
-__all__ = list(_LAZY)
+__getattr__, __dir__, __all__ = lazy(
+    __name__,
+    {
+        "patches": "PatchTokens patch_tokens pca_pictures plot_patches similar_patches text_on_patches",
+        "photos": "Photos Seen embed_photos load_photos",
+        "run": "plot_run read_curves",
+        "search": "nearest_photos neighbours plot_search search_scores",
+        "sigreg": "Descent Directions least_gaussian_directions make_cloud plot_directions plot_sigreg",
+        "space": "agreement plot_space project",
+        "zero_shot": "ZeroShotResult classify plot_zero_shot",
+    },
+)

@@ -7,14 +7,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from . import _extra  # noqa: F401  isort: skip  (says what to install)
 import torch
 from transformers import HfArgumentParser
 from transformers.hf_argparser import HfArg
 
-from ..curves import read_run
-from ..evaluation.encoders import TRANSFORMS, Encoder, load_encoder
-from ..evaluation.features import DEFAULT_CACHE
+from ..encoders.encoders import TRANSFORMS, Encoder, load_encoder
+from ..encoders.features import DEFAULT_CACHE
+from ..training.curves import read_run
 from .export import export
 from .photos import embed_photos, load_photos
 from .server import bind, serve
@@ -170,8 +169,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-__all__ = ["ExploreArguments", "build_session", "main", "run"]
-
-
 if __name__ == "__main__":
     sys.exit(main())
+
+
+__all__ = ["ExploreArguments", "build_session", "main", "run"]

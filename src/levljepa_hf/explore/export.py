@@ -8,7 +8,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from ..evaluation import _extra  # noqa: F401  isort: skip  (says what to install)
 from tqdm.auto import tqdm
 
 from .search import neighbours

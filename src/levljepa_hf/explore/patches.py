@@ -9,16 +9,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ..evaluation import _extra  # noqa: F401  isort: skip  (says what to install)
 import torch
 from PIL import Image
 from torch import Tensor
 
-from ..evaluation.embeddings import Embeddings
-from ..evaluation.encoders import Encoder, LeVLJEPAEncoder
+from ..encoders.embeddings import Embeddings
+from ..encoders.encoders import Encoder, LeVLJEPAEncoder
 from ..evaluation.pictures import patch_pca, patch_similarity
-from ..modeling_levljepa import similarity
-from ..processing_levljepa import to_rgb
+from ..model.modeling_levljepa import similarity
+from ..model.processing_levljepa import to_rgb
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -191,8 +190,8 @@ def plot_patches(
 
 
 __all__ = [
-    "SIZES",
     "PatchTokens",
+    "SIZES",
     "patch_tokens",
     "pca_pictures",
     "plot_patches",

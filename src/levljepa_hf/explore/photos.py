@@ -19,24 +19,23 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from ..evaluation import _extra  # noqa: F401  isort: skip  (says what to install)
 import torch
 from datasets import ClassLabel, Value
 from PIL import Image as PILImage
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from ..data import CAPTION_COLUMNS, FILE_BUILDERS, column_addresses, find_image_column, guess_column, look_up
-from ..evaluation.datasets import load_split
-from ..evaluation.embeddings import Embeddings
-from ..evaluation.encoders import Encoder
-from ..evaluation.features import image_digest, pooled_features
-from ..evaluation.sources import SourceFiles, column_values, encoded
-from ..evaluation.splits import Draw, EvaluationSplit
+from ..data.images import open_image, read_file
+from ..data.labelled import load_split
+from ..data.loading import CAPTION_COLUMNS, FILE_BUILDERS, column_addresses, find_image_column, guess_column, look_up
+from ..data.sources import SourceFiles, column_values, encoded
+from ..data.splits import Draw, EvaluationSplit
+from ..encoders.embeddings import Embeddings
+from ..encoders.encoders import Encoder
+from ..encoders.features import image_digest, pooled_features
 from ..evaluation.zero_shot import offered_readouts
-from ..image_files import open_image, read_file
-from ..modeling_levljepa import similarity
-from ..processing_levljepa import to_rgb
+from ..model.modeling_levljepa import similarity
+from ..model.processing_levljepa import to_rgb
 
 THUMBNAIL_SIDE = 160
 MAX_PIXELS = 100_000_000
@@ -53,7 +52,7 @@ class Photos(EvaluationSplit):
 
     Args:
         name: Of dataset and split.
-        images: N images as `levljepa_hf.image_files.open_image` takes them.
+        images: N images as `levljepa_hf.data.images.open_image` takes them.
         labels: The class of each, an index into `class_names`; -1 without one.
         class_names: C names.
         prompts: Templates of zero-shot prompts.
@@ -334,7 +333,7 @@ def embed_photos(encoder: Encoder, photos: Photos, **options: Any) -> Seen:
     Args:
         encoder: Of `levljepa_hf.evaluation.load_encoder`.
         photos: Of `load_photos`.
-        options: Those of `levljepa_hf.evaluation.features.extract`: `batch_size`, `num_workers`, `cache_dir`, ...
+        options: Those of `levljepa_hf.encoders.features.extract`: `batch_size`, `num_workers`, `cache_dir`, ...
     """
     return Seen(encoder, pooled_features(encoder, photos.images, **{"transform": photos.transform, **options}))
 
@@ -362,9 +361,9 @@ def similarity_with(seen: Seen, texts: Embeddings, readout: str | None = None) -
 
 __all__ = [
     "MAX_PIXELS",
-    "THUMBNAIL_SIDE",
     "Photos",
     "Seen",
+    "THUMBNAIL_SIDE",
     "embed_photos",
     "load_photos",
     "similarity_with",

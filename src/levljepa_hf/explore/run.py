@@ -1,4 +1,4 @@
-"""The curves of training runs, also of one that still trains, as `levljepa_hf.curves` reads and draws them.
+"""The curves of training runs, also of one that still trains, as `levljepa_hf.training.curves` reads and draws them.
 
 plot_run(["runs/photos", "runs/other"])
 """
@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..curves import LOGARITHMIC, RunLog, panels_of, plot_runs, read_run
+from ..training.curves import LOGARITHMIC, RunLog, panels_of, plot_runs, read_run
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

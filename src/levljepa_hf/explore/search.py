@@ -7,13 +7,12 @@ plot_search([seen_a, seen_b], photos, "a dog on a beach")
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from ..evaluation import _extra  # noqa: F401  isort: skip  (says what to install)
 import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from ..evaluation.features import pooled_features
+from ..encoders.features import pooled_features
 from .photos import Photos, Seen, text_similarity
 from .space import feature_of
 

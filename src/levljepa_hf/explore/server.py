@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from . import _extra  # noqa: F401  isort: skip  (says what to install)
 import uvicorn
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool

@@ -8,16 +8,15 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..evaluation import _extra  # noqa: F401  isort: skip  (says what to install)
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
-from ..evaluation.encoders import Encoder, LeVLJEPAEncoder
-from ..evaluation.features import DEFAULT_CACHE, image_digest
-from ..image_files import open_image
-from ..processing_levljepa import to_rgb
+from ..data.images import open_image
+from ..encoders.encoders import Encoder, LeVLJEPAEncoder
+from ..encoders.features import DEFAULT_CACHE, image_digest
+from ..model.processing_levljepa import to_rgb
 from .patches import SIZES, PatchTokens, patch_tokens, pca_pictures, similar_patches, takes_any_size, text_on_patches
 from .photos import Photos, Seen, similarity_with
 from .run import read_curves
@@ -569,4 +568,4 @@ def _text(value: Any) -> str:
     return value
 
 
-__all__ = ["UPLOAD_BYTES", "Session", "classifier", "model_label", "pack"]
+__all__ = ["Session", "UPLOAD_BYTES", "classifier", "model_label", "pack"]

@@ -13,12 +13,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ..evaluation import _extra  # noqa: F401  isort: skip  (says what to install)
 import torch
 from torch import Tensor
 
-from ..evaluation.health import sigreg_floor
-from ..sigreg_levljepa import SIGReg
+from ..evaluation.embedding_health import sigreg_floor
+from ..model.sigreg_levljepa import SIGReg
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -345,10 +344,10 @@ def trajectory(
 
 
 __all__ = [
-    "LIMITS",
-    "SHAPES",
     "Descent",
     "Directions",
+    "LIMITS",
+    "SHAPES",
     "characteristic_function",
     "direction_statistics",
     "least_gaussian_directions",

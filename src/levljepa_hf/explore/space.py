@@ -13,7 +13,6 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..evaluation import _extra  # noqa: F401  isort: skip  (says what to install)
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -21,7 +20,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from ..evaluation.features import DEFAULT_CACHE, write_whole
+from ..encoders.features import DEFAULT_CACHE
+from ..files import write_whole
 from .photos import Photos, Seen, text_similarity
 
 if TYPE_CHECKING:

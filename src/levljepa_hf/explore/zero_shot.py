@@ -9,16 +9,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ..evaluation import _extra  # noqa: F401  isort: skip  (says what to install)
 import torch
 from PIL import Image
 from torch import Tensor
 
-from ..evaluation.embeddings import Embeddings
-from ..evaluation.encoders import Encoder
-from ..evaluation.features import pooled_features
+from ..data.splits import class_key
+from ..encoders.embeddings import Embeddings
+from ..encoders.encoders import Encoder
+from ..encoders.features import pooled_features
 from ..evaluation.pictures import plot_bars, plot_confusion
-from ..evaluation.splits import class_key
 from ..evaluation.zero_shot import class_prompts, prompt_ensemble, top_k_accuracy
 from .photos import Photos, Seen, similarity_with
 

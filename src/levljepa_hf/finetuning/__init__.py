@@ -11,61 +11,20 @@
 `training/finetune_classification.py` and `training/finetune_segmentation.py` do the same from the command line.
 """
 
-from ..evaluation import _extra  # noqa: F401  isort: skip  (says what to install)
-from .data import (
-    ClassificationDataset,
-    FineTuningCollator,
-    SegmentationDataset,
-    classification_transform,
-    count_classes,
-    segmentation_transform,
-)
-from .modes import (
-    add_lora,
-    freeze_tower,
-    layer_decay_groups,
-)
-from .trainer import (
-    CLASS_BALANCES,
-    TASKS,
-    ClassificationArguments,
-    ClassificationMetrics,
-    FineTuningArguments,
-    FineTuningTrainer,
-    SegmentationArguments,
-    SegmentationMetrics,
-    build_trainer,
-    check_classes,
-    check_train_classes,
-    draw_confusion,
-    draw_segmentation,
-    load_model,
-    predicted_maps,
-)
+from ..extras import lazy
 
-__all__ = [
-    "CLASS_BALANCES",
-    "TASKS",
-    "ClassificationArguments",
-    "ClassificationDataset",
-    "ClassificationMetrics",
-    "FineTuningArguments",
-    "FineTuningCollator",
-    "FineTuningTrainer",
-    "SegmentationArguments",
-    "SegmentationDataset",
-    "SegmentationMetrics",
-    "add_lora",
-    "build_trainer",
-    "check_classes",
-    "check_train_classes",
-    "classification_transform",
-    "count_classes",
-    "draw_confusion",
-    "draw_segmentation",
-    "freeze_tower",
-    "layer_decay_groups",
-    "load_model",
-    "predicted_maps",
-    "segmentation_transform",
-]
+__getattr__, __dir__, __all__ = lazy(
+    __name__,
+    {
+        "data": (
+            "ClassificationDataset FineTuningCollator SegmentationDataset classification_transform "
+            "count_classes segmentation_transform "
+        ),
+        "modes": "add_lora freeze_tower layer_decay_groups",
+        "trainer": (
+            "CLASS_BALANCES TASKS ClassificationArguments ClassificationMetrics FineTuningArguments "
+            "FineTuningTrainer SegmentationArguments SegmentationMetrics build_trainer check_classes "
+            "check_train_classes draw_confusion draw_segmentation load_model predicted_maps "
+        ),
+    },
+)

@@ -8,17 +8,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..evaluation import _extra  # noqa: F401  isort: skip  (says what to install)
 from torchvision.transforms import v2
 from transformers import HfArgumentParser, set_seed
 from transformers.hf_argparser import HfArg
 from transformers.image_processing_utils import BaseImageProcessor
 
-from ..distributed import check_launch
-from ..evaluation.datasets import load_split
-from ..evaluation.splits import EvaluationSplit
-from ..hub import prepare_push
+from ..data.labelled import load_split
+from ..data.splits import EvaluationSplit
+from ..hub.publishing import prepare_push
 from ..recipes import add_overrides, config_from_preset, parse_arguments, recipe_names, save_recipe
+from ..training.distributed import check_launch
 from .data import AUGMENTATIONS, classification_transform, count_classes, segmentation_transform
 from .trainer import (
     ClassificationArguments,
@@ -291,10 +290,10 @@ def evaluated(trainer: FineTuningTrainer, prefix: str, dataset: Any = None) -> d
 
 
 __all__ = [
-    "OPTIONS",
     "ClassificationDataArguments",
     "DataArguments",
     "ModelArguments",
+    "OPTIONS",
     "SegmentationDataArguments",
     "fine_tune",
     "load_splits",

@@ -13,7 +13,6 @@ import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from ..evaluation import _extra  # noqa: F401  isort: skip  (says what to install)
 import numpy as np
 import torch
 from PIL import Image as PILImage
@@ -24,10 +23,10 @@ from torchvision.transforms import v2
 from tqdm.auto import tqdm
 from transformers.image_processing_utils import BaseImageProcessor
 
-from ..data import draft_size
-from ..evaluation.splits import EvaluationSplit
-from ..image_files import open_image
-from ..processing_levljepa import to_rgb
+from ..data.collator import draft_size
+from ..data.images import open_image
+from ..data.splits import EvaluationSplit
+from ..model.processing_levljepa import to_rgb
 
 AUGMENTATIONS = ("none", "trivial", "randaugment")
 

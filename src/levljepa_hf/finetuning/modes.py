@@ -3,13 +3,12 @@
 from collections.abc import Sequence
 from typing import Any
 
-from .. import _train_extra  # noqa: F401  isort: skip  (says what to install)
 import torch
 from timm.optim import param_groups_layer_decay
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..modeling_levljepa import LeVLJEPAForImageClassification, LeVLJEPAForSemanticSegmentation
+from ..model.modeling_levljepa import LeVLJEPAForImageClassification, LeVLJEPAForSemanticSegmentation
 
 TaskModel = LeVLJEPAForImageClassification | LeVLJEPAForSemanticSegmentation
 MODES = ("full", "linear", "lora")

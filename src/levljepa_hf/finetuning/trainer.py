@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from ..evaluation import _extra  # noqa: F401  isort: skip  (says what to install)
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
@@ -23,16 +22,16 @@ from transformers.image_processing_utils import BaseImageProcessor
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 from transformers.utils import IMAGE_PROCESSOR_NAME, PROCESSOR_NAME, cached_file, logging
 
-from ..checkpoints import ResumableTrainer
-from ..configuration_levljepa import LeVLJEPAConfig
+from ..data.images import open_image
+from ..data.splits import EvaluationSplit, check_same_classes
 from ..evaluation.metrics import MeanIoU, TopKAccuracy
 from ..evaluation.pictures import plot_confusion, plot_segmentation
-from ..evaluation.splits import EvaluationSplit, check_same_classes
-from ..hub import ModelCardMixin
-from ..image_files import open_image
-from ..modeling_levljepa import LeVLJEPAForImageClassification, LeVLJEPAForSemanticSegmentation
-from ..processing_levljepa import LeVLJEPAImageProcessor, to_rgb
-from ..released import QUIET
+from ..hub.publishing import ModelCardMixin
+from ..model.configuration_levljepa import LeVLJEPAConfig
+from ..model.modeling_levljepa import LeVLJEPAForImageClassification, LeVLJEPAForSemanticSegmentation
+from ..model.processing_levljepa import LeVLJEPAImageProcessor, to_rgb
+from ..model.released import QUIET
+from ..training.checkpoints import ResumableTrainer
 from .data import (
     ClassBalancedSampler,
     ClassificationDataset,
@@ -593,13 +592,13 @@ def draw_segmentation(
 
 __all__ = [
     "CLASS_BALANCES",
-    "TASKS",
     "ClassificationArguments",
     "ClassificationMetrics",
     "FineTuningArguments",
     "FineTuningTrainer",
     "SegmentationArguments",
     "SegmentationMetrics",
+    "TASKS",
     "build_trainer",
     "check_classes",
     "check_train_classes",

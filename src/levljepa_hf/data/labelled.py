@@ -1,0 +1,464 @@
+"""The data of the evaluation tasks: splits of data sets known by name (`dataset_table`) or of any source.
+
+    test = load_split("pets", "zero-shot", "test")
+    test = load_split("photos/folder", "segmentation", "validation", class_names="classes.json")
+
+Images stay encoded and masks on disk until they are asked for. A sample without a label or an answer is left out and
+counted; everything else that does not fit is an error.
+"""
+
+import difflib
+import io
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from datasets import ClassLabel, Dataset, Image
+from PIL import Image as PILImage
+from timm.data import ImageNetInfo
+from transformers.utils import logging
+
+from .catalogue import CLASSIFICATION, DATASETS, Source, Wired
+from .images import open_image, read_file
+from .loading import (
+    CAPTION_COLUMNS,
+    FILE_BUILDERS,
+    IMAGE_COLUMNS,
+    column_addresses,
+    guess_column,
+    list_columns,
+    look_up,
+    root_column,
+)
+from .scene_splits import load_scene_split
+from .sources import column_values, encoded, open_any, open_images, open_wired
+from .splits import Draw, EvaluationSplit, Question, class_key
+
+logger = logging.get_logger(__name__)
+
+# The columns that a task reads, beside the images.
+_NEEDS = {
+    **dict.fromkeys((*CLASSIFICATION, "background"), ("label",)),
+    "retrieval": ("caption",),
+    "segmentation": ("mask",),
+    "vlm": ("question", "answer"),
+}
+_USUAL_COLUMNS = {
+    "image": IMAGE_COLUMNS,
+    "label": ("label", "labels", "fine_label", "cls", "class", "target"),
+    "caption": CAPTION_COLUMNS,
+    "mask": ("mask", "annotation", "segmentation", "label_map", "segmentation_mask"),
+    "question": ("question",),
+    "answer": ("answers", "answer", "multiple_choice_answer"),
+    "kind": ("answer_type", "question_type"),
+    "image_id": ("image_id", "imageId"),
+}
+_ROTATED = (5, 6, 7, 8)  # EXIF orientations that swap height and width
+_EXIF_ORIENTATION = 0x0112
+
+
+def load_split(
+    dataset: str,
+    task: str,
+    split: str,
+    *,
+    columns: Mapping[str, str] | None = None,
+    path: str | None = None,
+    config_name: str | None = None,
+    class_names: str | None = None,
+    max_samples: int | None = None,
+    seed: int = 0,
+) -> EvaluationSplit:
+    """A split as a task reads it.
+
+    Args:
+        dataset: A name of `DATASETS`, or any source of `levljepa_hf.data.load_source`.
+        task: One of the tasks of `levljepa evaluate`.
+        split: A role of the task ("train", "test"; of `background` "train", "original", "mixed_same", "mixed_rand"),
+            for which the table has the split, or a split's own name. Of a source that is not in the table, "test" is
+            its split `test`, or without one `validation`.
+        columns: Names of columns, by role: image, label, caption, mask, question, answer. By default those of the
+            table, or the usual names.
+        path: A copy of a data set of the table: a clone of its repository, what `save_to_disk` wrote, or the official
+            archive in the layout that the table describes. Of several repositories, a folder that holds the clones.
+        config_name: Configuration of a source that has several. Of the scenes, the images' side in pixels. "halves" of
+            ImageNet-9 trains and tests on halves of Original's test images.
+        class_names: JSON file (a list, or an object with `names`) or text file (one a line) of the names of the
+            classes, in the order of the labels or of the masks' values.
+        max_samples: Samples at most, drawn at random; of questions, so many questions.
+        seed: Of that draw, which is the same for every call.
+
+    Raises:
+        ValueError: if the data set does not serve the task, or a split, column, label or name does not fit.
+        OSError: if the source is not within reach.
+    """
+    wired = DATASETS.get(dataset)
+    _check(dataset, task, path, max_samples, wired)
+    if wired and wired.generated:
+        if columns or path or class_names:
+            raise ValueError(f"{dataset} is drawn on the spot: it takes no column, --dataset_path or --class_names.")
+        return load_scene_split(dataset, wired, task, split, config_name, max_samples, seed)
+    if wired:
+        source = wired.sources.get(split) or replace(_main_source(wired), split=split, local_split=None)
+        rows, source = open_wired(dataset, wired, source, split, path, config_name)
+        name = f"{source.borrowed or dataset}/{source.local_split or source.split}"
+    else:
+        wired = Wired(tuple(_NEEDS), {}, licence="", home="", transform=_transform(task))
+        rows, split = open_any(dataset, split, config_name)
+        source = Source(dataset, split)
+        name = f"{Path(dataset).name}/{split}"
+    name += f" ({config_name})" if config_name else ""
+    found = _find_columns(rows, task, columns or {}, source, name, lenient=path is not None)
+    names = _read_names(class_names) if class_names else wired.class_names
+    loader = {"label": _load_labels, "caption": _load_captions, "mask": _load_masks, "question": _load_questions}
+    images = open_images(dataset, wired, source, path) if source.images else None
+    return loader[_NEEDS[task][0]](name, rows, found, wired, names, Draw(max_samples, seed), images)
+
+
+def dataset_id(dataset: str, task: str) -> str:
+    """Where a data set comes from, for results and model cards: a repository, or a folder's name."""
+    if dataset in DATASETS:
+        return _main_source(DATASETS[dataset]).repo
+    is_path = Path(dataset).exists() or Path(dataset).suffix in FILE_BUILDERS
+    return Path(dataset).name if is_path else dataset
+
+
+def _main_source(wired: Wired) -> Source:
+    return wired.sources.get("test") or wired.sources["original"]
+
+
+def _transform(task: str) -> str:
+    return "default" if task in ("segmentation", "vlm") else "evaluation"
+
+
+def _check(dataset: str, task: str, path: str | None, max_samples: int | None, wired: Wired | None) -> None:
+    if task not in _NEEDS:
+        raise ValueError(f"Unknown task {task!r}: it is one of {', '.join(_NEEDS)}.")
+    if max_samples is not None and max_samples < 1:
+        raise ValueError(f"max_samples={max_samples} leaves nothing: it must be at least 1.")
+    if wired and task not in wired.tasks:
+        others = ", ".join(name for name, other in DATASETS.items() if task in other.tasks)
+        raise ValueError(f"{dataset} is no data for {task}: it serves {', '.join(wired.tasks)}. {task}: {others}.")
+    if wired is None and path is not None:
+        raise ValueError(
+            f"--dataset_path is for copies of {', '.join(DATASETS)}, and {dataset!r} is none of them: give the folder "
+            f"as --dataset {path}."
+        )
+    if path is not None and not Path(path).exists():
+        raise ValueError(f"--dataset_path {path} does not exist.")
+
+
+# ------------------------------------------------------------------------------------------------- finding columns
+
+
+def _find_columns(
+    rows: Dataset, task: str, given: Mapping[str, str], source: Source, name: str, lenient: bool
+) -> dict[str, str]:
+    """The columns by role. In a local copy (`lenient`) those of the table may have another of the usual names."""
+    addresses = column_addresses(rows.features)
+    images = [one for one in rows.features if isinstance(rows.features[one], Image)]
+    found = {}
+    for role in (*_NEEDS[task], *(() if source.images else ("image",))):
+        column = given.get(role) or source.columns.get(role)
+        usual = lenient and role not in given and column not in addresses
+        if column is None or usual:
+            pictures = [one for one in images if one not in found.values()] if role == "image" else []
+            column = guess_column(pictures, _USUAL_COLUMNS[role], addresses)
+        if column is None:
+            raise ValueError(
+                f"Which column of {name} holds the {role}s? Name it with --{role}_column. "
+                f"{list_columns(rows.features)}"
+            )
+        if column not in addresses:
+            close = difflib.get_close_matches(column, addresses, n=1)
+            hint = f" Did you mean {close[0]!r}?" if close else ""
+            raise ValueError(
+                f"{name} has no column {column!r} of {role}s.{hint} Name one with --{role}_column. "
+                f"{list_columns(rows.features)}"
+            )
+        found[role] = column
+    for role in ("kind", "image_id") if task == "vlm" else ():
+        usual = (source.columns[role],) if role in source.columns else _USUAL_COLUMNS[role]
+        column = next((one for one in usual if one in addresses), None)
+        if column:
+            found[role] = column
+    return found
+
+
+class _Column(Sequence):
+    """A column, read row by row. Pickles, for workers."""
+
+    def __init__(self, rows: Dataset, address: str) -> None:
+        self.rows, self.address = rows, address
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> Any:
+        return look_up(self.rows[int(index)], self.address)
+
+
+# ------------------------------------------------------------------------------------------------ what a task reads
+
+
+def _load_labels(
+    name: str, rows: Dataset, columns: dict[str, str], wired: Wired, names: tuple[str, ...] | None, draw: Draw, _: Any
+) -> EvaluationSplit:
+    labels, names = _labels(rows, columns["label"], names, name)
+    labelled = np.flatnonzero(labels >= 0)
+    if len(labelled) == 0:
+        raise ValueError(
+            f"The split {name} has no labels (its column {columns['label']!r} holds none but -1 or nothing): choose "
+            "another with --test_split, such as validation."
+        )
+    if wired.sort_classes and names:
+        order = sorted(range(len(names)), key=lambda label: class_key(names[label]))
+        labels = np.argsort(order)[labels]
+        names = tuple(names[label] for label in order)
+    keep = draw(labelled.tolist())
+    return EvaluationSplit(
+        name,
+        _Column(encoded(rows, columns["image"]).select(keep), columns["image"]),
+        labels=labels[keep].tolist(),
+        class_names=names,
+        prompts=wired.prompts,
+        transform=wired.transform,
+        dropped=_dropped(name, len(rows) - len(labelled), "label"),
+    )
+
+
+def _labels(
+    rows: Dataset, column: str, names: tuple[str, ...] | None, split: str
+) -> tuple[np.ndarray, tuple[str, ...] | None]:
+    """The class of each row, -1 without one, and the names of the classes where they are known."""
+    feature: Any = rows.features
+    for part in (root := root_column(rows.column_names, column), *column[len(root) + 1 :].split(".")):
+        feature = feature[part] if part else feature
+    values = [-1 if value is None else value for value in column_values(rows, column)]
+    kinds = {type(value) for value in values if value != -1}
+    if kinds == {str}:
+        unique = sorted({value for value in values if value != -1})
+        unknown = [value for value in unique if names and value not in names]
+        if unknown:
+            raise ValueError(
+                f"{split} has labels that are no class names, {len(unknown)} such as {unknown[0]!r}: the names begin "
+                f"with {', '.join(map(repr, names[:3]))}. Mend --class_names."
+            )
+        index = {value: label for label, value in enumerate(names or unique)}
+        return np.array([index.get(value, -1) for value in values]), _readable(names or tuple(unique))
+    if kinds - {int, bool}:
+        raise ValueError(
+            f"The labels of {split} (column {column!r}) are to be integers or names, and some are "
+            f"{', '.join(sorted(kind.__name__ for kind in kinds - {int, bool}))}: name another with --label_column."
+        )
+    known = tuple(feature.names) if isinstance(feature, ClassLabel) else None
+    if known and names and len(known) != len(names):
+        raise ValueError(
+            f"There are {len(names)} class names, and the column {column!r} of {split} has {len(known)} classes: give "
+            "one name for each with --class_names."
+        )
+    names = names or (_readable(known) if known else None)
+    labels = np.array(values)
+    if names and labels.max() >= len(names):
+        raise ValueError(
+            f"The labels of {split} go up to {labels.max()}, and there are {len(names)} class names: labels count "
+            "from 0. Give a name for each with --class_names."
+        )
+    return labels, names
+
+
+def _readable(names: tuple[str, ...]) -> tuple[str, ...]:
+    """WordNet ids, which are ImageNet's folders, as words; other names as they are."""
+    if not all(re.fullmatch(r"n\d{8}", name) for name in names):
+        return names
+    info = ImageNetInfo()
+    return tuple(info.label_name_to_description(name) for name in names)
+
+
+def _read_names(file: str) -> tuple[str, ...]:
+    """Class names of a JSON or text file."""
+    try:
+        text = Path(file).read_text("utf-8")
+    except OSError as error:
+        raise ValueError(f"--class_names {file} does not open: {error}") from error
+    if Path(file).suffix != ".json":
+        return tuple(line.strip() for line in text.splitlines() if line.strip())
+    names = json.loads(text)
+    names = names.get("names") if isinstance(names, dict) else names
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise ValueError(f'--class_names {file} is to be a JSON list of names, or an object with one as "names".')
+    return tuple(names)
+
+
+def _dropped(name: str, count: int, what: str) -> int:
+    if count:
+        logger.warning(f"{count} samples of {name} have no {what} and are left out.")
+    return count
+
+
+def _load_captions(
+    name: str, rows: Dataset, columns: dict[str, str], wired: Wired, names: Any, draw: Draw, _: Any
+) -> EvaluationSplit:
+    rows = rows.select(draw(range(len(rows))))
+    captions = [_captions(value) for value in column_values(rows, columns["caption"])]
+    if not any(captions):
+        raise ValueError(f"{name} has no caption in its column {columns['caption']!r}: name another.")
+    images = _Column(encoded(rows, columns["image"]), columns["image"])
+    return EvaluationSplit(name, images, captions=captions, prompts=wired.prompts, transform=wired.transform)
+
+
+def _captions(value: Any) -> tuple[str, ...]:
+    """A list of captions, or a text with one a line."""
+    lines = value.splitlines() if isinstance(value, str) else value or ()
+    if not all(isinstance(line, str) for line in lines):
+        raise ValueError(
+            f"Captions are to be texts, and here is {value!r}: name another column with --caption_column."
+        )
+    return tuple(line.strip() for line in lines if line.strip())
+
+
+def _load_masks(
+    name: str, rows: Dataset, columns: dict[str, str], wired: Wired, names: tuple[str, ...] | None, draw: Draw, _: Any
+) -> EvaluationSplit:
+    rows = rows.select(draw(range(len(rows))))
+    image, mask = columns["image"], columns["mask"]
+    return EvaluationSplit(
+        name,
+        _Column(encoded(rows, image), image),
+        class_names=names,
+        masks=_Masks(name, encoded(rows, image, mask), image, mask, wired.mask_values, wired.void, names),
+        void=wired.void,
+        transform=wired.transform,
+    )
+
+
+class _Masks(Sequence):
+    """Masks, decoded and checked one by one: integers [H, W]. Pickles, for workers."""
+
+    def __init__(
+        self,
+        name: str,
+        rows: Dataset,
+        image: str,
+        mask: str,
+        values: Sequence[int] | None,
+        void: int | None,
+        class_names: Sequence[str] | None,
+    ) -> None:
+        self.name, self.rows, self.image, self.mask = name, rows, image, mask
+        self.values, self.void = values, void
+        self.num_classes = len(class_names) if class_names else None
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> np.ndarray:
+        row = self.rows[int(index)]
+        mask = self._classes(_decode_mask(look_up(row, self.mask), f"Mask {index} of {self.name}"), index)
+        size = _image_size(look_up(row, self.image))
+        if mask.shape != size:
+            raise ValueError(
+                f"Mask {index} of {self.name} is {mask.shape[0]} x {mask.shape[1]} (height x width), and its image "
+                f"{size[0]} x {size[1]}: resize one, masks to the nearest pixel, or name another with --mask_column."
+            )
+        return mask
+
+    def _classes(self, mask: np.ndarray, index: int) -> np.ndarray:
+        """From the file's values to classes and `void`."""
+        is_void = np.zeros(mask.shape, dtype=bool) if self.void is None else mask == self.void
+        limit = len(self.values) if self.values else self.num_classes
+        wrong = ~is_void & ((mask < 0) | (mask >= limit if limit is not None else False))
+        if wrong.any():
+            last = "any" if limit is None else limit - 1
+            raise ValueError(
+                f"Mask {index} of {self.name} has the value {mask[wrong][0]}: they go from 0 to {last}, and "
+                f"{self.void} is void. Give a name for each class with --class_names, or name another column with "
+                "--mask_column."
+            )
+        if self.values is None:
+            return mask
+        table = np.asarray(self.values, dtype=mask.dtype)
+        return np.where(is_void, self.void, table[np.where(is_void, 0, mask)]).astype(mask.dtype)
+
+
+def _decode_mask(value: Any, what: str) -> np.ndarray:
+    """Integers [H, W] of an image of one channel, of indices into a palette, or of an array."""
+    if isinstance(value, (list, np.ndarray)):
+        mask = np.array(value)
+    else:
+        mask = np.array(open_image(value))  # a copy, as torch wants to write
+    if mask.ndim == 3 and (mask == mask[..., :1]).all():  # grey, kept as colours
+        mask = mask[..., 0]
+    if mask.dtype == bool:
+        mask = mask.astype(np.uint8)
+    if mask.ndim != 2 or not np.issubdtype(mask.dtype, np.integer):
+        raise ValueError(
+            f"{what} is to have one class number a pixel, and it has shape {mask.shape} and type {mask.dtype}: if its "
+            "colours stand for classes, save the numbers instead, or name another column with --mask_column."
+        )
+    return mask
+
+
+def _image_size(value: Any) -> tuple[int, int]:
+    """Height and width as `open_image` gives them, without decoding."""
+    if isinstance(value, PILImage.Image):
+        return value.height, value.width
+    if isinstance(value, Mapping):
+        value = value["bytes"] if value.get("bytes") is not None else value["path"]
+    with PILImage.open(io.BytesIO(read_file(value) if isinstance(value, str) else value)) as image:
+        size = image.height, image.width
+        return size[::-1] if image.getexif().get(_EXIF_ORIENTATION, 1) in _ROTATED else size
+
+
+def _load_questions(
+    name: str,
+    rows: Dataset,
+    columns: dict[str, str],
+    wired: Wired,
+    names: Any,
+    draw: Draw,
+    images: tuple[Dataset, dict[Any, int]] | None,
+) -> EvaluationSplit:
+    rows = rows.select(draw(range(len(rows))))
+    texts = column_values(rows, columns["question"])
+    answers = [_answers(value) for value in column_values(rows, columns["answer"])]
+    kinds = column_values(rows, columns["kind"]) if "kind" in columns else [None] * len(rows)
+    ids = column_values(rows, columns["image_id"]) if "image_id" in columns else list(range(len(rows)))
+    kept = [row for row, given in enumerate(answers) if given]
+    if not kept:
+        raise ValueError(
+            f"The split {name} has no answers in its column {columns['answer']!r}: choose another split with "
+            "--test_split, such as validation, or name another column with --answer_column."
+        )
+    if images is None:  # an image is in the rows of all its questions: the first of them will do
+        pictures, address = encoded(rows, columns["image"]), columns["image"]
+        row_of_id = {value: row for row, value in reversed(list(enumerate(ids)))}
+    else:
+        (pictures, row_of_id), address = images, images[0].column_names[0]
+        missing = {ids[row] for row in kept} - row_of_id.keys()
+        if missing:
+            raise ValueError(f"{name} asks about {len(missing)} images that are not there, such as {min(missing)!r}.")
+    index = {value: i for i, value in enumerate(dict.fromkeys(ids[row] for row in kept))}
+    return EvaluationSplit(
+        name,
+        _Column(pictures.select([row_of_id[value] for value in index]), address),
+        questions=[Question(index[ids[row]], texts[row], answers[row], kinds[row]) for row in kept],
+        transform=wired.transform,
+        dropped=_dropped(name, len(rows) - len(kept), "answer"),
+    )
+
+
+def _answers(value: Any) -> tuple[str, ...]:
+    """One text, a list of them, or of VQAv2's records, kept by row or by field."""
+    if isinstance(value, Mapping):
+        value = value.get("answer")
+    if value is None or isinstance(value, str):
+        return (value,) if value else ()
+    return tuple(one["answer"] if isinstance(one, Mapping) else str(one) for one in value)
+
+
+__all__ = ["EvaluationSplit", "Question", "dataset_id", "load_split"]
