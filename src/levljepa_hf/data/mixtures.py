@@ -51,7 +51,7 @@ from .tar_shards import TarShards
 from .workers import prepare_worker
 
 IMAGE, CAPTIONS = "image", "captions"  # the columns of a mixture
-_STREAMS = (datasets.IterableDataset, TarShards)
+STREAMS = (datasets.IterableDataset, TarShards)
 _CHOICES = 2**53  # equally likely numbers, of which the weights take their shares
 _GOLDEN = 0x9E3779B97F4A7C15  # the golden ratio's fraction, times 2**64
 # Places of `draw`'s numbers that no stream of samples uses: its epochs and consumers count from 0.
@@ -83,7 +83,7 @@ class Mixture:
         self.names = list(datasets)
         self.datasets = list(datasets.values())
         for name, dataset in datasets.items():
-            if not isinstance(dataset, _STREAMS) and len(dataset) == 0:
+            if not isinstance(dataset, STREAMS) and len(dataset) == 0:
                 raise ValueError(f"The dataset {name!r} of the mixture is empty: leave it out.")
         self.fractions = self._fractions(weights)
         given = dict(columns or {})
@@ -93,7 +93,7 @@ class Mixture:
     def _fractions(self, weights: Mapping[str, float] | None) -> list[Fraction]:
         if weights is None:
             for name, dataset in zip(self.names, self.datasets, strict=True):
-                _check_size_known(name, isinstance(dataset, _STREAMS))
+                _check_size_known(name, isinstance(dataset, STREAMS))
             weights = {name: len(one) for name, one in zip(self.names, self.datasets, strict=True)}
         _check_names("weights", weights, self.names)
         parts = [Fraction(one) for one in _numbers({name: weights.get(name) for name in self.names}).values()]
@@ -106,11 +106,11 @@ class Mixture:
 
     @property
     def is_stream(self) -> bool:
-        return any(isinstance(one, _STREAMS) for one in self.datasets)
+        return any(isinstance(one, STREAMS) for one in self.datasets)
 
     def settings(self) -> dict[str, Any]:
         """What a resumed run is compared by: weights, and sizes (of streams their shards), by name."""
-        sizes = [one.num_shards if isinstance(one, _STREAMS) else len(one) for one in self.datasets]
+        sizes = [one.num_shards if isinstance(one, STREAMS) else len(one) for one in self.datasets]
         return {"mixture_weights": self.weights, "mixture_sizes": dict(zip(self.names, sizes, strict=True))}
 
     def prepared(
@@ -171,7 +171,7 @@ def _check_size_known(name: str, is_stream: bool) -> None:
 
 
 def _columns(dataset: Any) -> tuple[str, str]:
-    known = isinstance(dataset, (datasets.Dataset, *_STREAMS))
+    known = isinstance(dataset, (datasets.Dataset, *STREAMS))
     return find_columns(dataset) if known else (IMAGE, CAPTIONS)
 
 
@@ -275,7 +275,7 @@ class MixedStream(ResumableStream):
         self.mixture, self.buffer_size = mixture, buffer_size
         self._parts = []
         for number, (name, dataset) in enumerate(zip(mixture.names, mixture.datasets, strict=True)):
-            is_stream = isinstance(dataset, _STREAMS)
+            is_stream = isinstance(dataset, STREAMS)
             source, size = (dataset, buffer_size) if is_stream else (RowShards(dataset, name), 1)
             own_seed = draw(2**32, seed, _SEEDS, number, 0)  # or datasets of as many shards would go in step
             self._parts.append(EndlessStream(source, own_seed, size, rank, world_size, max_skipped_shards, name))
@@ -328,7 +328,7 @@ class MixedStream(ResumableStream):
             part = self.which(consumer, self._draws)
             row = next(iterators[part], None)
             if row is None:
-                is_stream = isinstance(self.mixture.datasets[part], _STREAMS)
+                is_stream = isinstance(self.mixture.datasets[part], STREAMS)
                 raise ValueError(
                     f"Worker {consumer + 1} of {consumers} gets no sample of {self.mixture.names[part]!r}, which has "
                     "too few that can be read for so many: lower dataloader_num_workers"
@@ -340,7 +340,7 @@ class MixedStream(ResumableStream):
 
     def _check_rows(self, consumers: int) -> None:
         for name, dataset in zip(self.mixture.names, self.mixture.datasets, strict=True):
-            if not isinstance(dataset, _STREAMS) and len(dataset) < consumers:
+            if not isinstance(dataset, STREAMS) and len(dataset) < consumers:
                 raise ValueError(
                     f"The dataset {name!r} of the mixture has {len(dataset)} rows for {consumers} workers, those of "
                     "all processes together: lower dataloader_num_workers or the number of processes, or leave it out."

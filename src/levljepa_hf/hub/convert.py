@@ -28,10 +28,10 @@ from ..model.released import (
     NATIVE_PREFIXES,
     NATIVE_WEIGHTS,
     TOWER_FILES,
-    _some,
     find_pt_pair,
     find_released_files,
     has_native_weights,
+    list_some,
     released_config,
     released_state_dict,
     save_released,
@@ -197,7 +197,7 @@ def _check_loaded(source: str | os.PathLike, info: dict[str, Any]) -> None:
     """
     if info["missing_keys"]:
         raise ValueError(
-            f"{source} has no tensor {_some(sorted(info['missing_keys']))}, which the whole model needs. The file is "
+            f"{source} has no tensor {list_some(sorted(info['missing_keys']))}, which the whole model needs. The file is "
             "incomplete (download or copy it again), or that of a single tower or a task head, which is not converted."
         )
     for name, found, expected in sorted(info["mismatched_keys"]):
@@ -209,11 +209,11 @@ def _check_loaded(source: str | os.PathLike, info: dict[str, Any]) -> None:
     misplaced = sorted(name for name in info["unexpected_keys"] if name.startswith(parts))
     if misplaced:
         raise ValueError(
-            f"{source} has tensors that its config.json has no place for: {_some(misplaced)}. Are the files of "
+            f"{source} has tensors that its config.json has no place for: {list_some(misplaced)}. Are the files of "
             "different checkpoints? Download or copy them again."
         )
     if info["unexpected_keys"]:
-        unknown = _some(sorted(info["unexpected_keys"]))
+        unknown = list_some(sorted(info["unexpected_keys"]))
         logger.warning(f"{source}: ignored {unknown}, which belong to no part of the model.")
 
 
@@ -257,7 +257,7 @@ def _check_replaceable(target: Path, overwrite: bool) -> None:
     foreign = sorted(path.name for path in target.iterdir() if not _is_written(path, target))
     if foreign:
         raise FileExistsError(
-            f"{target} also holds {_some(foreign)}, which convert does not write, so --overwrite does not replace "
+            f"{target} also holds {list_some(foreign)}, which convert does not write, so --overwrite does not replace "
             "it: choose another target, or move these away yourself."
         )
 

@@ -1,6 +1,6 @@
 """The model: what travels to the Hub with a checkpoint, in flat files that import their siblings alone."""
 
-from ..extras import lazy
+from levljepa_hf.extras import lazy
 
 __getattr__, __dir__, __all__ = lazy(
     __name__,

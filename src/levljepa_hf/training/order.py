@@ -11,7 +11,7 @@ from accelerate import Accelerator
 
 from ..data.collator import NumberedDataset
 from ..data.mixtures import (
-    _STREAMS,
+    STREAMS,
     Mixture,
 )
 from ..data.streams import (
@@ -34,7 +34,7 @@ def reproducible(dataset: Any, args: LeVLJEPATrainingArguments) -> Any:
     options = (args.seed, args.stream_buffer_size, args.process_index, args.world_size, args.max_skipped_shards)
     if isinstance(dataset, Mixture):
         return dataset.prepared(*options)
-    return EndlessStream(dataset, *options) if isinstance(dataset, _STREAMS) else numbered(dataset)
+    return EndlessStream(dataset, *options) if isinstance(dataset, STREAMS) else numbered(dataset)
 
 
 def numbered(dataset: Any) -> Any:
@@ -47,7 +47,7 @@ def numbered(dataset: Any) -> Any:
         raise ValueError("A mixture is for training: evaluate on one dataset, or on a dict of several.")
     if isinstance(dataset, dict):
         return {name: numbered(one) for name, one in dataset.items()}
-    as_it_is = (type(None), str, NumberedDataset, torch.utils.data.IterableDataset, *_STREAMS)
+    as_it_is = (type(None), str, NumberedDataset, torch.utils.data.IterableDataset, *STREAMS)
     return dataset if isinstance(dataset, as_it_is) else NumberedDataset(dataset)
 
 

@@ -15,7 +15,7 @@ import random
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,6 +23,7 @@ import torch.nn.functional as F
 from accelerate.utils import broadcast_object_list
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
+from transformers import Trainer
 from transformers.utils import logging
 
 from ..data.images import open_image
@@ -40,9 +41,6 @@ from ..model.modeling_levljepa import READOUTS, LeVLJEPAModel
 from ..model.processing_levljepa import LeVLJEPAProcessor, to_rgb
 from .arguments import ONLINE_PROBES, PROBES, LeVLJEPATrainingArguments
 from .distributed import sharding_of
-
-if TYPE_CHECKING:
-    from .trainer import LeVLJEPATrainer
 
 logger = logging.get_logger(__name__)
 
@@ -89,7 +87,7 @@ class Probes:
         """When training begins; a trainer with a `model_init` has made a new model by then."""
         self.encoder.attach(model)
 
-    def on_step_end(self, trainer: "LeVLJEPATrainer") -> None:
+    def on_step_end(self, trainer: Trainer) -> None:
         """Lets the online classifiers take a step and, when it is time, measures and logs."""
         step = trainer.state.global_step
         if self.online is not None and trainer.is_world_process_zero():
@@ -118,7 +116,7 @@ class Probes:
 
     # Measuring
 
-    def _measure_together(self, trainer: "LeVLJEPATrainer") -> dict[str, float]:
+    def _measure_together(self, trainer: Trainer) -> dict[str, float]:
         """The figures of the first process, on all of them; its error too, so that none waits for another."""
         figures, error = {}, None
         if trainer.is_world_process_zero():

@@ -2,18 +2,16 @@
 
 import logging
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor
+from transformers import Trainer
 
 from .log_file import LogFile
 from .throughput import StepFlops, Throughput, device_peak_flops
 from .warnings import HealthMonitor
-
-if TYPE_CHECKING:
-    from .trainer import LeVLJEPATrainer
 
 logger = logging.getLogger(__name__)
 
@@ -24,7 +22,7 @@ class Watcher:
     """Watches the runs of a trainer.
 
     Args:
-        trainer: A `LeVLJEPATrainer` whose arguments, model and processor are set.
+        trainer: A `Trainer` whose arguments, model and processor are set.
 
     Attributes:
         terms: Collects the loss terms of each step.
@@ -35,7 +33,7 @@ class Watcher:
         ValueError: as `Probes`.
     """
 
-    def __init__(self, trainer: "LeVLJEPATrainer") -> None:
+    def __init__(self, trainer: Trainer) -> None:
         self._trainer = trainer
         self._monitor: HealthMonitor | None = None
         self._flops: StepFlops | None = None
