@@ -111,7 +111,7 @@ def test_the_rooms_are_as_planned() -> None:
     [
         ("data/images.py", "from ..training.order import numbered", "not below data"),
         ("encoders/features.py", "import levljepa_hf.hub.cards", "not below encoders"),
-        ("data/images.py", "from ..model.released import _some", "private _some"),
+        ("data/images.py", "from ..model.released import _shapes", "private _shapes"),
         ("data/images.py", "from ..model._secret import some", "private some"),
         ("model/heads_levljepa.py", "from ..files import write_whole", "travels alone"),
         ("data/splits.py", "def late():\n    from .labelled import load_split", "circle: "),

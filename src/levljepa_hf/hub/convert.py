@@ -31,10 +31,10 @@ from ..model.released import (
     find_pt_pair,
     find_released_files,
     has_native_weights,
-    list_some,
     released_config,
     released_state_dict,
     save_released,
+    some_of,
 )
 from .cards import CARD_NAME, LICENSE, RELEASES, add_figures, card_on_hub, license_of, model_card
 from .publishing import check_push, push_folder
@@ -197,8 +197,8 @@ def _check_loaded(source: str | os.PathLike, info: dict[str, Any]) -> None:
     """
     if info["missing_keys"]:
         raise ValueError(
-            f"{source} has no tensor {list_some(sorted(info['missing_keys']))}, which the whole model needs. The file is "
-            "incomplete (download or copy it again), or that of a single tower or a task head, which is not converted."
+            f"{source} has no tensor {some_of(sorted(info['missing_keys']))}, which the whole model needs. The file "
+            "is incomplete (download or copy it again), or that of a tower or a task head, which is not converted."
         )
     for name, found, expected in sorted(info["mismatched_keys"]):
         raise ValueError(
@@ -209,11 +209,11 @@ def _check_loaded(source: str | os.PathLike, info: dict[str, Any]) -> None:
     misplaced = sorted(name for name in info["unexpected_keys"] if name.startswith(parts))
     if misplaced:
         raise ValueError(
-            f"{source} has tensors that its config.json has no place for: {list_some(misplaced)}. Are the files of "
+            f"{source} has tensors that its config.json has no place for: {some_of(misplaced)}. Are the files of "
             "different checkpoints? Download or copy them again."
         )
     if info["unexpected_keys"]:
-        unknown = list_some(sorted(info["unexpected_keys"]))
+        unknown = some_of(sorted(info["unexpected_keys"]))
         logger.warning(f"{source}: ignored {unknown}, which belong to no part of the model.")
 
 
@@ -257,7 +257,7 @@ def _check_replaceable(target: Path, overwrite: bool) -> None:
     foreign = sorted(path.name for path in target.iterdir() if not _is_written(path, target))
     if foreign:
         raise FileExistsError(
-            f"{target} also holds {list_some(foreign)}, which convert does not write, so --overwrite does not replace "
+            f"{target} also holds {some_of(foreign)}, which convert does not write, so --overwrite does not replace "
             "it: choose another target, or move these away yourself."
         )
 

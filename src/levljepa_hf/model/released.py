@@ -278,7 +278,7 @@ class _Tensors(dict[str, Tensor]):
         """The shape of the tensor `name`, or a `ValueError` that says what the file has instead."""
         if name not in self:
             raise ValueError(
-                f"{self.path} has no tensor {name!r}, but {list_some(sorted(self)) or 'nothing'}. A released file has "
+                f"{self.path} has no tensor {name!r}, but {some_of(sorted(self)) or 'nothing'}. A released file has "
                 "encoder.*, pre_proj.* and projector.*: download or convert it again."
             )
         shape = tuple(self[name].shape)
@@ -325,8 +325,8 @@ def _read_pt(path: Path) -> dict[str, Tensor]:
     keys = list(checkpoint) if isinstance(checkpoint, dict) else []
     if not all(part in keys and isinstance(checkpoint[part], dict) for part in ("encoder", "pre_proj")):
         raise ValueError(
-            f"{path} holds a {type(checkpoint).__name__} of {list_some(keys) or 'something else'}, but a checkpoint of a "
-            "training run is a dict of the state dicts 'encoder', 'pre_proj' and 'projector'."
+            f"{path} holds a {type(checkpoint).__name__} of {some_of(keys) or 'something else'}, but a checkpoint of "
+            "a training run is a dict of the state dicts 'encoder', 'pre_proj' and 'projector'."
         )
     return {
         f"{part}.{name}": tensor
@@ -535,7 +535,7 @@ def _check_tensors(tensors: _Tensors, layout: dict[str, Shape]) -> None:
     missing = [name for name in layout if name not in tensors]
     if missing:
         raise ValueError(
-            f"{tensors.path} has no tensor {list_some(missing)}, which the rest of the file calls for"
+            f"{tensors.path} has no tensor {some_of(missing)}, which the rest of the file calls for"
             f"{_architecture_hint(missing)}. The file is incomplete: download or convert it again."
         )
     for name, shape in layout.items():
@@ -548,11 +548,11 @@ def _check_tensors(tensors: _Tensors, layout: dict[str, Shape]) -> None:
     misplaced = [name for name in unknown if name.startswith(("encoder.", "pre_proj.", "projector."))]
     if misplaced:
         raise ValueError(
-            f"{tensors.path} has tensors that the model has no place for: {list_some(misplaced)}"
+            f"{tensors.path} has tensors that the model has no place for: {some_of(misplaced)}"
             f"{_architecture_hint(misplaced)}. The checkpoint is of another architecture."
         )
     if unknown:
-        logger.warning(f"{tensors.path}: ignored {list_some(unknown)}, which belong to no part of the model.")
+        logger.warning(f"{tensors.path}: ignored {some_of(unknown)}, which belong to no part of the model.")
 
 
 def _architecture_hint(names: list[str]) -> str:
@@ -561,7 +561,7 @@ def _architecture_hint(names: list[str]) -> str:
     return " (is `vision_encoder.architecture` in config.json the timm name that the checkpoint was trained with?)"
 
 
-def list_some(names: Iterable[str], limit: int = 5) -> str:
+def some_of(names: Iterable[str], limit: int = 5) -> str:
     names = list(names)
     more = f" and {len(names) - limit} more" if len(names) > limit else ""
     return ", ".join(repr(name) for name in names[:limit]) + more
@@ -621,7 +621,7 @@ def _released_tensors(
     strangers = [name for name in state_dict if not name.startswith((*natives, "sigreg."))]
     if strangers:
         raise ValueError(
-            f"The released layout has no place for {list_some(strangers)}: pass a whole LeVLJEPAModel, no single tower "
+            f"The released layout has no place for {some_of(strangers)}: pass a whole LeVLJEPAModel, no single tower "
             "and no task head."
         )
     contents = {}
