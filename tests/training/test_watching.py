@@ -169,7 +169,7 @@ def trained(folder: Path, processor: Any, max_steps: int = 32, reverse: str = ""
 
 
 def warnings_of(caplog: pytest.LogCaptureFixture) -> str:
-    return "\n".join(record.message for record in caplog.records if record.name.startswith("levljepa_hf.watching"))
+    return "\n".join(record.message for record in caplog.records if record.name.startswith("levljepa_hf.training"))
 
 
 def test_a_healthy_run_is_not_warned_of(tmp_path: Path, processor, caplog) -> None:
@@ -289,10 +289,10 @@ def test_other_objectives_are_watched(tmp_path: Path, processor, objective: str)
     assert len(figures) == 2 and "probe_online_linear_top1" in figures[0]
 
 
-WATCHING = ("health", "log_file", "probes", "throughput", "watcher")
+WATCHING = ("curves", "log_file", "probing", "throughput", "warnings", "watcher")
 
 
-@pytest.mark.parametrize("name", ["augmentation", "curves", "image_files", *(f"watching.{name}" for name in WATCHING)])
+@pytest.mark.parametrize("name", ["data.augmentation", "data.images", *(f"training.{name}" for name in WATCHING)])
 def test_public_names_are_listed(name: str) -> None:
     """All that a module defines without an underscore, but its logger, is in its `__all__`."""
     module = importlib.import_module(f"levljepa_hf.{name}")
