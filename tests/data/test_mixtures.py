@@ -727,7 +727,7 @@ def test_a_single_dataset_is_read_as_ever(shards):
     assert [int(one.split()[1]) for one in drawn] == [18, 13, 19, 17, 15, 23, 22, 25, 11, 20, 24, 14]
 
 
-# In pretrain.py
+# In `levljepa pretrain`
 
 
 def test_a_run_on_a_mixture(script, imagefolder: Path, webdataset: Path, tmp_path: Path) -> None:  # noqa: F811
@@ -755,7 +755,7 @@ mixture:
     saved = str(tmp_path / "run" / "recipe.yaml")
     again = ["--recipe", saved, "--output_dir", str(tmp_path / "again")]
     assert pretrain.parse_args(again)[1] == pretrain.parse_args(["--recipe", saved])[1]
-    pretrain.main(again)
+    pretrain.pretrain(*pretrain.parse_args(again))
     log = json.loads((tmp_path / "again" / "trainer_state.json").read_text())["log_history"]
     assert [one["loss"] for one in log if "loss" in one] == [one["loss"] for one in logs if "loss" in one]
 

@@ -122,8 +122,16 @@ def test_a_signal_ends_in_a_checkpoint_and_the_queue(imagefolder: Path, tmp_path
 def test_accelerate_launches_on_the_cpu(imagefolder: Path, tmp_path: Path) -> None:  # noqa: F811
     (tmp_path / "recipe.yaml").write_text(RECIPE)
     accelerate = str(Path(sys.executable).with_name("accelerate"))
-    command = [accelerate, "launch", "--config_file", "training/accelerate/cpu.yaml", "training/pretrain.py"]
-    command += ["--recipe", str(tmp_path / "recipe.yaml"), "--dataset", str(imagefolder)]
+    command = [accelerate, "launch", "--config_file", "training/accelerate/cpu.yaml"]
+    command += [
+        "-m",
+        "levljepa_hf.cli",
+        "pretrain",
+        "--recipe",
+        str(tmp_path / "recipe.yaml"),
+        "--dataset",
+        str(imagefolder),
+    ]
     command += ["--cache_dir", str(tmp_path / "cache"), "--output_dir", str(tmp_path / "run")]
     done = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=500)
     assert done.returncode == 0, done.stderr[-3000:]
