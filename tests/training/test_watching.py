@@ -19,7 +19,6 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 from accelerate import Accelerator
-from test_trainer import TERMS, new_model, samples, trainer
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import TrainerCallback
 
@@ -32,6 +31,7 @@ from levljepa_hf.training.log_file import LogFile
 from levljepa_hf.training.probing import OnlineProbes, Probes
 from levljepa_hf.training.throughput import StepFlops, Throughput, peak_flops
 from levljepa_hf.training.warnings import HealthLimits, HealthMonitor
+from test_trainer import TERMS, new_model, samples, trainer
 
 # Health: figures
 

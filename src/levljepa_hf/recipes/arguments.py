@@ -1,7 +1,7 @@
-"""Recipes: YAML files of a script's options. They stand below the command line, and are written beside what it trains.
+"""Recipes as options: they stand below the command line, and are written beside what it trains.
 
     parser = HfArgumentParser((ModelArguments, TrainingArguments))
-    (model_args, args), recipe_config = parse_arguments(parser, argv, folder="training/recipes")
+    (model_args, args), recipe_config = parse_arguments(parser, argv, recipe_names())
     save_recipe(args.output_dir, (model_args, args))  # recipe.yaml, which `--recipe` reads back
 
 An option named `config` is a list of `name=value`, fields of a model's configuration. In a recipe it is a mapping.
@@ -23,7 +23,8 @@ import yaml
 from huggingface_hub.errors import StrictDataclassError
 from transformers import HfArgumentParser
 
-from .model.configuration_levljepa import LeVLJEPAConfig
+from ..model.configuration_levljepa import LeVLJEPAConfig
+from .shelf import RECIPES, recipe_path
 
 RECIPE_NAME = "recipe.yaml"
 DIVERGED_NAME = "diverged.txt"  # in the folder of a run whose loss was not finite: the message
@@ -47,15 +48,14 @@ for _class in (RecipeLoader, _RecipeDumper):
 
 
 def parse_arguments(
-    parser: HfArgumentParser, argv: Sequence[str], folder: str | Path, names: Sequence[str] | None = None
+    parser: HfArgumentParser, argv: Sequence[str], names: Sequence[str]
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """The groups of options, from a recipe and, over it, from the command line.
 
     Args:
         parser: Of the groups; it gets the option `--recipe`.
         argv: The command line.
-        folder: Where recipes are known by name.
-        names: Those that the help lists; by default all of the folder.
+        names: Recipes that the help lists.
 
     Returns:
         The groups, and the recipe's `config` as it stands there (empty without one): a group's `config` has the
@@ -65,20 +65,19 @@ def parse_arguments(
         FileNotFoundError: if there is no such recipe.
         ValueError: if the recipe or the command line has an option that does not exist or is of the wrong type.
     """
-    known = recipe_names(folder) if names is None else names
-    parser.add_argument("--recipe", help=f"A YAML file, or one of: {', '.join(known)}. The command line wins.")
+    parser.add_argument("--recipe", help=f"A YAML file, or one of: {', '.join(names)}. The command line wins.")
     selector = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     selector.add_argument("--recipe")
     name = selector.parse_known_args(argv)[0].recipe
     actions = {action.dest: action for action in parser._actions}
-    recipe = {} if name is None else read_recipe(name, tuple(actions), folder)
+    recipe = {} if name is None else read_recipe(name, tuple(actions))
     config = recipe.pop("config", None) or {}
     parser.set_defaults(**{key: _converted(actions[key], value) for key, value in recipe.items()})
     *groups, _ = parser.parse_args_into_dataclasses(list(argv), look_for_args_file=False)
     return tuple(groups), config
 
 
-def read_recipe(name: str, options: Sequence[str], folder: str | Path) -> dict[str, Any]:
+def read_recipe(name: str, options: Sequence[str], folder: str | Path = RECIPES) -> dict[str, Any]:
     """The options of a recipe.
 
     Args:
@@ -90,9 +89,7 @@ def read_recipe(name: str, options: Sequence[str], folder: str | Path) -> dict[s
         FileNotFoundError: if there is no such recipe.
         ValueError: if it has other options, or is no mapping.
     """
-    path = Path(name) if name.endswith((".yaml", ".yml")) else Path(folder, f"{name}.yaml")
-    if not path.is_file():
-        raise FileNotFoundError(f"No recipe {name!r}: give a YAML file, or one of {', '.join(recipe_names(folder))}.")
+    path = recipe_path(name, folder)
     try:
         recipe = yaml.load(path.read_text("utf-8"), RecipeLoader) or {}
     except yaml.YAMLError as error:
@@ -109,11 +106,6 @@ def read_recipe(name: str, options: Sequence[str], folder: str | Path) -> dict[s
             f"Recipe {path}: config={recipe['config']!r} must hold fields, such as {{projection_dim: 128}}."
         )
     return recipe
-
-
-def recipe_names(folder: str | Path) -> list[str]:
-    """The recipes of a folder, which `--recipe` takes by name."""
-    return sorted(path.stem for path in Path(folder).glob("*.yaml"))
 
 
 def _converted(action: argparse.Action, value: Any) -> Any:
@@ -237,15 +229,20 @@ def _plain(value: Any) -> Any:
     return value
 
 
-# ------------------------------------------------------------------------------------------------------------ scripts
+# ----------------------------------------------------------------------------------------------------------- commands
 
 
-def run_script(main: Callable[[], Any]) -> None:
-    """Runs a script's `main`. What its user can mend is printed in one line, and the status is 2."""
+def run_script(main: Callable[[], Any], prog: str | None = None) -> None:
+    """Runs a script or command. What its user can mend is printed in one line, and the status is 2.
+
+    Args:
+        main: What it does.
+        prog: Its name, by default the script's.
+    """
     try:
         main()
     except (ValueError, ImportError, OSError) as error:
-        print(f"{Path(sys.argv[0]).name}: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"{prog or Path(sys.argv[0]).name}: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(2)
 
 
@@ -260,7 +257,6 @@ __all__ = [
     "config_from_preset",
     "parse_arguments",
     "read_recipe",
-    "recipe_names",
     "run_script",
     "save_recipe",
 ]
