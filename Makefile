@@ -3,8 +3,8 @@
 PYTHON ?= python
 LOWEST := .venv-lowest
 # Training, and what it rests on: where the number of threads changes the order of sums, or which threads there are
-THREADED := $(addprefix tests/test_,trainer.py distributed.py large_batch.py workers.py checkpoints.py sigreg.py \
-	objectives.py modeling.py finetuning.py finetune_scripts.py)
+THREADED := tests/finetuning tests/data/test_workers.py $(addprefix tests/training/test_,trainer.py distributed.py \
+	large_batch.py checkpoints.py) $(addprefix tests/model/test_,sigreg.py objectives.py modeling.py)
 
 help:  ## Show the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -20,8 +20,8 @@ format:  ## Mend what the linter can mend
 test:  ## Run the project's tests but the slow ones
 	$(PYTHON) -m pytest
 
-threads:  ## Run the tests of training with one thread, and with four
-	OMP_NUM_THREADS=1 $(PYTHON) -m pytest $(THREADED)
+threads:  ## Run the tests of training with two and with four threads (with as many processes as cores there is one)
+	OMP_NUM_THREADS=2 OMP_WAIT_POLICY=passive $(PYTHON) -m pytest $(THREADED)
 	OMP_NUM_THREADS=4 OMP_WAIT_POLICY=passive $(PYTHON) -m pytest $(THREADED)
 
 slow:  ## Run the slow tests

@@ -81,7 +81,7 @@ def test_a_worker_leaves_signals_to_a_parent_that_handles_them(context):
 @linux
 def test_but_not_for_ever(monkeypatch):
     """A parent that still handles SIGTERM at its exit would wait for its workers."""
-    monkeypatch.setattr("levljepa_hf.workers._GRACE_SECONDS", 1)
+    monkeypatch.setattr("levljepa_hf.data.workers._GRACE_SECONDS", 1)
     iterator = batches("fork")
     pid = int(next(iterator)["pid"])
     with sigterm_handled():
