@@ -61,7 +61,6 @@ from comparison import (
     Run,
     Tuning,
     check_folder,
-    check_names,
     evaluate_model,
     read_evaluations,
     read_sweeps,
@@ -69,6 +68,7 @@ from comparison import (
     score,
 )
 from levljepa_hf import LeVLJEPAModel
+from levljepa_hf.evaluation.protocols import check_names
 from levljepa_hf.recipes import as_config, as_overrides, read_recipe, recipe_names, run_script
 
 RECIPES = Path(__file__).parent / "recipes"
