@@ -70,7 +70,7 @@ class EvaluationArguments:
     )
     seeds: list[int] = HfArg(default_factory=list, help="A run for each; by default 0 1 2, of the attentive probe 0.")
     protocols: str | None = HfArg(
-        default=None, help="Of `all`: YAML file of constants, by task; by default the paper's."
+        default=None, help="Of `all`: YAML file of constants, by task, or evaluate-scenes; by default the paper's."
     )
     output: str | None = HfArg(default=None, help="JSON file to write; pictures go beside it.")
     card: bool = HfArg(default=False, help="Write the figures into the checkpoint's model card.")

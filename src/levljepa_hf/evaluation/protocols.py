@@ -1,7 +1,6 @@
 """Options from a mapping, as a YAML file or a recipe has them: the constants of protocols, and any other dataclass."""
 
 import argparse
-import difflib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -9,17 +8,23 @@ from typing import Any
 import yaml
 from transformers import HfArgumentParser
 
+from ..options import did_you_mean
+from ..recipes import recipe_path
 from .task import TASKS
 
 
 def read_protocols(file: str | Path) -> dict[str, Any]:
     """Protocols by task, from a YAML file with the constants that differ from the defaults: `knn: {ks: [10, 20]}`.
 
+    Args:
+        file: A path, or the name of a recipe that comes with the package.
+
     Raises:
         ValueError: if a task or a constant does not exist, or a value does not fit.
         OSError: if the file does not open.
     """
-    content = yaml.safe_load(Path(file).read_text("utf-8"))
+    path = Path(file)
+    content = yaml.safe_load((path if path.is_file() else recipe_path(str(file))).read_text("utf-8"))
     if not isinstance(content, Mapping) or not all(isinstance(one, Mapping) for one in content.values()):
         raise ValueError(f"{file} is to name tasks, and for each its constants, such as knn: {{ks: [10, 20]}}.")
     check_names(content, TASKS, f"task of {file}")
@@ -69,9 +74,7 @@ def check_names(names: Iterable[Any], known: Iterable[str], what: str) -> None:
     known = list(known)
     for name in names:
         if name not in known:
-            close = difflib.get_close_matches(str(name), known, n=1)
-            hint = f" Did you mean {close[0]!r}?" if close else ""
-            raise ValueError(f"{name!r} is no {what}.{hint} There are {', '.join(known)}.")
+            raise ValueError(f"{name!r} is no {what}.{did_you_mean(name, known)} There are {', '.join(known)}.")
 
 
 __all__ = ["as_words", "check_names", "parse_options", "read_protocol", "read_protocols"]

@@ -6,7 +6,6 @@ model cards and tables of comparisons read that declaration.
 """
 
 import ast
-import difflib
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -17,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from ..data.catalogue import DATASETS
 from ..data.splits import COLUMNS, EvaluationSplit
+from ..options import did_you_mean
 
 if TYPE_CHECKING:
     from .results import TaskResult
@@ -136,9 +136,7 @@ def load_split(dataset: str, task: str, split: str, **options: Any) -> Evaluatio
 
     names = declarations()
     if task not in names:
-        close = difflib.get_close_matches(task, names, n=1)
-        hint = f" Did you mean {close[0]!r}?" if close else ""
-        raise ValueError(f"Unknown task {task!r}: it is one of {', '.join(names)}.{hint}")
+        raise ValueError(f"Unknown task {task!r}: it is one of {', '.join(names)}.{did_you_mean(task, names)}")
     if dataset in DATASETS and not serves(dataset, task):
         mine = ", ".join(name for name in names if serves(dataset, name))
         others = ", ".join(name for name in DATASETS if serves(name, task))
