@@ -60,7 +60,6 @@ from comparison import (
     Run,
     Tuning,
     check_folder,
-    check_names,
     evaluate_model,
     read_evaluations,
     read_sweeps,
@@ -68,6 +67,7 @@ from comparison import (
     score,
 )
 from levljepa_hf import LeVLJEPAModel
+from levljepa_hf.evaluation.protocols import check_names
 from levljepa_hf.recipes import as_config, as_overrides, read_recipe, recipe_names, run_script
 from levljepa_hf.training import command as pretrain
 from levljepa_hf.training.metrics import evaluation_figures

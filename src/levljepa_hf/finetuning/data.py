@@ -9,7 +9,6 @@ epoch and the sample, so a resumed run sees what an uninterrupted one sees, and 
 """
 
 import contextlib
-import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -25,6 +24,7 @@ from transformers.image_processing_utils import BaseImageProcessor
 
 from ..data.collator import draft_size
 from ..data.images import open_image
+from ..data.seeds import seed_from
 from ..data.splits import EvaluationSplit
 from ..model.processing_levljepa import to_rgb
 
@@ -259,7 +259,7 @@ def read_mask(split: EvaluationSplit, index: int, void: int) -> np.ndarray:
 
 def seed_of(*key: int) -> int:
     """64 bits that follow from the key."""
-    return int.from_bytes(hashlib.blake2b(repr(key).encode(), digest_size=8).digest(), "little")
+    return seed_from(repr(key))
 
 
 @contextlib.contextmanager
