@@ -36,7 +36,7 @@ from .augmentation import (
     objective_transform,
     training_transform,
 )
-from .images import UnreadImage, open_image
+from .images import UndecodedImageError, UnreadImage, decoding, open_image
 from .loading import (
     look_up,
 )
@@ -268,9 +268,9 @@ class LeVLJEPADataCollator:
             return None
         try:
             image, drawn = self._open(image_value, generator)
-        except Exception as error:  # PIL raises all kinds of them on broken files
+        except UndecodedImageError as error:
             self.counter.add(images=1)
-            self._warn(sample, f"its image in column {self.image_column!r} does not decode ({error!r:.200})")
+            self._warn(sample, f"its image in column {self.image_column!r} does not decode ({error})")
             return None
         return (image if generator is None else self._augmented(image, drawn, generator)), caption
 
@@ -279,13 +279,18 @@ class LeVLJEPADataCollator:
     ) -> tuple[PILImage.Image | np.ndarray, Sequence[DrawnView] | None]:
         """The image, in training as pixels (H, W, 3), and what was drawn for it before their scale was chosen."""
         if generator is None:
-            return open_image(value, max_pixels=self.max_image_pixels), None
+            with decoding():
+                return open_image(value, max_pixels=self.max_image_pixels), None
         if not isinstance(self.transform, Augmentation):
-            return np.array(to_rgb(open_image(value, self._draft_size, self.max_image_pixels))), None
-        image = UnreadImage(value)
+            with decoding():
+                return np.array(to_rgb(open_image(value, self._draft_size, self.max_image_pixels))), None
+        with decoding():
+            image = UnreadImage(value)
+        # Drawn before the pixels are decoded: the crop decides at which scale a JPEG is decoded.
         drawn = self.transform.draw(image.size, generator)
         reduction = self.transform.reduction(drawn) if self.jpeg_draft else 1
-        return image.pixels(reduction, self.max_image_pixels), drawn
+        with decoding():
+            return image.pixels(reduction, self.max_image_pixels), drawn
 
     def _augmented(self, pixels: np.ndarray, drawn: Sequence[DrawnView] | None, generator: random.Random) -> Views:
         if drawn is not None:

@@ -16,7 +16,6 @@ import argparse
 import datetime
 import hashlib
 import json
-import re
 import shutil
 import sys
 import time
@@ -41,7 +40,7 @@ from transformers.hf_argparser import HfArg
 from transformers.utils import logging
 
 from ..data.collator import IMAGE_TYPES, MAX_SKIPPED_RATE, MIN_SAMPLES_TO_JUDGE
-from ..data.images import open_image
+from ..data.images import UndecodedImageError, decoding, open_image
 from ..data.loading import find_image_column, load_source, look_up
 from ..files import write_whole
 from ..model.modeling_levljepa import retrieval_embeds
@@ -478,9 +477,10 @@ class _Collator:
                     "name another --image_column."
                 )
             try:
-                image = to_rgb(open_image(value))
-            except Exception as error:  # PIL raises all kinds of them on broken files
-                reasons.append(re.sub(r" at 0x[0-9a-f]+", "", f"{type(error).__name__}: {error}"))
+                with decoding():
+                    image = to_rgb(open_image(value))
+            except UndecodedImageError as error:
+                reasons.append(str(error))
                 continue
             pixels.append(self.processor(image, return_tensors="pt")["pixel_values"])
             reasons.append(None)

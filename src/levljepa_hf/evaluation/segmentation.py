@@ -25,7 +25,7 @@ from transformers.hf_argparser import HfArg
 from transformers.utils import logging
 
 from .._field_help import with_field_help
-from ..data.images import open_image
+from ..data.images import image_at, open_image
 from ..data.splits import check_same_classes
 from ..encoders.encoders import Encoder
 from ..encoders.features import PatchFeatures, patch_features
@@ -310,10 +310,7 @@ class _PreparedMasks(Dataset):
         return len(self.split.images)
 
     def __getitem__(self, index: int) -> Tensor:
-        try:
-            image = to_rgb(open_image(self.split.images[index]))
-        except (OSError, ValueError, SyntaxError) as error:  # PIL's for broken files
-            raise ValueError(f"Image {index} does not decode: {error}. Leave it out or replace it.") from error
+        image = image_at(self.split.images, index, f"Image {index} of {self.split.name}")
         mask = np.asarray(self.split.masks[index])
         where = f"Mask {index} of {self.split.name}"
         if mask.ndim != 2 or not np.issubdtype(mask.dtype, np.integer):

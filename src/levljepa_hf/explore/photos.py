@@ -11,7 +11,6 @@ import io
 import os
 import re
 import threading
-import uuid
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -25,7 +24,7 @@ from PIL import Image as PILImage
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from ..data.images import open_image, read_file
+from ..data.images import UndecodedImageError, decoding, open_image, read_file
 from ..data.labelled import load_split
 from ..data.loading import CAPTION_COLUMNS, FILE_BUILDERS, column_addresses, find_image_column, guess_column, look_up
 from ..data.sources import SourceFiles, column_values, encoded
@@ -34,6 +33,7 @@ from ..encoders.embeddings import Embeddings
 from ..encoders.encoders import Encoder
 from ..encoders.features import image_digest, pooled_features
 from ..evaluation.zero_shot import offered_readouts
+from ..files import write_whole
 from ..model.modeling_levljepa import similarity
 from ..model.processing_levljepa import to_rgb
 
@@ -254,8 +254,8 @@ def _with_thumbnails(found: dict[str, Any], cache_dir: str | os.PathLike | None,
             value = images[index]
         try:
             return _cached_thumbnail(value, folder)
-        except Exception as error:  # PIL raises all kinds of them on broken files
-            return re.sub(r" at 0x[0-9a-f]+", "", f"{type(error).__name__}: {error}")
+        except UndecodedImageError as error:
+            return str(error)
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         results = pool.map(look, range(len(images)))
@@ -277,23 +277,21 @@ def _with_thumbnails(found: dict[str, Any], cache_dir: str | os.PathLike | None,
 
 
 def _cached_thumbnail(value: Any, folder: Path | None) -> bytes:
-    path = _path(value)
-    if isinstance(value, Mapping) and value.get("bytes") is not None:
-        value = value["bytes"]
-    elif path is not None:
-        value = read_file(path)
-    kept = None
-    if folder is not None:
-        digest = image_digest(value).hex()
-        kept = folder / digest[:2] / f"{digest[2:]}.webp"
-        if kept.exists():
-            return kept.read_bytes()
-    made = thumbnail(open_image(value, draft_size=THUMBNAIL_SIDE, max_pixels=MAX_PIXELS))
+    with decoding():
+        path = _path(value)
+        if isinstance(value, Mapping) and value.get("bytes") is not None:
+            value = value["bytes"]
+        elif path is not None:
+            value = read_file(path)
+        digest = None if folder is None else image_digest(value).hex()
+    kept = None if digest is None else folder / digest[:2] / f"{digest[2:]}.webp"
+    if kept is not None and kept.exists():
+        return kept.read_bytes()
+    with decoding():
+        made = thumbnail(open_image(value, draft_size=THUMBNAIL_SIDE, max_pixels=MAX_PIXELS))
     if kept is not None:
         kept.parent.mkdir(parents=True, exist_ok=True)
-        part = kept.with_name(f".{uuid.uuid4().hex}")
-        part.write_bytes(made)
-        part.replace(kept)
+        write_whole(kept, lambda part: part.write_bytes(made))
     return made
 
 

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ..data.images import open_image
+from ..data.images import UndecodedImageError, decoding, open_image
 from ..encoders.encoders import Encoder, LeVLJEPAEncoder
 from ..encoders.features import DEFAULT_CACHE, image_digest
 from ..model.processing_levljepa import to_rgb
@@ -131,11 +131,10 @@ class Session:
             ValueError: if it has too many pixels or is no image.
         """
         try:
-            image = to_rgb(open_image(data, draft_size=_KEPT_SIDE, max_pixels=UPLOAD_PIXELS))
-        except ValueError as error:
-            raise ValueError(f"The photo is refused: {error}.") from error
-        except Exception as error:  # PIL raises all kinds of them on broken files
-            raise ValueError("This is no image that Pillow can read: take a JPEG, PNG or WebP.") from error
+            with decoding():
+                image = to_rgb(open_image(data, draft_size=_KEPT_SIDE, max_pixels=UPLOAD_PIXELS))
+        except UndecodedImageError as error:
+            raise ValueError(f"This is no image that Pillow can read ({error}): take a JPEG, PNG or WebP.") from error
         image.thumbnail((_KEPT_SIDE, _KEPT_SIDE), Image.Resampling.BICUBIC)
         ref = f"u{image_digest(data).hex()}"
         self._uploads.put(ref, image)

@@ -24,9 +24,8 @@ from tqdm.auto import tqdm
 from transformers.image_processing_utils import BaseImageProcessor
 
 from ..data.collator import draft_size
-from ..data.images import open_image
+from ..data.images import image_at
 from ..data.splits import EvaluationSplit
-from ..model.processing_levljepa import to_rgb
 
 AUGMENTATIONS = ("none", "trivial", "randaugment")
 
@@ -178,12 +177,7 @@ class FineTuningDataset(Dataset):
             return {**self._augmented(image, index), "sample_seed": seed}
 
     def _image(self, index: int) -> PILImage.Image:
-        try:
-            return to_rgb(open_image(self.split.images[index], self._draft_size()))
-        except (OSError, ValueError, SyntaxError) as error:  # PIL's for broken files
-            raise ValueError(
-                f"Image {index} of {self.split.name} does not decode: {error}. Leave it out or replace it."
-            ) from error
+        return image_at(self.split.images, index, f"Image {index} of {self.split.name}", self._draft_size())
 
     def _draft_size(self) -> int | None:
         return None
