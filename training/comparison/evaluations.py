@@ -1,7 +1,6 @@
 """What is measured of each run of a comparison, and kept beside it."""
 
 import argparse
-import difflib
 import json
 import os
 import shlex
@@ -15,6 +14,7 @@ from transformers import HfArgumentParser
 from levljepa_hf.encoders.encoders import load_encoder
 from levljepa_hf.evaluation.command import TASKS, EvaluationArguments, evaluate
 from levljepa_hf.files import write_whole
+from levljepa_hf.options import did_you_mean
 from levljepa_hf.recipes import changed_options
 from levljepa_hf.version import versions
 
@@ -114,9 +114,7 @@ def check_names(names: Iterable[Any], known: Iterable[str], what: str) -> None:
     known = list(known)
     for name in names:
         if name not in known:
-            close = difflib.get_close_matches(str(name), known, n=1)
-            hint = f" Did you mean {close[0]!r}?" if close else ""
-            raise ValueError(f"{name!r} is no {what}.{hint} There are {', '.join(known)}.")
+            raise ValueError(f"{name!r} is no {what}.{did_you_mean(name, known)} There are {', '.join(known)}.")
 
 
 def read_results(path: str | os.PathLike, evaluations: Sequence[Evaluation]) -> dict[str, dict[str, Any]]:

@@ -7,7 +7,6 @@ Images stay encoded and masks on disk until they are asked for. A sample without
 counted; everything else that does not fit is an error.
 """
 
-import difflib
 import io
 import json
 import re
@@ -22,6 +21,7 @@ from PIL import Image as PILImage
 from timm.data import ImageNetInfo
 from transformers.utils import logging
 
+from ..options import did_you_mean
 from .catalogue import CLASSIFICATION, DATASETS, Source, Wired
 from .images import open_image, read_file
 from .loading import (
@@ -174,8 +174,7 @@ def _find_columns(
                 f"{list_columns(rows.features)}"
             )
         if column not in addresses:
-            close = difflib.get_close_matches(column, addresses, n=1)
-            hint = f" Did you mean {close[0]!r}?" if close else ""
+            hint = did_you_mean(column, addresses)
             raise ValueError(
                 f"{name} has no column {column!r} of {role}s.{hint} Name one with --{role}_column. "
                 f"{list_columns(rows.features)}"

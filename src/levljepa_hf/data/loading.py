@@ -1,6 +1,5 @@
 """Finding captioned images: a data set of the Hub, files, a folder; and its columns."""
 
-import difflib
 import glob
 import itertools
 import logging
@@ -21,6 +20,7 @@ from datasets import (
 )
 from datasets.exceptions import DatasetGenerationError
 
+from ..options import did_you_mean
 from .streams import SAMPLE_DATASET, SAMPLE_EPOCH, SAMPLE_INDEX
 from .tar_shards import TarShards
 
@@ -213,8 +213,7 @@ def find_image_column(features: Mapping[str, Any], image_column: str | None = No
 def _find(features: Mapping[str, Any], name: str | None, argument: str, guess: str | None) -> str:
     names = column_addresses(features)
     if name is not None and name not in names:
-        close = difflib.get_close_matches(name, names, n=1)
-        hint = f" Did you mean {close[0]!r}?" if close else ""
+        hint = did_you_mean(name, names)
         raise ValueError(f"The dataset has no column {argument}={name!r}.{hint} {list_columns(features)}")
     if name is None and guess is None:
         raise ValueError(f"Which column is the {argument}? Name it. {list_columns(features)}")

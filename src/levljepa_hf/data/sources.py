@@ -1,6 +1,5 @@
 """Opening what holds a data set: repositories of the Hub, their clones, official archives, sources of `datasets`."""
 
-import difflib
 import json
 import random
 import re
@@ -19,6 +18,7 @@ from datasets import (
     load_from_disk,
 )
 
+from ..options import did_you_mean
 from .catalogue import DATASETS, Source, Wired
 from .loading import FILE_BUILDERS, load_source, look_up, root_column
 
@@ -138,9 +138,8 @@ def open_any(dataset: str, split: str, config_name: str | None) -> tuple[Dataset
         split = files.find(split, *_USUAL_SPLITS.get(split, ()))
         return files.load(split), split
     except OSError as error:
-        close = difflib.get_close_matches(dataset, DATASETS, n=1)
-        hint = f"Did you mean {close[0]!r}? " if close else ""
-        raise OSError(f"No data set {dataset!r}: {error} {hint}Known by name: {', '.join(DATASETS)}.") from error
+        hint = did_you_mean(dataset, DATASETS)
+        raise OSError(f"No data set {dataset!r}: {error}{hint} Known by name: {', '.join(DATASETS)}.") from error
 
 
 # ------------------------------------------------------------------------------------------------ official archives

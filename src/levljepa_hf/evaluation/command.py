@@ -2,7 +2,6 @@
 
 import argparse
 import contextlib
-import difflib
 import re
 import sys
 import tempfile
@@ -23,6 +22,7 @@ from ..data.labelled import EvaluationSplit, dataset_id, load_split
 from ..encoders.encoders import Encoder, LeVLJEPAEncoder, load_encoder
 from ..encoders.features import DEFAULT_CACHE
 from ..files import write_whole
+from ..options import did_you_mean
 from .card import check_card, write_to_card
 from .results import EvaluationRecord, TaskResult, format_table, save_records
 
@@ -292,9 +292,7 @@ def read_protocols(file: str | Path) -> dict[str, Any]:
 
 def _check_name(name: str, known: Iterable[str], what: str) -> None:
     if name not in known:
-        close = difflib.get_close_matches(str(name), known, n=1)
-        hint = f" Did you mean {close[0]!r}?" if close else ""
-        raise ValueError(f"{name!r} is no {what}.{hint} There are {', '.join(known)}.")
+        raise ValueError(f"{name!r} is no {what}.{did_you_mean(name, known)} There are {', '.join(known)}.")
 
 
 def _check(arguments: EvaluationArguments) -> None:

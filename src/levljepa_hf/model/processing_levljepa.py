@@ -4,7 +4,6 @@ This file travels to the Hub with a saved processor.
 """
 
 import copy
-import difflib
 import importlib.util
 import os
 from pathlib import Path
@@ -24,7 +23,7 @@ from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD, PILImage
 from transformers.processing_utils import ProcessingKwargs, ProcessorMixin
 from transformers.utils import IMAGE_PROCESSOR_NAME, PROCESSOR_NAME, cached_file
 
-from .configuration_levljepa import TEXT_READOUTS, LeVLJEPAConfig, LeVLJEPAVisionConfig
+from .configuration_levljepa import TEXT_READOUTS, LeVLJEPAConfig, LeVLJEPAVisionConfig, did_you_mean
 
 GPT2_REPO = "openai-community/gpt2"
 MAX_LENGTH = 77  # 76 tokens and EOS
@@ -403,9 +402,8 @@ class LeVLJEPAProcessor(ProcessorMixin):
         _check_choice("transform", transform, TRANSFORMS)
         own_names = {"transform", "text_readout", "backend", *IMAGE_KWARGS}
         for name in kwargs.keys() - own_names:
-            close = difflib.get_close_matches(name, own_names, n=1, cutoff=0.8)
-            if close:
-                raise ValueError(f"{name!r} is no argument of LeVLJEPAProcessor. Did you mean {close[0]!r}?")
+            if hint := did_you_mean(name, own_names, cutoff=0.8):  # others go to the tokenizer
+                raise ValueError(f"{name!r} is no argument of LeVLJEPAProcessor.{hint}")
         try:
             processor = super().from_pretrained(pretrained_model_name_or_path, **kwargs)
         except (OSError, ValueError, TypeError):
