@@ -253,7 +253,7 @@ def test_errors_come_before_the_work(photos, tmp_path, capsys, monkeypatch):
         ({"max_skipped_rate": 2.0}, "max_skipped_rate=2.0 is no share"),
         ({"device": "tpux"}, "device='tpux' is none of torch's"),
         ({"key_column": "name"}, "key_column='name' is none of the columns image, label"),
-        ({"image_column": "img"}, "The dataset has no column image_column='img'"),
+        ({"image_column": "img"}, "this data set has no column 'img' of images"),
     ):
         with pytest.raises(ValueError, match=message):
             embed(arguments(photos, tmp_path / "out", **changes))

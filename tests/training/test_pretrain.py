@@ -410,7 +410,7 @@ def test_help_shows_the_example_first(capsys) -> None:
 
 
 def test_a_dataset_without_the_named_column(run, imagefolder: Path) -> None:  # noqa: F811
-    with pytest.raises(ValueError, match=r"no column caption_column='caption'. Did you mean.*'image' \(Image\)"):
+    with pytest.raises(ValueError, match=r"no column 'caption' of captions. Did you mean.*'image' \(Image\)"):
         run("--dataset", str(imagefolder), "--caption_column", "caption")
 
 

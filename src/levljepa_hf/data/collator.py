@@ -26,6 +26,7 @@ from PIL import Image as PILImage
 from torch import Tensor
 from torch.nn import functional as F
 from transformers import ProcessorMixin
+from transformers.image_processing_utils import BaseImageProcessor
 
 from ..model.processing_levljepa import to_rgb
 from .augmentation import (
@@ -82,9 +83,9 @@ class NumberedDataset(torch.utils.data.Dataset):
 # Decoding and augmenting
 
 
-def image_size(processor: ProcessorMixin) -> tuple[int, int]:
-    """Height and width in pixels of the images that `processor` gives."""
-    images = processor.image_processor
+def image_size(processor: ProcessorMixin | BaseImageProcessor) -> tuple[int, int]:
+    """Height and width in pixels of the images that a processor, or its image processor, gives."""
+    images = getattr(processor, "image_processor", processor)
     size = images.crop_size if images.do_center_crop else images.size
     return size["height"], size["width"]
 

@@ -3,7 +3,7 @@
 import json
 import random
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -213,6 +213,19 @@ def column_values(rows: Dataset, address: str) -> list[Any]:
     return [look_up({root: value}, address) for value in rows.select_columns([root])[:][root]]
 
 
+class Column(Sequence):
+    """A column, read row by row. Pickles, for workers."""
+
+    def __init__(self, rows: Dataset, address: str) -> None:
+        self.rows, self.address = rows, address
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> Any:
+        return look_up(self.rows[int(index)], self.address)
+
+
 def encoded(rows: Dataset, *addresses: str) -> Dataset:
     """Columns of images, left encoded; the others are dropped, as reading a row reads them all."""
     roots = list(dict.fromkeys(root_column(rows.column_names, address) for address in addresses))
@@ -223,4 +236,4 @@ def encoded(rows: Dataset, *addresses: str) -> Dataset:
     return rows
 
 
-__all__ = ["LAYOUTS", "column_values", "encoded", "open_any", "open_images", "open_wired"]
+__all__ = ["Column", "LAYOUTS", "column_values", "encoded", "open_any", "open_images", "open_wired"]

@@ -9,7 +9,6 @@ A photo that does not decode is left out and named in `photos.broken`.
 
 import io
 import os
-import re
 import threading
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -25,9 +24,9 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from ..data.images import UndecodedImageError, decoding, open_image, read_file
-from ..data.labelled import load_split
-from ..data.loading import CAPTION_COLUMNS, FILE_BUILDERS, column_addresses, find_image_column, guess_column, look_up
-from ..data.sources import SourceFiles, column_values, encoded
+from ..data.labelled import load_split, readable
+from ..data.loading import FILE_BUILDERS, USUAL_COLUMNS, find_column, guess_column, look_up
+from ..data.sources import Column, SourceFiles, column_values, encoded
 from ..data.splits import Draw, EvaluationSplit
 from ..encoders.embeddings import Embeddings
 from ..encoders.encoders import Encoder
@@ -40,8 +39,6 @@ from ..model.processing_levljepa import to_rgb
 THUMBNAIL_SIDE = 160
 MAX_PIXELS = 100_000_000
 _SCENES_SIDE = "128"
-_LABEL_COLUMNS = ("label", "labels", "fine_label", "class", "target")
-_WORDNET = re.compile(r"n\d{8}")
 
 
 @dataclass
@@ -154,22 +151,21 @@ def _load_source(
         raise ValueError(f"Which split of {dataset}? Name one with --split: {', '.join(map(str, files.splits))}.")
     split = split or "+".join(map(str, files.splits))
     rows = files.load(files.find(split))
-    address = find_image_column(rows.features, image_column)
-    names = column_addresses(rows.features)
-    label_column = label_column or next(
-        (one for one in _LABEL_COLUMNS if isinstance(rows.features.get(one), ClassLabel)), None
-    )
-    if label_column is not None and label_column not in names:
-        raise ValueError(f"label_column={label_column!r} is none of the columns {', '.join(names)}.")
+    address = find_column(rows.features, "image", image_column, dataset)
+    if label_column is not None:
+        label_column = find_column(rows.features, "label", label_column, dataset)
+    else:  # photos need no labels, and what is no class may be anything
+        classes = (one for one in USUAL_COLUMNS["label"] if isinstance(rows.features.get(one), ClassLabel))
+        label_column = next(classes, None)
     rows = rows.select(draw(range(len(rows))))
     if len(rows) == 0:
         raise ValueError(f"{dataset} ({split}) holds no images.")
-    caption_column = guess_column([], CAPTION_COLUMNS, names)
+    caption_column = guess_column(rows.features, "caption")
     images = encoded(rows, address)
     paths = [_path(look_up(row, address)) for row in images]
     return {
         "name": f"{path.name or dataset}/{split}",
-        "images": _Column(images, address),
+        "images": Column(images, address),
         **_labels(rows, label_column),
         "captions": None if caption_column is None else [_texts(one) for one in column_values(rows, caption_column)],
         "file_names": [path.rsplit("/", 1)[-1] if path else str(i) for i, path in enumerate(paths)],
@@ -188,12 +184,7 @@ def _labels(rows: Any, column: str | None) -> dict[str, Any]:
         values = [names.index(str(value)) if value != -1 else -1 for value in values]
     else:
         raise ValueError(f"label_column={column!r} holds neither classes nor values ({feature}): name another.")
-    if names and all(_WORDNET.fullmatch(name) for name in names):
-        from timm.data import ImageNetInfo
-
-        info = ImageNetInfo()
-        names = tuple(info.label_name_to_description(name).split(",")[0] for name in names)
-    return {"labels": values, "class_names": names}
+    return {"labels": values, "class_names": readable(names, one_word=True)}
 
 
 def _path(value: Any) -> str | None:
@@ -203,19 +194,6 @@ def _path(value: Any) -> str | None:
 def _texts(value: Any) -> tuple[str, ...]:
     lines = value.splitlines() if isinstance(value, str) else value or ()
     return tuple(line for line in lines if isinstance(line, str))
-
-
-class _Column(Sequence):
-    """A column, read row by row. Pickles, for workers."""
-
-    def __init__(self, rows: Any, address: str) -> None:
-        self.rows, self.address = rows, address
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __getitem__(self, index: int) -> Any:
-        return look_up(self.rows[int(index)], self.address)
 
 
 class _Chosen(Sequence):
