@@ -205,6 +205,11 @@ def find_columns(
     return find_column(features, "image", image_column), find_column(features, "caption", caption_column)
 
 
+def find_image_column(features: Mapping[str, Any], image_column: str | None = None) -> str:
+    """`find_column` of the images."""
+    return find_column(features, "image", image_column)
+
+
 def find_column(
     features: Mapping[str, Any],
     role: str,
@@ -291,6 +296,7 @@ __all__ = [
     "column_addresses",
     "find_column",
     "find_columns",
+    "find_image_column",
     "guess_column",
     "list_columns",
     "load_pretraining_dataset",

@@ -41,7 +41,7 @@ from transformers.utils import logging
 
 from ..data.collator import IMAGE_TYPES, MAX_SKIPPED_RATE, MIN_SAMPLES_TO_JUDGE
 from ..data.images import UndecodedImageError, decoding, open_image
-from ..data.loading import find_column, load_source, look_up
+from ..data.loading import find_image_column, load_source, look_up
 from ..data.sources import encoded
 from ..files import write_whole
 from ..model.modeling_levljepa import retrieval_embeds
@@ -266,7 +266,7 @@ class _Images:
 def _load_images(arguments: EmbedArguments) -> _Images:
     dataset = load_source(arguments.dataset, arguments.split, config_name=arguments.dataset_config)
     fingerprint = dataset._fingerprint
-    image_column = find_column(dataset.features, "image", arguments.image_column)
+    image_column = find_image_column(dataset.features, arguments.image_column)
     key_column = arguments.key_column or next((name for name in KEY_COLUMNS if name in dataset.features), None)
     if key_column is not None and key_column not in dataset.features:
         raise ValueError(f"key_column={key_column!r} is none of the columns {', '.join(dataset.column_names)}.")
