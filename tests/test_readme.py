@@ -133,7 +133,7 @@ def check_options(arguments: list[str], help_text: str) -> None:
         "levljepa convert a b --overwrit",
         "levljepa evaluate knn --readouts avg",
         "levljepa evaluate linear --model runs/demo",
-        "accelerate launch -m levljepa_hf.encoders.embed --folder photos",
+        "accelerate launch -m levljepa_hf.encoders.command --folder photos",
         "python training/finetune.py",
         "python training/pretrain.py --data photos",
         "python -m levljepa_hf.scenes runs/scenes --size 48",
