@@ -31,7 +31,7 @@ from transformers.image_processing_utils import BaseImageProcessor
 from ..model.processing_levljepa import to_rgb
 from .augmentation import (
     Augmentation,
-    DrawnView,
+    ViewChoices,
     draft_size,
     multi_view_transform,
     objective_transform,
@@ -277,7 +277,7 @@ class LeVLJEPADataCollator:
 
     def _open(
         self, value: Any, generator: random.Random | None
-    ) -> tuple[PILImage.Image | np.ndarray, Sequence[DrawnView] | None]:
+    ) -> tuple[PILImage.Image | np.ndarray, Sequence[ViewChoices] | None]:
         """The image, in training as pixels (H, W, 3), and what was drawn for it before their scale was chosen."""
         if generator is None:
             with decoding():
@@ -293,7 +293,7 @@ class LeVLJEPADataCollator:
         with decoding():
             return image.pixels(reduction, self.max_image_pixels), drawn
 
-    def _augmented(self, pixels: np.ndarray, drawn: Sequence[DrawnView] | None, generator: random.Random) -> Views:
+    def _augmented(self, pixels: np.ndarray, drawn: Sequence[ViewChoices] | None, generator: random.Random) -> Views:
         if drawn is not None:
             return self.transform.apply(pixels, drawn)
         with _torch_seeded(generator.getrandbits(63)):

@@ -277,7 +277,7 @@ def _cached_thumbnail(value: Any, folder: Path | None) -> bytes:
 
 
 @dataclass(frozen=True)
-class Seen:
+class PhotoFeatures:
     """A model, and what it makes of some photos. `embed_photos` makes it.
 
     Args:
@@ -303,7 +303,10 @@ class Seen:
         return "avg" if "avg" in readouts else readouts[0] if readouts else None
 
 
-def embed_photos(encoder: Encoder, photos: Photos, **options: Any) -> Seen:
+Seen = PhotoFeatures  # the name it had before
+
+
+def embed_photos(encoder: Encoder, photos: Photos, **options: Any) -> PhotoFeatures:
     """Encodes the photos that the cache lacks.
 
     Args:
@@ -311,10 +314,12 @@ def embed_photos(encoder: Encoder, photos: Photos, **options: Any) -> Seen:
         photos: Of `load_photos`.
         options: Those of `levljepa_hf.encoders.features.extract`: `batch_size`, `num_workers`, `cache_dir`, ...
     """
-    return Seen(encoder, pooled_features(encoder, photos.images, **{"transform": photos.transform, **options}))
+    return PhotoFeatures(
+        encoder, pooled_features(encoder, photos.images, **{"transform": photos.transform, **options})
+    )
 
 
-def text_similarity(seen: Seen, texts: Sequence[str], readout: str | None = None) -> Tensor:
+def text_similarity(seen: PhotoFeatures, texts: Sequence[str], readout: str | None = None) -> Tensor:
     """Similarity of every photo with every text, [N, M], under a readout; by default the one to quote.
 
     Raises:
@@ -323,7 +328,7 @@ def text_similarity(seen: Seen, texts: Sequence[str], readout: str | None = None
     return similarity_with(seen, seen.encoder.embed_texts(texts, show_progress=False), readout)
 
 
-def similarity_with(seen: Seen, texts: Embeddings, readout: str | None = None) -> Tensor:
+def similarity_with(seen: PhotoFeatures, texts: Embeddings, readout: str | None = None) -> Tensor:
     """`text_similarity` of texts that are embedded already.
 
     Raises:
@@ -337,6 +342,7 @@ def similarity_with(seen: Seen, texts: Embeddings, readout: str | None = None) -
 
 __all__ = [
     "MAX_PIXELS",
+    "PhotoFeatures",
     "Photos",
     "Seen",
     "THUMBNAIL_SIDE",

@@ -18,7 +18,7 @@ from ..encoders.encoders import Encoder, LeVLJEPAEncoder
 from ..encoders.features import DEFAULT_CACHE, image_digest
 from ..model.processing_levljepa import to_rgb
 from .patches import SIZES, PatchTokens, patch_tokens, pca_pictures, similar_patches, takes_any_size, text_on_patches
-from .photos import Photos, Seen, similarity_with
+from .photos import PhotoFeatures, Photos, similarity_with
 from .run import read_curves
 from .search import search_scores
 from .sigreg import LIMITS, SHAPES, Descent, least_gaussian_directions, make_cloud
@@ -51,7 +51,7 @@ class Session:
 
     def __init__(
         self,
-        seen: Sequence[Seen],
+        seen: Sequence[PhotoFeatures],
         photos: Photos,
         runs: Sequence[str] = (),
         prompts: Sequence[str] = (),
@@ -99,7 +99,7 @@ class Session:
             "static": False,
         }
 
-    def _model(self, seen: Seen, label: str) -> dict[str, Any]:
+    def _model(self, seen: PhotoFeatures, label: str) -> dict[str, Any]:
         encoder = seen.encoder
         own = isinstance(encoder, LeVLJEPAEncoder)
         return {
