@@ -37,6 +37,7 @@ USUAL_COLUMNS = {
     "image_id": ("image_id", "imageId"),
 }
 FILE_BUILDERS = {".tar": "webdataset", ".parquet": "parquet", ".json": "json", ".jsonl": "json", ".csv": "csv"}
+_FIRST_SAMPLES = 5  # of a stream of JSON or CSV, which tell its columns
 
 
 # Loading
@@ -84,9 +85,8 @@ def load_pretraining_dataset(
             _name_other_captions(shards.features, columns[1])
         return TarShards(files, [root_column(shards.columns, name) for name in columns], max_samples)
     dataset = load_source(name_or_path, split, streaming, config_name, data_files, cache_dir)
+    dataset = _with_features(dataset)
     image_column, caption_column = find_columns(dataset, image_column, caption_column)
-    if dataset.features is None:  # a stream that does not say what it holds before it is read
-        dataset = dataset._resolve_features()
     if report:
         _name_other_captions(dataset.features, caption_column)
     wanted = {root_column(dataset.column_names, name) for name in (image_column, caption_column)} | {"__key__"}
@@ -191,6 +191,15 @@ def _load_saved(path: Path, split: str, streaming: bool) -> Dataset | IterableDa
     return dataset.to_iterable_dataset(num_shards=min(64, len(dataset))) if streaming else dataset
 
 
+def _with_features(dataset: Dataset | IterableDataset | TarShards) -> Dataset | IterableDataset | TarShards:
+    """The data set; a stream that does not say what it holds before it is read is told, by its first samples."""
+    if dataset.features is not None:
+        return dataset
+    head = list(dataset.take(_FIRST_SAMPLES))
+    names = dict.fromkeys(name for sample in head for name in sample)
+    return dataset.cast(Dataset.from_dict({name: [one.get(name) for one in head] for name in names}).features)
+
+
 def find_columns(
     dataset: Dataset | IterableDataset | TarShards, image_column: str | None = None, caption_column: str | None = None
 ) -> tuple[str, str]:
@@ -199,9 +208,7 @@ def find_columns(
     Raises:
         ValueError: if a column does not exist or can not be found; the message lists those there are.
     """
-    features = dataset.features
-    if features is None:  # a stream that does not say what it holds before it is read
-        features = dataset._resolve_features().features
+    features = _with_features(dataset).features
     return find_column(features, "image", image_column), find_column(features, "caption", caption_column)
 
 
