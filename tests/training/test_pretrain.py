@@ -1,4 +1,4 @@
-"""`levljepa pretrain` and its script, by their real functions: recipes, datasets, resuming, two processes, and what it refuses."""
+"""`levljepa pretrain` by its real functions: recipes, datasets, resuming, two processes, and what it refuses."""
 
 import json
 import logging
