@@ -14,13 +14,13 @@ import pytest
 import yaml
 from matplotlib.figure import Figure
 from scipy.stats import spearmanr, ttest_ind
-from test_data import captions, imagefolder  # noqa: F401  (fixtures)
 
 import comparison
 from levljepa_hf import LeVLJEPAConfig, LeVLJEPAProcessor, LeVLJEPAVisionModel
 from levljepa_hf.recipes import RecipeLoader
 from levljepa_hf.training import command as pretrain
 from levljepa_hf.training.curves import RunLog
+from test_data import captions, imagefolder  # noqa: F401  (fixtures)
 
 SCRIPTS = Path(__file__).parents[2] / "training"
 

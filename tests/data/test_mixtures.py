@@ -13,11 +13,6 @@ import pytest
 import torch
 import yaml
 from datasets import Dataset, Features, Image, List, Value
-from test_data import imagefolder, webdataset  # noqa: F401  (fixtures)
-from test_pretrain import RECIPE, pretrain
-from test_pretrain import run as script  # noqa: F401  (a fixture)
-from test_streams import DAMAGES, EACH, SHARDS, impatient, write_tar  # noqa: F401  (a fixture)
-from test_trainer import new_model, samples, trainer, trajectory
 
 from levljepa_hf.data.collator import LeVLJEPADataCollator, NumberedDataset
 from levljepa_hf.data.loading import load_pretraining_dataset
@@ -32,6 +27,11 @@ from levljepa_hf.data.mixtures import (
 )
 from levljepa_hf.data.streams import EndlessStream, Position, ResumableStream, RowShards, StreamState, _Past
 from levljepa_hf.training.order import DrawnSamples
+from test_data import imagefolder, webdataset  # noqa: F401  (fixtures)
+from test_pretrain import RECIPE, pretrain
+from test_pretrain import run as script  # noqa: F401  (a fixture)
+from test_streams import DAMAGES, EACH, SHARDS, impatient, write_tar  # noqa: F401  (a fixture)
+from test_trainer import new_model, samples, trainer, trajectory
 
 WEIGHTS = {"web": 0.7, "photos": 0.3}
 

@@ -16,8 +16,6 @@ import torch
 import yaml
 from PIL import Image
 from safetensors.torch import load_file
-from test_pretrain import fields_of
-from test_transformers import run_without_package
 from transformers import (
     AutoImageProcessor,
     AutoModelForImageClassification,
@@ -28,6 +26,8 @@ from transformers import (
 from levljepa_hf import LeVLJEPAForImageClassification, LeVLJEPAForSemanticSegmentation, cli
 from levljepa_hf.finetuning.command import OPTIONS, parse_options
 from levljepa_hf.recipes import RECIPES, run_script, save_recipe
+from test_pretrain import fields_of
+from test_transformers import run_without_package
 
 TRAINING = Path(__file__).parents[2] / "training"
 TASKS = ("classification", "segmentation")

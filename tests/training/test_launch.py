@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.commands.launch import launch_command_parser
+
 from test_data import imagefolder  # noqa: F401  (a fixture)
 
 ROOT = Path(__file__).parents[2]

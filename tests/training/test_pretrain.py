@@ -15,13 +15,13 @@ import pytest
 import torch
 import yaml
 from accelerate import Accelerator
-from test_data import NUM_TRAIN, captions, imagefolder, webdataset  # noqa: F401  (fixtures)
 from transformers import AutoModel, AutoProcessor
 
 from levljepa_hf import LeVLJEPAConfig, LeVLJEPAModel, cli
 from levljepa_hf.recipes import RECIPES, RecipeLoader, read_recipe, run_script, save_recipe
 from levljepa_hf.training import command as pretrain
 from levljepa_hf.training.trainer import LeVLJEPATrainer
+from test_data import NUM_TRAIN, captions, imagefolder, webdataset  # noqa: F401  (fixtures)
 
 SCRIPT = Path(__file__).parents[2] / "training" / "pretrain.py"
 

@@ -62,9 +62,9 @@ TASKS = {
         "retrieval", "RetrievalProtocol", "evaluate_retrieval", "image-text recall at 1, 5, 10", False, seeds=()
     ),
     "linear-probe": Task(
-        "probes", "LinearProbeProtocol", "evaluate_linear_probe", "a linear layer on frozen features"
+        "linear_probe", "LinearProbeProtocol", "evaluate_linear_probe", "a linear layer on frozen features"
     ),
-    "knn": Task("probes", "KNNProtocol", "evaluate_knn", "nearest neighbours among frozen features", seeds=()),
+    "knn": Task("knn", "KNNProtocol", "evaluate_knn", "nearest neighbours among frozen features", seeds=()),
     "attentive-probe": Task(
         "attentive", "AttentiveProbeProtocol", "evaluate_attentive_probe", "attention over frozen patches", seeds=(0,)
     ),
