@@ -32,6 +32,9 @@ DIVERGED_NAME = "diverged.txt"  # in the folder of a run whose loss was not fini
 _EXPONENT = (re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789"))
 
 
+_SOURCES = {"dataset", "eval_dataset", "mixture", "model_name_or_path"}  # Hub ids, or paths
+
+
 class RecipeLoader(yaml.SafeLoader):
     """YAML in which 2e-4 is a number, as it is everywhere else; PyYAML would read a string."""
 
@@ -180,7 +183,8 @@ def config_from_preset(preset: str, overrides: Sequence[str] = ()) -> LeVLJEPACo
 def save_recipe(folder: str | os.PathLike, argument_groups: Iterable[Any]) -> Path:
     """Writes `recipe.yaml`: every option that differs from its default, which `--recipe` reads back.
 
-    Left out are tokens, which are secret, and `resume_from_checkpoint`, which belongs to one start of a run.
+    Left out are tokens, which are secret, and `resume_from_checkpoint`, which belongs to one start of a run. A local
+    folder is written as ./FOLDER, so that nobody takes it for a Hub id elsewhere.
 
     Args:
         folder: Where it goes; made if need be.
@@ -192,10 +196,20 @@ def save_recipe(folder: str | os.PathLike, argument_groups: Iterable[Any]) -> Pa
     options: dict[str, Any] = {}
     for group in argument_groups:
         options |= changed_options(group)
+    for name in _SOURCES & options.keys():
+        options[name] = [_local(one) for one in options[name]] if name == "mixture" else _local(options[name])
     path = Path(folder, RECIPE_NAME)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(yaml.dump(options, Dumper=_RecipeDumper, sort_keys=False, allow_unicode=True), "utf-8")
     return path
+
+
+def _local(source: Any) -> Any:
+    """OWNER/NAME with a dot before it, where that is a path."""
+    if isinstance(source, dict):
+        return {name: _local(one) if name == "dataset" else one for name, one in source.items()}
+    is_relative = isinstance(source, str) and re.match(r"[\w-].*/", source) is not None and Path(source).exists()
+    return os.path.join(os.curdir, source) if is_relative else source
 
 
 def changed_options(group: Any) -> dict[str, Any]:
