@@ -242,7 +242,7 @@ def frozen_step(inputs, parallel=lambda model: model, **config):
     """One training step of what is left of the model where both towers are frozen."""
     torch.manual_seed(0)
     model = convert_sync_batchnorm(LeVLJEPAModel(LeVLJEPAConfig.from_preset("debug", **config))).train()
-    model.freeze_vision(), model.freeze_text()
+    model.vision_model.requires_grad_(False), model.text_model.requires_grad_(False)
     wrapped = parallel(model)
     for _ in range(2):  # a second forward pass is refused where the first left a parameter without a gradient
         model.zero_grad()

@@ -426,7 +426,7 @@ def test_seed_reaches_sigreg_and_model_init_is_prepared(tmp_path: Path, processo
 
 def test_a_frozen_tower_stays_as_it_is(tmp_path: Path, processor) -> None:
     model = new_model()
-    model.freeze_vision()
+    model.vision_model.requires_grad_(False)
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
     trainer(tmp_path, processor, model=model).train()
     for name, parameter in model.named_parameters():
