@@ -14,12 +14,13 @@ import pytest
 import yaml
 from matplotlib.figure import Figure
 from scipy.stats import spearmanr, ttest_ind
-from test_data import captions, imagefolder  # noqa: F401  (fixtures)
 
 import comparison
 from levljepa_hf import LeVLJEPAConfig, LeVLJEPAProcessor, LeVLJEPAVisionModel
 from levljepa_hf.recipes import RecipeLoader
+from levljepa_hf.training import command as pretrain
 from levljepa_hf.training.curves import RunLog
+from test_data import captions, imagefolder  # noqa: F401  (fixtures)
 
 SCRIPTS = Path(__file__).parents[2] / "training"
 
@@ -32,7 +33,7 @@ def _load(name: str) -> Any:
     return module
 
 
-pretrain, compare = _load("pretrain"), _load("compare")
+compare = _load("compare")
 
 SMALL = {
     "preset": "debug",
@@ -67,7 +68,7 @@ def started(monkeypatch) -> list[list[str]]:
 
     def call(command: list[str]) -> int:
         commands.append(command)
-        pretrain.main(command[command.index(str(compare.SCRIPT)) + 1 :])
+        pretrain.pretrain(*pretrain.parse_args(command[command.index(str(compare.SCRIPT)) + 1 :]))
         return 0
 
     monkeypatch.setattr(comparison.runs, "_call", call)
@@ -414,7 +415,7 @@ def test_a_point_that_diverges_is_not_chosen(recipe: Path, no_curves, started, t
     def call(command: list[str]) -> int:
         started.append(command)
         try:
-            pretrain.main(command[command.index(str(compare.SCRIPT)) + 1 :])
+            pretrain.pretrain(*pretrain.parse_args(command[command.index(str(compare.SCRIPT)) + 1 :]))
         except FloatingPointError:
             return 1
         return 0

@@ -23,6 +23,7 @@ from ..data.labelled import EvaluationSplit, dataset_id, load_split
 from ..encoders.encoders import Encoder, LeVLJEPAEncoder, load_encoder
 from ..encoders.features import DEFAULT_CACHE
 from ..files import write_whole
+from ..recipes import recipe_path
 from .card import check_card, write_to_card
 from .results import EvaluationRecord, TaskResult, format_table, save_records
 
@@ -61,9 +62,9 @@ TASKS = {
         "retrieval", "RetrievalProtocol", "evaluate_retrieval", "image-text recall at 1, 5, 10", False, seeds=()
     ),
     "linear-probe": Task(
-        "probes", "LinearProbeProtocol", "evaluate_linear_probe", "a linear layer on frozen features"
+        "linear_probe", "LinearProbeProtocol", "evaluate_linear_probe", "a linear layer on frozen features"
     ),
-    "knn": Task("probes", "KNNProtocol", "evaluate_knn", "nearest neighbours among frozen features", seeds=()),
+    "knn": Task("knn", "KNNProtocol", "evaluate_knn", "nearest neighbours among frozen features", seeds=()),
     "attentive-probe": Task(
         "attentive", "AttentiveProbeProtocol", "evaluate_attentive_probe", "attention over frozen patches", seeds=(0,)
     ),
@@ -120,7 +121,7 @@ class EvaluationArguments:
     )
     seeds: list[int] = HfArg(default_factory=list, help="A run for each; by default 0 1 2, of the attentive probe 0.")
     protocols: str | None = HfArg(
-        default=None, help="Of `all`: YAML file of constants, by task; by default the paper's."
+        default=None, help="Of `all`: YAML file of constants, by task, or evaluate-scenes; by default the paper's."
     )
     output: str | None = HfArg(default=None, help="JSON file to write; pictures go beside it.")
     card: bool = HfArg(default=False, help="Write the figures into the checkpoint's model card.")
@@ -267,11 +268,15 @@ def _leave_out(left_out: dict[str, str], what: str, error: Exception) -> None:
 def read_protocols(file: str | Path) -> dict[str, Any]:
     """Protocols by task, from a YAML file with the constants that differ from the defaults: `knn: {ks: [10, 20]}`.
 
+    Args:
+        file: A path, or the name of a recipe that comes with the package.
+
     Raises:
         ValueError: if a task or a constant does not exist, or a value does not fit.
         OSError: if the file does not open.
     """
-    content = yaml.safe_load(Path(file).read_text("utf-8"))
+    path = Path(file)
+    content = yaml.safe_load((path if path.is_file() else recipe_path(str(file))).read_text("utf-8"))
     if not isinstance(content, Mapping) or not all(isinstance(one, Mapping) for one in content.values()):
         raise ValueError(f"{file} is to name tasks, and for each its constants, such as knn: {{ks: [10, 20]}}.")
     protocols = {}
