@@ -313,7 +313,7 @@ def test_flops_are_those_that_torch_counts(preset: str, frozen: str) -> None:
     model = LeVLJEPAModel(config)
     model.set_attn_implementation("eager")  # torch counts the products of the fused form only in part on the CPU
     if frozen:
-        getattr(model, f"freeze_{frozen}")()
+        getattr(model, f"{frozen}_model").requires_grad_(False)
     side = config.vision_config.image_size
     inputs = {"pixel_values": torch.randn(3, 3, side, side), "input_ids": torch.randint(0, 1000, (3, 11))}
     with FlopCounterMode(display=False) as counter:

@@ -10,11 +10,10 @@ which caption) is a function of the seed, the epoch and the sample, so a resumed
 sees, and the global random state is left alone.
 """
 
-import contextlib
 import logging
 import random
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -88,17 +87,6 @@ def image_size(processor: ProcessorMixin | BaseImageProcessor) -> tuple[int, int
     images = getattr(processor, "image_processor", processor)
     size = images.crop_size if images.do_center_crop else images.size
     return size["height"], size["width"]
-
-
-@contextlib.contextmanager
-def _torch_seeded(seed: int) -> Iterator[None]:
-    """Inside, torch's CPU generator (torchvision draws from it) starts from `seed`; outside, nothing has changed."""
-    state = torch.get_rng_state()
-    torch.default_generator.manual_seed(seed)
-    try:
-        yield
-    finally:
-        torch.set_rng_state(state)
 
 
 # Collating
@@ -295,7 +283,8 @@ class LeVLJEPADataCollator:
     def _augmented(self, pixels: np.ndarray, drawn: Sequence[ViewChoices] | None, generator: random.Random) -> Views:
         if drawn is not None:
             return self.transform.apply(pixels, drawn)
-        with _torch_seeded(generator.getrandbits(63)):
+        with torch.random.fork_rng(devices=[]):  # torchvision draws from torch's generator of the CPU
+            torch.default_generator.manual_seed(generator.getrandbits(63))
             return self.transform(torch.from_numpy(pixels).permute(2, 0, 1).contiguous())
 
     def _warn(self, sample: Mapping[str, Any], reason: str) -> None:

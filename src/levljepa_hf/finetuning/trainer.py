@@ -33,6 +33,7 @@ from ..model.modeling_levljepa import LeVLJEPAForImageClassification, LeVLJEPAFo
 from ..model.processing_levljepa import LeVLJEPAImageProcessor, to_rgb
 from ..model.released import QUIET
 from ..training.checkpoints import ResumableTrainer
+from ..training.order import data_loader, train_batch_size
 from .data import (
     ClassBalancedSampler,
     ClassificationDataset,
@@ -440,18 +441,8 @@ class FineTuningTrainer(ModelCardMixin, ResumableTrainer):
     def get_train_dataloader(self) -> DataLoader:
         if self.train_sampler is None:
             return super().get_train_dataloader()
-        args = self.args
-        loader = DataLoader(
-            self.train_dataset,
-            batch_size=self._train_batch_size,
-            sampler=self.train_sampler,
-            collate_fn=self.data_collator,
-            num_workers=args.dataloader_num_workers,
-            pin_memory=args.dataloader_pin_memory,
-            persistent_workers=args.dataloader_persistent_workers,
-            prefetch_factor=args.dataloader_prefetch_factor,
-            drop_last=args.dataloader_drop_last,
-        )
+        order = {"sampler": self.train_sampler, "drop_last": self.args.dataloader_drop_last}
+        loader = data_loader(self.args, self.train_dataset, self.data_collator, train_batch_size(self), **order)
         return self.accelerator.prepare(loader)
 
     def merge_lora(self) -> "FineTuningTrainer":

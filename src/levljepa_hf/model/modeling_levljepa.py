@@ -875,14 +875,6 @@ class LeVLJEPAModel(LeVLJEPAPreTrainedModel):
     def set_input_embeddings(self, value: nn.Module) -> None:
         self.text_model.set_input_embeddings(value)
 
-    def freeze_vision(self) -> None:
-        """Stops training the vision tower; it then runs without storing activations. Its head keeps learning."""
-        self.vision_model.requires_grad_(False)
-
-    def freeze_text(self) -> None:
-        """Stops training the text tower; it then runs without storing activations. Its head keeps learning."""
-        self.text_model.requires_grad_(False)
-
     @known_arguments_only
     def encode_image(
         self,

@@ -20,10 +20,10 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
-from transformers import Trainer
 from transformers.utils import logging
 
 from ..data.images import image_at
@@ -82,20 +82,18 @@ class Probes:
         online = [task for task in args.probe_tasks if task in ONLINE_PROBES]
         self.online = OnlineProbes(online, args, self.encoder, self._splits[online[0]]) if online else None
 
-    # What the trainer calls
+    # What the watcher calls
 
     def begin(self, model: LeVLJEPAModel) -> None:
         """When training begins; a trainer with a `model_init` has made a new model by then."""
         self.encoder.attach(model)
 
-    def on_step_end(self, trainer: Trainer) -> None:
-        """Lets the online classifiers take a step and, when it is time, measures and logs."""
-        step = trainer.state.global_step
-        if self.online is not None and trainer.is_world_process_zero():
-            with self._undisturbed(), trainer.accelerator.autocast():
+    def after_step(self, step: int, accelerator: Accelerator) -> dict[str, float]:
+        """Lets the online classifiers take a step; returns the figures of all probes when it is time, else none."""
+        if self.online is not None and self.args.process_index == 0:
+            with self._undisturbed(), accelerator.autocast():
                 self.online.step(step)
-        if step % self.args.probe_steps == 0:
-            trainer.log(self._measure_together(trainer))
+        return self._measure_together() if step % self.args.probe_steps == 0 else {}
 
     def save(self, folder: Path) -> None:
         """The state of the online classifiers, by the first process."""
@@ -117,10 +115,10 @@ class Probes:
 
     # Measuring
 
-    def _measure_together(self, trainer: Trainer) -> dict[str, float]:
+    def _measure_together(self) -> dict[str, float]:
         """The figures of the first process, on all of them; its error too, so that none waits for another."""
         figures, error = {}, None
-        if trainer.is_world_process_zero():
+        if self.args.process_index == 0:
             try:
                 figures = self.measure()
             except Exception as failure:  # told to the others first
