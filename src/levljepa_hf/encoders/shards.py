@@ -121,6 +121,7 @@ class Shard:
         columns = {"index": pa.array(index.numpy()), "key": pa.array(keys, pa.string())}
         table = pa.table(columns | {name: _fixed_size_lists(tensor) for name, tensor in features.items()})
         table = table.replace_schema_metadata({_METADATA: json.dumps(header)})
+        # By bytes and not by rows: readers hold a group in memory, and a row may be 1 kB or 300.
         group = max(1, _ROW_GROUP_BYTES * len(rows) // max(1, table.nbytes))
 
         def write_table(part: Path) -> None:  # neither compression nor a dictionary gains anything on features
@@ -174,10 +175,12 @@ def write_shards(
         collate_fn=_Collator(images, encoder.image_processor(transform)),
         pin_memory=encoder.device.type == "cuda",
     )
+    # One loader for all shards, whose workers go on with the next one while this one is written.
     prepared = iter(loader)
     seen = failed = 0
     with tqdm(total=sum(map(len, batches)), desc="embedding", unit=" images", disable=not show_progress) as bar:
         for shard in shards:
+            # Made once at full size: lists of batches, joined at the end, would hold everything twice.
             buffers = {name: torch.empty(len(shard.rows), *shape, dtype=shard.dtype) for name, shape in shapes.items()}
             rows: list[int] = []
             keys: list[str | None] = []

@@ -50,6 +50,7 @@ def build_llava(
             does.
     """
     config = LlavaConfig(
+        # The smallest tower that LLaVA accepts; only its width is read, and `TokenTower` takes its place.
         vision_config=CLIPVisionConfig(
             hidden_size=hidden_size, num_hidden_layers=1, num_attention_heads=1, intermediate_size=1
         ),
@@ -78,6 +79,7 @@ def reset_bridge(llava: LlavaForConditionalGeneration, seed: int) -> None:
     device = bridge.linear_1.weight.device
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
+        # Drawn on the CPU, whose generator gives the same numbers everywhere.
         bridge.cpu()
         bridge.linear_1.reset_parameters()
         bridge.linear_2.reset_parameters()
@@ -115,6 +117,7 @@ def pad_left(sequences: Sequence[Sequence[int]], padding: int, device: torch.dev
     input_ids = torch.full((len(sequences), length), padding)
     mask = torch.zeros_like(input_ids)
     for row, sequence in enumerate(sequences):
+        # On the left, so that all answers end in the last column, and logits are needed of the last columns alone.
         input_ids[row, length - len(sequence) :] = torch.tensor(sequence)
         mask[row, length - len(sequence) :] = 1
     return Batch(*(one.to(device) for one in (input_ids, mask, (mask.cumsum(dim=1) - 1).clamp(min=0))))
@@ -145,6 +148,7 @@ def answer_loss(
     batch = pad_left(sequences, padding, device)
     kept = max(map(len, answers)) + 1  # a token is predicted where the one before it stands
     labels = pad_left(answers, IGNORED, device).input_ids
+    # transformers shifts labels by one: the first column is the place before the answers, and has none.
     labels = nn.functional.pad(labels, (1, 0), value=IGNORED)  # [B, kept]
     return llava(
         input_ids=batch.input_ids,
@@ -209,6 +213,7 @@ class AnswerTree:
         self.sees = torch.eye(len(nodes), dtype=torch.bool)  # [M, M], a node's own and those before it
         for path, node in nodes.items():
             if len(path) > 1:
+                # The parent came first, so what it sees is complete.
                 self.sees[node] |= self.sees[nodes[path[:-1]]]
         # Of candidate k the token t is predicted at row `at[k][t]` of the logits, where row 0 is the prompt's last.
         self.at = [[0, *(nodes[tuple(one[: i + 1])] + 1 for i in range(len(one)))] for one in candidates]
@@ -230,6 +235,7 @@ class AnswerTree:
         batch = pad_left(prefixes, padding, embeddings.device)
         num, length = batch.input_ids.shape
         size = len(self.input_ids)
+        # Three blocks: the prompt sees itself causally, nodes see the whole prompt, and nodes see their own branch.
         causal = torch.ones(length, length, dtype=torch.bool).tril()
         sees = torch.zeros(num, length + size, length + size, dtype=torch.bool)
         sees[:, :, :length] = batch.attention_mask.bool().cpu()[:, None]
@@ -249,6 +255,7 @@ class AnswerTree:
         ).logits
         rows = torch.tensor([row for at in self.at for row in at], device=logits.device)
         targets = torch.tensor([token for one in self.targets for token in one], device=logits.device)
+        # All candidates' tokens in one row: the sum of each is a difference of the running sum, float64 as it is long.
         ends = torch.tensor([len(one) for one in self.targets]).cumsum(dim=0)
         found = []
         for of_one in logits:  # [M + 1, vocabulary], one at a time: in float32 they are large
