@@ -93,8 +93,9 @@ def test_the_wheel_holds_what_is_not_code(tmp_path: Path) -> None:
         metadata = archive.read(next(name for name in names if name.endswith("METADATA"))).decode()
     expected = {str(path.relative_to(ROOT / "src")) for path in (ROOT / "src").rglob("*.py")}
     expected |= {str(path.relative_to(ROOT / "src")) for path in (ROOT / "src").rglob("static/*")}
+    expected |= {str(path.relative_to(ROOT / "src")) for path in (ROOT / "src").rglob("recipes/*.yaml")}
     assert expected | {"levljepa_hf/py.typed", "levljepa_hf/hub/model_card_template.md"} <= names
-    assert "levljepa_hf/explore/static/index.html" in names
+    assert {"levljepa_hf/explore/static/index.html", "levljepa_hf/recipes/demo.yaml"} <= names
     core = re.findall(r"^Requires-Dist: ([\w-]+)(?!.*extra)", metadata, re.MULTILINE)
     assert "transformers" in core and not {"accelerate", "datasets"} & set(core)
 

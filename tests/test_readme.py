@@ -75,8 +75,8 @@ def check_command(command: str) -> None:
         makefile = (ROOT / "Makefile").read_text("utf-8")
         assert all(f"\n{target}:" in makefile for target in arguments), arguments
     elif program == "levljepa":
-        command = arguments[:2] if arguments[0] == "evaluate" else arguments[:1]  # each task has its own options
-        check_options(arguments[1:], help_of(cli.main, [*command, "--help"]))
+        own = arguments[0] in ("evaluate", "finetune")  # each task has its own options
+        check_options(arguments[1:], help_of(cli.main, [*arguments[: 1 + own], "--help"]))
     elif program == "python":
         check_script(arguments)
     elif program == "accelerate":
@@ -97,6 +97,8 @@ def check_requirements(arguments: list[str]) -> None:
 
 
 def check_script(arguments: list[str]) -> None:
+    if arguments[:2] == ["-m", "levljepa_hf.cli"]:
+        return check_command(shlex.join(["levljepa", *arguments[2:]]))
     if arguments[0] == "-m":
         return check_options(arguments[2:], help_of(import_module(arguments[1]).main, ["--help"]))
     script = ROOT / arguments[0]
@@ -134,10 +136,13 @@ def check_options(arguments: list[str], help_text: str) -> None:
         "levljepa evaluate knn --readouts avg",
         "levljepa evaluate linear --model runs/demo",
         "accelerate launch -m levljepa_hf.encoders.command --folder photos",
+        "levljepa finetune segmentation --data photos",
+        "levljepa pretrain --data photos",
         "python training/finetune.py",
         "python training/pretrain.py --data photos",
         "python -m levljepa_hf.scenes runs/scenes --size 48",
         "accelerate launch --num_processes 2 training/pretrain.py --data photos",
+        "accelerate launch --num_processes 2 -m levljepa_hf.cli pretrain --data photos",
         'pip install ".[all]"',
         "make tests",
         "conda install torch",

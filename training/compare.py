@@ -5,7 +5,7 @@ Every objective on the scenes that come with the package, within the hour on two
     python -m levljepa_hf.scenes runs/scenes-64 --image-size 64 --seed 1
     python training/compare.py --recipe compare-quick --output_dir runs/compare-quick
 
-Training figures alone, with captioned photos (any data that training/pretrain.py reads):
+Training figures alone, with captioned photos (any data that `levljepa pretrain` reads):
 
     python training/compare.py --recipe compare-photos --dataset path/to/photos --eval_split validation --max_steps 60
 
@@ -50,7 +50,6 @@ import levljepa_hf  # noqa: F401  isort: skip  (before what imports torchvision)
 from tqdm.auto import tqdm
 from transformers import set_seed
 
-import pretrain
 from comparison import (
     EVALUATION_FILE,
     OPTIONS_FILE,
@@ -60,7 +59,6 @@ from comparison import (
     Run,
     Tuning,
     check_folder,
-    check_names,
     evaluate_model,
     read_evaluations,
     read_sweeps,
@@ -68,8 +66,11 @@ from comparison import (
     score,
 )
 from levljepa_hf import LeVLJEPAModel
+from levljepa_hf.evaluation.protocols import check_names
 from levljepa_hf.files import whole_folder
 from levljepa_hf.recipes import as_config, as_overrides, read_recipe, recipe_names, run_script
+from levljepa_hf.training import command as pretrain
+from levljepa_hf.training.metrics import evaluation_figures
 
 RECIPES = Path(__file__).parent / "recipes"
 SCRIPT = Path(__file__).with_name("pretrain.py")
@@ -114,7 +115,7 @@ def read_tuning(tuning: Any, objectives: Mapping[str, Any]) -> Tuning:
     if len(set(counts.values())) > 1 or not all(counts.values()):
         listed = ", ".join(f"{objective} {count}" for objective, count in counts.items())
         raise ValueError(f"`tuning` must try as many points for each objective, at least one, and it has {listed}.")
-    recalls = [name for name in pretrain.evaluation_figures() if "_R@" in name]
+    recalls = [name for name in evaluation_figures() if "_R@" in name]
     check_names(metrics, recalls, "recall of pretrain.py's evaluation (`tuning`, `metrics`)")
     if not metrics:
         raise ValueError(f"`tuning` has no `metrics` that choose: some of {', '.join(recalls)}.")

@@ -6,9 +6,13 @@ from collections.abc import Sequence
 from importlib import import_module
 
 from .extras import missing
+from .options import did_you_mean
 
 COMMANDS = {
     "demo": ("demo", "pretrain a small model on captioned scenes, evaluate it and draw what it sees"),
+    "pretrain": ("training.command", "train a model on captioned images: a recipe, a data set, options"),
+    "finetune": ("finetuning.command", "fine-tune a checkpoint to classify or to segment images"),
+    "recipes": ("recipes.command", "list the recipes that come with the package, or print one to copy"),
     "evaluate": ("evaluation.command", "measure frozen features: zero-shot, retrieval, probes, segmentation, VLM"),
     "explore": ("explore.command", "look at what a checkpoint sees in photos, in the browser"),
     "plot": ("training.curves", "draw the curves of runs, finished or still going, as one picture"),
@@ -36,9 +40,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         epilog=EPILOG.format(commands="\n".join(f"  {name:10}{text}" for name, (_, text) in COMMANDS.items())),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("command", choices=COMMANDS, help="what to do: see below")
+    parser.add_argument("command", metavar="command", help="what to do: see below")
     parser.add_argument("arguments", nargs=argparse.REMAINDER, help="the command's own arguments")
     args = parser.parse_args(argv)
+    if args.command not in COMMANDS:
+        parser.error(f"no command {args.command!r}.{did_you_mean(args.command, COMMANDS)} See levljepa --help.")
     module, _ = COMMANDS[args.command]
     try:
         command = import_module(f".{module}", __package__).main

@@ -1,8 +1,8 @@
 """`levljepa demo`: pretrains a small LeVLJEPA on captioned scenes, in minutes on two CPU cores, and shows the outcome.
 
 It renders scenes (see `scenes.py`), trains with `LeVLJEPATrainer`, measures zero-shot classification and retrieval on
-renderings that training never saw, and leaves a checkpoint and three pictures. `training/recipes/demo.yaml` holds the
-same settings for `training/pretrain.py`.
+renderings that training never saw, and leaves a checkpoint and three pictures. The recipe `demo` holds the same
+settings for `levljepa pretrain`.
 """
 
 import argparse

@@ -18,8 +18,7 @@ FILES = sorted((TRAINING / "results").glob("*.json"))
 @pytest.fixture
 def compare(monkeypatch):
     monkeypatch.syspath_prepend(str(TRAINING))
-    for name in ("compare", "pretrain"):
-        monkeypatch.delitem(sys.modules, name, raising=False)
+    monkeypatch.delitem(sys.modules, "compare", raising=False)
     import compare
 
     return compare

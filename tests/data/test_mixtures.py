@@ -13,11 +13,6 @@ import pytest
 import torch
 import yaml
 from datasets import Dataset, Features, Image, List, Value
-from test_data import imagefolder, webdataset  # noqa: F401  (fixtures)
-from test_pretrain import RECIPE, pretrain
-from test_pretrain import run as script  # noqa: F401  (a fixture)
-from test_streams import DAMAGES, EACH, SHARDS, impatient, write_tar  # noqa: F401  (a fixture)
-from test_trainer import new_model, samples, trainer, trajectory
 
 from levljepa_hf.data.collator import LeVLJEPADataCollator, NumberedDataset
 from levljepa_hf.data.loading import load_pretraining_dataset
@@ -32,6 +27,11 @@ from levljepa_hf.data.mixtures import (
 )
 from levljepa_hf.data.streams import EndlessStream, Position, ResumableStream, RowShards, StreamState, _Past
 from levljepa_hf.training.order import DrawnSamples
+from test_data import imagefolder, webdataset  # noqa: F401  (fixtures)
+from test_pretrain import RECIPE, pretrain
+from test_pretrain import run as script  # noqa: F401  (a fixture)
+from test_streams import DAMAGES, EACH, SHARDS, impatient, write_tar  # noqa: F401  (a fixture)
+from test_trainer import new_model, samples, trainer, trajectory
 
 WEIGHTS = {"web": 0.7, "photos": 0.3}
 
@@ -727,7 +727,7 @@ def test_a_single_dataset_is_read_as_ever(shards):
     assert [int(one.split()[1]) for one in drawn] == [18, 13, 19, 17, 15, 23, 22, 25, 11, 20, 24, 14]
 
 
-# In pretrain.py
+# In `levljepa pretrain`
 
 
 def test_a_run_on_a_mixture(script, imagefolder: Path, webdataset: Path, tmp_path: Path) -> None:  # noqa: F811
@@ -755,7 +755,7 @@ mixture:
     saved = str(tmp_path / "run" / "recipe.yaml")
     again = ["--recipe", saved, "--output_dir", str(tmp_path / "again")]
     assert pretrain.parse_args(again)[1] == pretrain.parse_args(["--recipe", saved])[1]
-    pretrain.main(again)
+    pretrain.pretrain(*pretrain.parse_args(again))
     log = json.loads((tmp_path / "again" / "trainer_state.json").read_text())["log_history"]
     assert [one["loss"] for one in log if "loss" in one] == [one["loss"] for one in logs if "loss" in one]
 

@@ -1,4 +1,4 @@
-"""training/finetune_classification.py and finetune_segmentation.py by their real `main`: data to a saved model."""
+"""`levljepa finetune` and training/finetune_*.py by their real functions: from data to a saved model."""
 
 import importlib.util
 import json
@@ -16,8 +16,6 @@ import torch
 import yaml
 from PIL import Image
 from safetensors.torch import load_file
-from test_pretrain import fields_of
-from test_transformers import run_without_package
 from transformers import (
     AutoImageProcessor,
     AutoModelForImageClassification,
@@ -25,12 +23,13 @@ from transformers import (
     pipeline,
 )
 
-from levljepa_hf import LeVLJEPAForImageClassification, LeVLJEPAForSemanticSegmentation
+from levljepa_hf import LeVLJEPAForImageClassification, LeVLJEPAForSemanticSegmentation, cli
 from levljepa_hf.finetuning.command import OPTIONS, parse_options
-from levljepa_hf.recipes import run_script, save_recipe
+from levljepa_hf.recipes import RECIPES, run_script, save_recipe
+from test_pretrain import fields_of
+from test_transformers import run_without_package
 
 TRAINING = Path(__file__).parents[2] / "training"
-RECIPES = TRAINING / "recipes"
 TASKS = ("classification", "segmentation")
 COLORS = {"blue": (30, 30, 220), "green": (30, 220, 30), "red": (220, 30, 30)}
 SAVED = {"model.safetensors", "config.json", "preprocessor_config.json", "modeling_levljepa.py", "recipe.yaml"}
@@ -238,14 +237,15 @@ def test_a_saved_recipe_repeats_the_run(run, tmp_path):
 
 
 def test_the_best_checkpoint_is_kept_and_training_stops_early(run):
-    """A rate that ruins the model after the first evaluation: the first one stays the best."""
-    argv = ["--max_steps", "12", "--eval_strategy", "steps", "--eval_steps", "2", "--save_strategy", "steps"]
-    argv += ["--save_steps", "2", "--metric_for_best_model", "loss", "--early_stopping_patience", "2"]
-    metrics, folder = run("classification", *argv, "--learning_rate", "10", "--lr_scheduler_type", "constant")
+    """The first step, of rate 0, is evaluated as the model was; the second ruins it."""
+    argv = ["--max_steps", "12", "--eval_strategy", "steps", "--eval_steps", "1", "--save_strategy", "steps"]
+    argv += ["--save_steps", "1", "--metric_for_best_model", "loss", "--early_stopping_patience", "2"]
+    argv += ["--learning_rate", "1000", "--lr_scheduler_type", "constant_with_warmup", "--warmup_steps", "12"]
+    metrics, folder = run("classification", *argv)
     state = json.loads((folder / "trainer_state.json").read_text())
     evaluations = {entry["step"]: entry["eval_loss"] for entry in state["log_history"] if "eval_loss" in entry}
     best = min(evaluations, key=evaluations.get)
-    assert state["global_step"] == best + 4 < 12, "two evaluations that were no better"
+    assert best == 1 and state["global_step"] == 3, "two evaluations that were no better"
     assert metrics["eval_loss"] == pytest.approx(evaluations[best])
     assert (folder / f"checkpoint-{best}").is_dir()
     for name, tensor in weights(folder / f"checkpoint-{best}").items():
@@ -340,12 +340,12 @@ def test_every_recipe_is_read_by_its_script(name, tmp_path):
     argv = ["--recipe", name, "--dataset", "x", "--use_cpu", "--bf16", "False", "--output_dir", str(tmp_path)]
     if name.startswith("finetune-scenes"):
         argv += ["--model_name_or_path", "runs/demo"]
-    groups = parse_options(task_of(name), argv, "", RECIPES)
+    groups = parse_options(task_of(name), argv)
     text = (RECIPES / f"{name}.yaml").read_text()
-    assert f"training/finetune_{task_of(name)}.py --recipe {name}" in text.partition("\n\n")[0]
+    assert f"finetune {task_of(name)} --recipe {name}" in text.partition("\n\n")[0]
     for mode in ("linear", "lora"):  # as the comments of the recipes say
-        parse_options(task_of(name), [*argv, "--mode", mode, "--layer_decay", "1"], "", RECIPES)
-    again = parse_options(task_of(name), ["--recipe", str(save_recipe(tmp_path, groups))], "", RECIPES)
+        parse_options(task_of(name), [*argv, "--mode", mode, "--layer_decay", "1"])
+    again = parse_options(task_of(name), ["--recipe", str(save_recipe(tmp_path, groups))])
     for one, other in zip(fields_of(*groups), fields_of(*again), strict=True):
         assert one == other
     options = [field for group in OPTIONS[task_of(name)] for field in group.__dataclass_fields__]
@@ -355,10 +355,10 @@ def test_every_recipe_is_read_by_its_script(name, tmp_path):
 @pytest.mark.parametrize("task", TASKS)
 def test_help_shows_the_example_first(task, capsys):
     with pytest.raises(SystemExit) as stop:
-        SCRIPTS[task].main(["--help"])
+        cli.main(["finetune", task, "--help"])
     text = capsys.readouterr().out
     assert stop.value.code == 0
-    assert text.index(f"python training/finetune_{task}.py --recipe finetune-scenes-{task}") < text.index("--mode {")
+    assert text.index(f"levljepa finetune {task} --recipe finetune-scenes-{task}") < text.index("--mode {")
     assert "finetune-scenes" in text and "flickr8k" not in text and "train[:80%]" in text
 
 

@@ -170,7 +170,7 @@ def test_the_card_of_a_fine_tuned_classifier(tmp_path, config) -> None:
     assert card.data.metrics == ["accuracy"] and "![Confusion matrix](confusion.png)" in card.text
     (dataset,) = card.data.datasets
     assert dataset.endswith("/pets") or "pet" in dataset.lower(), "the repository of the data set known by name"
-    assert "finetune_classification.py --recipe" in card.text
+    assert "levljepa finetune classification --recipe" in card.text
 
 
 def test_the_card_of_a_fine_tuned_segmenter(tmp_path, config) -> None:
@@ -180,7 +180,7 @@ def test_the_card_of_a_fine_tuned_segmenter(tmp_path, config) -> None:
     card = write_card(tmp_path)
     assert {one.metric_type: one.metric_value for one in card.data.eval_results} == {"mean_iou": 0.25, "accuracy": 0.5}
     assert card.data.eval_results[0].task_type == "image-segmentation" and card.data.datasets is None
-    assert "](segmentation.png)" in card.text and "finetune_segmentation.py" in card.text
+    assert "](segmentation.png)" in card.text and "levljepa finetune segmentation" in card.text
 
 
 @pytest.mark.parametrize("results", [{}, {"eval_a": 5.0}])

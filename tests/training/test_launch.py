@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.commands.launch import launch_command_parser
+
 from test_data import imagefolder  # noqa: F401  (a fixture)
 
 ROOT = Path(__file__).parents[2]
@@ -122,8 +123,16 @@ def test_a_signal_ends_in_a_checkpoint_and_the_queue(imagefolder: Path, tmp_path
 def test_accelerate_launches_on_the_cpu(imagefolder: Path, tmp_path: Path) -> None:  # noqa: F811
     (tmp_path / "recipe.yaml").write_text(RECIPE)
     accelerate = str(Path(sys.executable).with_name("accelerate"))
-    command = [accelerate, "launch", "--config_file", "training/accelerate/cpu.yaml", "training/pretrain.py"]
-    command += ["--recipe", str(tmp_path / "recipe.yaml"), "--dataset", str(imagefolder)]
+    command = [accelerate, "launch", "--config_file", "training/accelerate/cpu.yaml"]
+    command += [
+        "-m",
+        "levljepa_hf.cli",
+        "pretrain",
+        "--recipe",
+        str(tmp_path / "recipe.yaml"),
+        "--dataset",
+        str(imagefolder),
+    ]
     command += ["--cache_dir", str(tmp_path / "cache"), "--output_dir", str(tmp_path / "run")]
     done = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=500)
     assert done.returncode == 0, done.stderr[-3000:]

@@ -1,6 +1,5 @@
-"""training/pretrain.py by its real `main`: recipes, datasets, resuming, two processes, and what it refuses."""
+"""`levljepa pretrain` by its real functions: recipes, datasets, resuming, two processes, and what it refuses."""
 
-import importlib.util
 import json
 import logging
 import os
@@ -16,18 +15,15 @@ import pytest
 import torch
 import yaml
 from accelerate import Accelerator
-from test_data import NUM_TRAIN, captions, imagefolder, webdataset  # noqa: F401  (fixtures)
 from transformers import AutoModel, AutoProcessor
 
-from levljepa_hf import LeVLJEPAConfig, LeVLJEPAModel
-from levljepa_hf.recipes import RecipeLoader, read_recipe, run_script, save_recipe
+from levljepa_hf import LeVLJEPAConfig, LeVLJEPAModel, cli
+from levljepa_hf.recipes import RECIPES, RecipeLoader, read_recipe, run_script, save_recipe
+from levljepa_hf.training import command as pretrain
 from levljepa_hf.training.trainer import LeVLJEPATrainer
+from test_data import NUM_TRAIN, captions, imagefolder, webdataset  # noqa: F401  (fixtures)
 
 SCRIPT = Path(__file__).parents[2] / "training" / "pretrain.py"
-_spec = importlib.util.spec_from_file_location("pretrain", SCRIPT)
-pretrain = importlib.util.module_from_spec(_spec)
-sys.modules["pretrain"] = pretrain
-_spec.loader.exec_module(pretrain)
 
 RECIPE = """
 preset: debug
@@ -51,7 +47,8 @@ def run(tmp_path: Path):
     def run(*argv: str, folder: str = "run", recipe: str = RECIPE) -> tuple[dict[str, float], list[dict[str, Any]]]:
         (tmp_path / "recipe.yaml").write_text(recipe)
         common = ["--recipe", str(tmp_path / "recipe.yaml"), "--cache_dir", str(tmp_path / "cache")]
-        metrics = pretrain.main([*common, "--output_dir", str(tmp_path / folder), *argv])
+        argv = (*common, "--output_dir", str(tmp_path / folder), *argv)
+        metrics = pretrain.pretrain(*pretrain.parse_args(argv))
         return metrics, json.loads((tmp_path / folder / "trainer_state.json").read_text())["log_history"]
 
     return run
@@ -257,7 +254,8 @@ def test_two_processes_give_the_run_of_one(run, imagefolder: Path, tmp_path: Pat
     argv = ["--dataset", str(imagefolder), "--max_steps", "2", "--eval_split", "validation", "--health_steps", "2"]
     argv += ["--optim", "sgd", "--learning_rate", "0.1"]  # Adam would turn rounding errors into whole steps
     one, logs = run(*argv, "--per_device_train_batch_size", "6")
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone", str(SCRIPT)]
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone"]
+    command += ["-m", "levljepa_hf.cli", "pretrain"]
     command += ["--recipe", str(tmp_path / "recipe.yaml"), "--cache_dir", str(tmp_path / "cache"), *argv]
     command += ["--output_dir", str(tmp_path / "two"), "--per_device_train_batch_size", "3", "--ddp_backend", "gloo"]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
@@ -290,7 +288,7 @@ def test_every_recipe_parses_and_its_model_config_is_valid(name: str, tmp_path: 
 
 @pytest.mark.parametrize("name", ["datacomp-vit-base", "cc12m-vit-base"])
 def test_the_released_recipe(name: str) -> None:
-    recipe = read_recipe(name, _options(), pretrain.RECIPES)
+    recipe = read_recipe(name, _options())
     wanted = {
         "preset": "released" if name == "datacomp-vit-base" else "base",
         "learning_rate": 2e-4,
@@ -313,7 +311,7 @@ def test_the_released_recipe(name: str) -> None:
 
 
 def test_the_recipes_comment_gives_the_other_schedule() -> None:
-    comment = (pretrain.RECIPES / "datacomp-vit-base.yaml").read_text()
+    comment = (RECIPES / "datacomp-vit-base.yaml").read_text()
     line = next(line for line in comment.splitlines() if "warmup_stable_decay" in line)
     argv = ["--recipe", "datacomp-vit-base", "--dataset", "x", "--use_cpu", "--bf16", "False"]
     args = pretrain.parse_args([*argv, *shlex.split(line.removeprefix("#"))])[2]
@@ -371,7 +369,7 @@ def test_unknown_options_of_a_recipe_are_named(run, imagefolder: Path) -> None: 
 
 
 def test_unknown_recipe_and_options_and_what_is_missing(capsys) -> None:
-    with pytest.raises(FileNotFoundError, match="No recipe 'flickr'.*flickr8k"):
+    with pytest.raises(FileNotFoundError, match="No recipe 'flickr'. Did you mean 'flickr8k'?.*cc12m-vit-base"):
         pretrain.parse_args(["--recipe", "flickr", "--dataset", "x"])
     with pytest.raises(FileNotFoundError, match="No recipe 'nowhere.yaml'"):
         pretrain.parse_args(["--recipe", "nowhere.yaml", "--dataset", "x"])
@@ -400,9 +398,9 @@ def test_exponents_without_a_point_are_numbers() -> None:
 
 def test_help_shows_the_example_first(capsys) -> None:
     with pytest.raises(SystemExit):
-        pretrain.main(["--help"])
+        cli.main(["pretrain", "--help"])
     text = capsys.readouterr().out
-    assert text.index("python training/pretrain.py --recipe flickr8k") < text.index("--learning_rate")
+    assert text.index("levljepa pretrain --recipe flickr8k") < text.index("--learning_rate")
     assert "--resume_from_checkpoint" in text and "--report_to" in text and "--push_to_hub" in text
 
 
@@ -442,7 +440,8 @@ def test_wrong_types_in_a_recipe_stop_before_the_data(option: str, message: str,
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(f"preset: debug\n{option}\n")
     with pytest.raises(ValueError, match=message):
-        pretrain.main(["--recipe", str(recipe), "--dataset", "nowhere", "--output_dir", str(tmp_path / "run")])
+        argv = ["--recipe", str(recipe), "--dataset", "nowhere", "--output_dir", str(tmp_path / "run")]
+        pretrain.pretrain(*pretrain.parse_args(argv))
 
 
 def test_a_recipes_values_are_read_as_the_command_lines(tmp_path: Path) -> None:

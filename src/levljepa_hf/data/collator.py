@@ -11,7 +11,6 @@ sees, and the global random state is left alone.
 """
 
 import contextlib
-import hashlib
 import logging
 import random
 import zlib
@@ -41,6 +40,7 @@ from .images import UndecodedImageError, UnreadImage, decoding, open_image
 from .loading import (
     look_up,
 )
+from .seeds import seed_from
 from .streams import SAMPLE_DATASET, SAMPLE_EPOCH, SAMPLE_INDEX, list_skipped
 from .workers import prepare_worker
 
@@ -250,8 +250,7 @@ class LeVLJEPADataCollator:
             checksum = zlib.crc32(content) if isinstance(content, (bytes, bytearray, memoryview)) else 0
             key = (self.seed, self.counter.read_by_this_worker(), checksum)
         # One number of all three, the same in every process and version of Python, which `hash` does not promise.
-        digest = hashlib.blake2b(repr(key).encode(), digest_size=8).digest()
-        return random.Random(int.from_bytes(digest, "little"))
+        return random.Random(seed_from(repr(key)))
 
     def _read(self, sample: Mapping[str, Any]) -> tuple[Views | PILImage.Image, str] | None:
         """The image (in training its views) and the caption of a sample, or None if it has to be skipped."""

@@ -19,14 +19,14 @@ from datasets import (
 )
 
 from ..options import did_you_mean
-from .catalogue import DATASETS, Source, Wired
+from .catalogue import DATASETS, CatalogueEntry, Source
 from .loading import FILE_BUILDERS, load_source, look_up, root_column
 
 _USUAL_SPLITS = {"test": ("test", "validation", "val"), "train": ("train",)}
 
 
 def open_wired(
-    dataset: str, wired: Wired, source: Source, role: str, path: str | None, config_name: str | None
+    dataset: str, wired: CatalogueEntry, source: Source, role: str, path: str | None, config_name: str | None
 ) -> tuple[Dataset, Source]:
     """The rows, and the source with the split that it was in the end."""
     config = config_name or source.config
@@ -107,7 +107,9 @@ class SourceFiles:
         return self.builder.as_dataset(split=split)
 
 
-def open_images(dataset: str, wired: Wired, source: Source, path: str | None) -> tuple[Dataset, dict[Any, int]]:
+def open_images(
+    dataset: str, wired: CatalogueEntry, source: Source, path: str | None
+) -> tuple[Dataset, dict[Any, int]]:
     """The images that are in a configuration of their own, and the row of each id."""
     place = replace(source, config=source.images.config, columns={}, images=None)
     rows, _ = open_wired(dataset, wired, place, source.split, path, None)

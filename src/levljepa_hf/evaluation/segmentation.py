@@ -34,9 +34,10 @@ from ..model.processing_levljepa import to_rgb
 from .classification import check_seeds
 from .pictures import plot_segmentation
 from .results import TaskResult
+from .task import Task
 
 if TYPE_CHECKING:
-    from ..data.labelled import EvaluationSplit
+    from ..data.splits import EvaluationSplit
 
 logger = logging.get_logger(__name__)
 
@@ -437,6 +438,18 @@ def _score(
             pictures.append(predictions[torch.isin(indices, shown)][..., 0].cpu())
             bar.update(len(indices))
     return [metric.compute().cpu() for metric in metrics], torch.cat(pictures)
+
+
+TASK = Task(
+    help="a linear layer on frozen patches, mean IoU",
+    protocol=SegmentationProtocol,
+    run=evaluate_segmentation,
+    reads="masks",
+    headlines={"mean IoU": ("mean_iou",)},
+    transform="default",  # what a margin would cut off is to be segmented too
+    hub_task="image-segmentation",
+    position=70,
+)
 
 
 __all__ = ["LOSS_PLACES", "LabelMaps", "SegmentationProtocol", "evaluate_segmentation", "iou_per_class"]

@@ -24,13 +24,14 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from ..data.images import UndecodedImageError, decoding, open_image, read_file
-from ..data.labelled import load_split, readable
+from ..data.labelled import readable
 from ..data.loading import FILE_BUILDERS, USUAL_COLUMNS, find_column, guess_column, look_up
 from ..data.sources import Column, SourceFiles, column_values, encoded
-from ..data.splits import Draw, EvaluationSplit
+from ..data.splits import EvaluationSplit, Subsample
 from ..encoders.embeddings import Embeddings
 from ..encoders.encoders import Encoder
 from ..encoders.features import image_digest, pooled_features
+from ..evaluation.task import load_split
 from ..evaluation.zero_shot import offered_readouts
 from ..files import write_whole
 from ..model.modeling_levljepa import similarity
@@ -114,14 +115,14 @@ def load_photos(
     if max_photos is not None and max_photos < 1:
         raise ValueError(f"max_photos={max_photos} leaves nothing: it must be at least 1.")
     load = _load_scenes if dataset == "scenes" else _load_source
-    found = load(dataset, split, config_name, image_column, label_column, Draw(max_photos, seed))
+    found = load(dataset, split, config_name, image_column, label_column, Subsample(max_photos, seed))
     if transform is not None:
         found["transform"] = transform
     return _with_thumbnails(found, cache_dir, show_progress)
 
 
 def _load_scenes(_: str, split: str | None, config_name: str | None, *others: Any) -> dict[str, Any]:
-    draw: Draw = others[-1]
+    draw: Subsample = others[-1]
     options = {"config_name": config_name or _SCENES_SIDE, "max_samples": draw.max_samples, "seed": draw.seed}
     scenes = load_split("scenes", "zero-shot", split or "test", **options)
     captions = load_split("scenes", "retrieval", split or "test", **options).captions
@@ -138,7 +139,7 @@ def _load_source(
     config_name: str | None,
     image_column: str | None,
     label_column: str | None,
-    draw: Draw,
+    draw: Subsample,
 ) -> dict[str, Any]:
     path = Path(dataset)
     is_local = path.exists() or path.suffix in FILE_BUILDERS

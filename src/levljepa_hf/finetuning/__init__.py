@@ -8,7 +8,7 @@
     trainer.evaluate()  # {"eval_accuracy": ..., "eval_top5_accuracy": ..., ...}
     trainer.merge_lora().save_model()  # a plain model, which AutoModelForImageClassification loads
 
-`training/finetune_classification.py` and `training/finetune_segmentation.py` do the same from the command line.
+`levljepa finetune classification` and `levljepa finetune segmentation` do the same from the command line.
 """
 
 from ..extras import lazy

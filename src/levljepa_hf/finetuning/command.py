@@ -1,4 +1,4 @@
-"""What `training/finetune_classification.py` and `training/finetune_segmentation.py` share: options, and the run."""
+"""`levljepa finetune classification` and `levljepa finetune segmentation`: their options, and the run."""
 
 import argparse
 import os
@@ -13,10 +13,11 @@ from transformers import HfArgumentParser, set_seed
 from transformers.hf_argparser import HfArg
 from transformers.image_processing_utils import BaseImageProcessor
 
-from ..data.labelled import load_split
 from ..data.splits import EvaluationSplit
+from ..evaluation.task import load_split
 from ..hub.publishing import prepare_push
-from ..recipes import add_overrides, config_from_preset, parse_arguments, recipe_names, save_recipe
+from ..options import did_you_mean
+from ..recipes import add_overrides, config_from_preset, parse_arguments, recipe_names, run_script, save_recipe
 from ..training.distributed import check_launch
 from .data import AUGMENTATIONS, classification_transform, count_classes, segmentation_transform
 from .trainer import (
@@ -32,6 +33,42 @@ from .trainer import (
     load_model,
 )
 
+DESCRIPTIONS = {
+    "classification": """\
+Fine-tunes a LeVLJEPA checkpoint to classify images: full, linear (the paper's probe as training) or LoRA.
+
+Example, a minute on two CPU cores with the checkpoint of `levljepa demo`:
+
+    levljepa finetune classification --recipe finetune-scenes-classification --model_name_or_path runs/demo
+
+A folder of images with a folder for each class, and any other source that `datasets` loads:
+
+    levljepa finetune classification --recipe finetune-classification --dataset path/to/photos
+
+The same size from random weights, to compare:
+
+    levljepa finetune classification --recipe finetune-scenes-classification \\
+        --model_name_or_path runs/demo --from_scratch
+
+The output folder has the best checkpoint (AutoModelForImageClassification loads it, and the pipeline), the figures,
+confusion.png, and recipe.yaml, which repeats the run. The command line wins over the recipe.
+""",
+    "segmentation": """\
+Fine-tunes a LeVLJEPA checkpoint to segment images: full, linear (the paper's protocol as training) or LoRA.
+
+Example, a minute or two on two CPU cores with the checkpoint of `levljepa demo`:
+
+    levljepa finetune segmentation --recipe finetune-scenes-segmentation --model_name_or_path runs/demo
+
+Images and masks of your own (a class a pixel, 255 is void), from any source that `datasets` loads:
+
+    levljepa finetune segmentation --recipe finetune-segmentation --dataset path/to/photos \\
+        --mask_column mask --class_names path/to/classes.json
+
+The output folder has the best checkpoint (AutoModelForSemanticSegmentation loads it, and the pipeline), the figures,
+segmentation.png, and recipe.yaml, which repeats the run. The command line wins over the recipe.
+""",
+}
 _SPLITS_OF = {"classification": "linear-probe", "segmentation": "segmentation"}  # `load_split`'s names of the tasks
 
 
@@ -137,8 +174,28 @@ OPTIONS: dict[str, tuple[type, ...]] = {
 Groups = tuple[ModelArguments, Any, FineTuningArguments]
 
 
-def parse_options(task: str, argv: Sequence[str] | None, description: str, recipes: Path) -> Groups:
+def main(argv: Sequence[str] | None = None) -> int:
+    """`levljepa finetune TASK`: returns the exit status."""
+    parser = argparse.ArgumentParser(
+        prog="levljepa finetune", description="Fine-tune a checkpoint: full, linear or LoRA."
+    )
+    parser.add_argument("task", metavar="task", help=f"{' or '.join(OPTIONS)}; each has a --help of its own")
+    parser.add_argument("arguments", nargs=argparse.REMAINDER, help="the task's options")
+    args = parser.parse_args(argv)
+    if args.task not in OPTIONS:
+        parser.error(f"no task {args.task!r}.{did_you_mean(args.task, OPTIONS)} There are {' and '.join(OPTIONS)}.")
+    prog = f"{parser.prog} {args.task}"
+    run_script(lambda: fine_tune(args.task, *parse_options(args.task, args.arguments, prog)), prog)
+    return 0
+
+
+def parse_options(task: str, argv: Sequence[str] | None = None, prog: str | None = None) -> Groups:
     """The three groups of options, from the recipe and, over it, from the command line.
+
+    Args:
+        task: classification or segmentation.
+        argv: The command line.
+        prog: Name of the command, by default the script's.
 
     Raises:
         SystemExit: if options contradict each other, or one is missing; after a message.
@@ -147,13 +204,14 @@ def parse_options(task: str, argv: Sequence[str] | None, description: str, recip
     argv = list(sys.argv[1:] if argv is None else argv)
     parser = HfArgumentParser(
         OPTIONS[task],
+        prog=prog,
         usage="%(prog)s [--recipe RECIPE] --dataset DATASET --model_name_or_path CHECKPOINT [options]",
-        description=description,
+        description=DESCRIPTIONS[task],
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    names = [name for name in recipe_names(recipes) if name.startswith("finetune-")]
-    (model_args, data_args, args), recipe_config = parse_arguments(parser, argv, recipes, names)
+    names = [name for name in recipe_names() if name.startswith("finetune-")]
+    (model_args, data_args, args), recipe_config = parse_arguments(parser, argv, names)
     model_args.config = add_overrides(recipe_config, model_args.config)
     for wrong, message in (
         (data_args.dataset is None, "--dataset is missing: a name, a Hub id, a folder or a file."),
@@ -297,5 +355,6 @@ __all__ = [
     "SegmentationDataArguments",
     "fine_tune",
     "load_splits",
+    "main",
     "parse_options",
 ]

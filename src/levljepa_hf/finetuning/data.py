@@ -9,7 +9,6 @@ epoch and the sample, so a resumed run sees what an uninterrupted one sees, and 
 """
 
 import contextlib
-import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -25,6 +24,7 @@ from transformers.image_processing_utils import BaseImageProcessor
 from ..data.collator import draft_size, image_size
 from ..data.images import image_at
 from ..data.masks import read_mask
+from ..data.seeds import seed_from
 from ..data.splits import EvaluationSplit
 
 AUGMENTATIONS = ("none", "trivial", "randaugment")
@@ -218,7 +218,7 @@ def _image_tensor(image: PILImage.Image) -> tv_tensors.Image:
 
 def seed_of(*key: int) -> int:
     """64 bits that follow from the key."""
-    return int.from_bytes(hashlib.blake2b(repr(key).encode(), digest_size=8).digest(), "little")
+    return seed_from(repr(key))
 
 
 @contextlib.contextmanager

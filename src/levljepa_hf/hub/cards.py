@@ -55,7 +55,7 @@ HUB_ID = re.compile(r"([\w-][\w.-]*/)?[\w-][\w.-]*")
 # Options of a recipe that say where a run is kept and watched, not what is trained.
 _PLACES = ("output_dir", "logging_dir", "cache_dir", "push_to_hub", "hub_model_id", "hub_private_repo", "hub_strategy")
 _PLACES += ("hub_always_push", "hub_revision", "report_to", "run_name", "disable_tqdm")
-# Options of the scripts, whose recipes name a checkpoint if there was one.
+# Options of the commands, whose recipes name a checkpoint if there was one.
 _SAY_ALL = {"dataset", "mixture", "from_scratch"}
 _BY_TRAINER = " (after training)"  # marks the figures of a trainer's own evaluation, which a new card replaces
 _NO_FIGURES = ("runtime", "samples_per_second", "steps_per_second", "model_preparation_time")
@@ -519,9 +519,9 @@ def _training_sections(
     if not (run.summary or run.recipe or run.pictures):
         return ""
     recipe = {key: names.without_paths(value) for key, value in run.recipe.items() if key not in _PLACES}
-    script = {
-        "LeVLJEPAForImageClassification": "finetune_classification",
-        "LeVLJEPAForSemanticSegmentation": "finetune_segmentation",
+    command = {
+        "LeVLJEPAForImageClassification": "finetune classification",
+        "LeVLJEPAForSemanticSegmentation": "finetune segmentation",
     }.get(architecture, "pretrain")
     template = jinja2.Template(_template("training").read_text("utf-8"), trim_blocks=True, lstrip_blocks=True)
     return template.render(
@@ -536,7 +536,7 @@ def _training_sections(
         figures=_health(run, config) if architecture == "LeVLJEPAModel" else _plain_figures(run),
         pictures={name: PICTURES[name] for name in run.pictures},
         recipe=yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True).strip() if recipe else "",
-        script=script,
+        command=command,
     ).strip()
 
 

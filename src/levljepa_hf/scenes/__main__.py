@@ -14,7 +14,7 @@ from .scene import (
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Writes the three splits as a `datasets.DatasetDict` that `load_from_disk` and training/pretrain.py read."""
+    """Writes the three splits as a `datasets.DatasetDict` that `load_from_disk` and `levljepa pretrain` read."""
     from datasets import DatasetDict
 
     parser = argparse.ArgumentParser(

@@ -9,7 +9,7 @@ captions it.
     dataset[0]["captions"][0]  # 'a mushroom on the left on an orange striped background'
     load_scenes("test", num_scenes=500)  # the same scenes as a `datasets.Dataset`
 
-    python -m levljepa_hf.scenes runs/scenes  # train, validation and test on disk, for training/pretrain.py
+    python -m levljepa_hf.scenes runs/scenes  # train, validation and test on disk, for `levljepa pretrain`
 
 For evaluation, `BackgroundScenes` ties backgrounds to classes and mixes them, and `scene_questions` asks what is
 where.

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..evaluation.task import declarations
 from ..options import did_you_mean
 from .log_file import LOG_NAME
 
@@ -39,7 +40,16 @@ PANELS = {
     "Unexplained variance": ("unexplained_vision", "unexplained_text"),
     "Cosine of pairs": ("cosine_matched", "cosine_shuffled"),
     "Retrieval": ("eval_*_R@1", "eval_*_R@10", "probe_retrieval_*_R@1", "probe_retrieval_*_R@10"),
-    "Zero-shot and probes": ("probe_*_top1",),
+    "Zero-shot and probes": (
+        "probe_*_top1",
+        *(  # the head figures of the others, but for recalls, which have their panel
+            f"probe_{task.probe}_{name}"
+            for task in declarations().values()
+            if task.probe and task.reads != "captions"
+            for names in task.headlines.values()
+            for name in names
+        ),
+    ),
     "Health warnings": ("health_warnings",),
     "Samples a second": ("samples_per_second",),
     "Waiting for data, utilisation": ("data_wait", "mfu"),
