@@ -35,7 +35,7 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 from transformers.utils import logging
 
-from ..data.images import decoding, open_image, read_file
+from ..data.images import content_of, decoding, open_image
 from ..files import write_whole
 from ..model.processing_levljepa import to_rgb
 from ..version import __version__
@@ -252,10 +252,7 @@ def _stack_new(batch: Sequence[tuple[bytes, Tensor | None]]) -> tuple[list[bytes
 
 def image_digest(image: Any) -> bytes:
     """16 bytes of the content: of the encoded file where there is one, else of the pixels."""
-    if isinstance(image, Mapping):
-        image = image["bytes"] if image.get("bytes") is not None else image.get("path")
-    if isinstance(image, (str, Path)):
-        image = read_file(str(image))
+    image = content_of(image)
     if isinstance(image, Image.Image):
         image = to_rgb(image)
         header, data = f"{image.size}".encode(), image.tobytes()

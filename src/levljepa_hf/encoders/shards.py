@@ -25,7 +25,7 @@ from tqdm.auto import tqdm
 from transformers.utils import logging
 
 from ..data.collator import IMAGE_TYPES, MIN_SAMPLES_TO_JUDGE
-from ..data.images import UndecodedImageError, decoding, open_image
+from ..data.images import UndecodedImageError, decoding, open_image, path_of
 from ..data.loading import look_up
 from ..files import write_whole
 from ..model.modeling_levljepa import retrieval_embeds
@@ -236,8 +236,7 @@ class _Collator:
         if self.key_column is not None:
             key = sample[self.key_column]
             return None if key is None else str(key)
-        value = look_up(sample, self.image_column)
-        path = value.get("path") if isinstance(value, Mapping) else value if isinstance(value, str) else None
+        path = path_of(look_up(sample, self.image_column))
         if path is None:
             return None
         path = Path(path)
