@@ -39,11 +39,9 @@ class UnreadImage:
         elif isinstance(value, (Tensor, np.ndarray)):
             self._image = v2.functional.to_pil_image(value)
         else:
-            if isinstance(value, Mapping):
-                value = value["bytes"] if value.get("bytes") is not None else value.get("path")
-            if value is None:
+            self._data = content_of(value)
+            if self._data is None:
                 raise ValueError("there is no image")
-            self._data = read_file(str(value)) if isinstance(value, (str, Path)) else value
             self._image = PILImage.open(io.BytesIO(self._data))
         # The marks by which a JPEG may say that it lies on its side; `getexif` would take its time to find none. That
         # of PIL's PNGs would decode the image to find them; its base class takes those that are there. TIFFs it turns.
@@ -153,6 +151,19 @@ def image_at(images: Sequence[Any], index: int, what: str, draft_size: int | Non
         return to_rgb(open_image(images[index], draft_size))
 
 
+def content_of(value: Any) -> Any:
+    """The encoded bytes of an image that is encoded or named by its path, alone or in a dict; what is decoded, as it
+    is."""
+    if isinstance(value, Mapping):
+        value = value["bytes"] if value.get("bytes") is not None else value.get("path")
+    return read_file(str(value)) if isinstance(value, (str, Path)) else value
+
+
+def path_of(value: Any) -> str | None:
+    """Where an image is or was, as data sets say it, if they do."""
+    return value.get("path") if isinstance(value, Mapping) else value if isinstance(value, str) else None
+
+
 def read_file(path: str) -> bytes:
     """The content of a file, or of a URL."""
     if "://" not in path:
@@ -163,4 +174,14 @@ def read_file(path: str) -> bytes:
         return file.read()
 
 
-__all__ = ["REDUCTIONS", "UndecodedImageError", "UnreadImage", "decoding", "image_at", "open_image", "read_file"]
+__all__ = [
+    "REDUCTIONS",
+    "UndecodedImageError",
+    "UnreadImage",
+    "content_of",
+    "decoding",
+    "image_at",
+    "open_image",
+    "path_of",
+    "read_file",
+]

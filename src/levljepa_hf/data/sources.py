@@ -34,7 +34,9 @@ def open_wired(
     if folder and (copy := _clone(folder, source)):
         files = _open_copy(copy, config)
         return files.load(files.find(source.split)), source
+    # A borrowed split is another repository's, which only a clone of that one (above) can hold.
     if folder and not source.borrowed:
+        # The official archive first: `datasets` would take its folders for classes and make something else of it.
         rows = LAYOUTS[wired.layout](folder, source.split, config_name) if wired.layout else None
         if rows is not None:
             return rows, source
@@ -82,6 +84,7 @@ class SourceFiles:
     def find(self, *wanted: str) -> str:
         """The first of these splits, or parts of splits, that there is."""
         for split in wanted:
+            # Of `train[:80%]` and of `train+validation` the first name tells; `datasets` reads the rest.
             if re.split(r"[\[+]", split)[0] in self.splits:
                 return split
         raise ValueError(
@@ -211,6 +214,7 @@ LAYOUTS: dict[str, Callable[[Path, str, str | None], Dataset | None]] = {
 
 def column_values(rows: Dataset, address: str) -> list[Any]:
     """A column, read as a whole; not for images."""
+    # The one column and no other, as reading a row decodes all that it has.
     root = root_column(rows.column_names, address)
     return [look_up({root: value}, address) for value in rows.select_columns([root])[:][root]]
 

@@ -186,10 +186,12 @@ def embed(arguments: EmbedArguments) -> EmbedReport:
         encoder = load_encoder(arguments.model, _device(arguments, state), getattr(torch, arguments.model_dtype))
         settings = _settings(arguments, encoder, images)
         key = _claim(folder, settings, clean=state.is_main_process)
+    # What a shard holds follows from its number alone, so any process can write any of them, now or in a later run.
     shards = [
         Shard(folder, number, images.num_rows, arguments.shard_size, arguments.format, arguments.dtype)
         for number in range(settings["num_shards"])
     ]
+    # One process looks and tells the others: each on its own could see files appear that others are writing.
     missing = [shard.number for shard in shards if shard.read_header(key) is None] if state.is_main_process else None
     (missing,) = broadcast_object_list([missing])
     todo = [shards[number] for number in missing]
@@ -197,6 +199,7 @@ def embed(arguments: EmbedArguments) -> EmbedReport:
     _check_room(folder, sum(len(shard.rows) for shard in todo), shapes, arguments.dtype)
 
     start = time.perf_counter()
+    # Every n-th, as neighbours are alike: a run of large photos is shared among all processes.
     mine = todo[state.process_index :: state.num_processes]
     write_shards(
         encoder,
@@ -242,6 +245,7 @@ def _device(arguments: EmbedArguments, state: PartialState) -> torch.device:
 
 def _load_images(arguments: EmbedArguments) -> ImageCollection:
     dataset = load_source(arguments.dataset, arguments.split, config_name=arguments.dataset_config)
+    # Before columns are left out and rows drawn, which are compared by settings of their own.
     fingerprint = dataset._fingerprint
     image_column = find_image_column(dataset.features, arguments.image_column)
     key_column = arguments.key_column or next((name for name in KEY_COLUMNS if name in dataset.features), None)
@@ -282,6 +286,7 @@ def _settings(arguments: EmbedArguments, encoder: Encoder, images: ImageCollecti
         "batch_size": arguments.batch_size,
         "versions": versions(),
     }
+    # As they will be read again, where tuples are lists: the two are compared.
     return json.loads(json.dumps(settings, default=str))
 
 

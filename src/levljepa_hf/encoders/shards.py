@@ -25,7 +25,7 @@ from tqdm.auto import tqdm
 from transformers.utils import logging
 
 from ..data.collator import IMAGE_TYPES, MIN_SAMPLES_TO_JUDGE
-from ..data.images import UndecodedImageError, decoding, open_image
+from ..data.images import UndecodedImageError, decoding, open_image, path_of
 from ..data.loading import look_up
 from ..files import write_whole
 from ..model.modeling_levljepa import retrieval_embeds
@@ -121,6 +121,7 @@ class Shard:
         columns = {"index": pa.array(index.numpy()), "key": pa.array(keys, pa.string())}
         table = pa.table(columns | {name: _fixed_size_lists(tensor) for name, tensor in features.items()})
         table = table.replace_schema_metadata({_METADATA: json.dumps(header)})
+        # By bytes and not by rows: readers hold a group in memory, and a row may be 1 kB or 300.
         group = max(1, _ROW_GROUP_BYTES * len(rows) // max(1, table.nbytes))
 
         def write_table(part: Path) -> None:  # neither compression nor a dictionary gains anything on features
@@ -174,10 +175,12 @@ def write_shards(
         collate_fn=_Collator(images, encoder.image_processor(transform)),
         pin_memory=encoder.device.type == "cuda",
     )
+    # One loader for all shards, whose workers go on with the next one while this one is written.
     prepared = iter(loader)
     seen = failed = 0
     with tqdm(total=sum(map(len, batches)), desc="embedding", unit=" images", disable=not show_progress) as bar:
         for shard in shards:
+            # Made once at full size: lists of batches, joined at the end, would hold everything twice.
             buffers = {name: torch.empty(len(shard.rows), *shape, dtype=shard.dtype) for name, shape in shapes.items()}
             rows: list[int] = []
             keys: list[str | None] = []
@@ -233,8 +236,7 @@ class _Collator:
         if self.key_column is not None:
             key = sample[self.key_column]
             return None if key is None else str(key)
-        value = look_up(sample, self.image_column)
-        path = value.get("path") if isinstance(value, Mapping) else value if isinstance(value, str) else None
+        path = path_of(look_up(sample, self.image_column))
         if path is None:
             return None
         path = Path(path)

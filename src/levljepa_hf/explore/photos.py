@@ -10,7 +10,7 @@ A photo that does not decode is left out and named in `photos.broken`.
 import io
 import os
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -23,7 +23,7 @@ from PIL import Image as PILImage
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from ..data.images import UndecodedImageError, decoding, open_image, read_file
+from ..data.images import UndecodedImageError, content_of, decoding, open_image, path_of
 from ..data.labelled import readable
 from ..data.loading import FILE_BUILDERS, USUAL_COLUMNS, find_column, guess_column, look_up
 from ..data.sources import Column, SourceFiles, column_values, encoded
@@ -163,7 +163,7 @@ def _load_source(
         raise ValueError(f"{dataset} ({split}) holds no images.")
     caption_column = guess_column(rows.features, "caption")
     images = encoded(rows, address)
-    paths = [_path(look_up(row, address)) for row in images]
+    paths = [path_of(look_up(row, address)) for row in images]
     return {
         "name": f"{path.name or dataset}/{split}",
         "images": Column(images, address),
@@ -186,10 +186,6 @@ def _labels(rows: Any, column: str | None) -> dict[str, Any]:
     else:
         raise ValueError(f"label_column={column!r} holds neither classes nor values ({feature}): name another.")
     return {"labels": values, "class_names": readable(names, one_word=True)}
-
-
-def _path(value: Any) -> str | None:
-    return value.get("path") if isinstance(value, Mapping) else value if isinstance(value, str) else None
 
 
 def _texts(value: Any) -> tuple[str, ...]:
@@ -257,11 +253,7 @@ def _with_thumbnails(found: dict[str, Any], cache_dir: str | os.PathLike | None,
 
 def _cached_thumbnail(value: Any, folder: Path | None) -> bytes:
     with decoding():
-        path = _path(value)
-        if isinstance(value, Mapping) and value.get("bytes") is not None:
-            value = value["bytes"]
-        elif path is not None:
-            value = read_file(path)
+        value = content_of(value)
         digest = None if folder is None else image_digest(value).hex()
     kept = None if digest is None else folder / digest[:2] / f"{digest[2:]}.webp"
     if kept is not None and kept.exists():

@@ -609,7 +609,7 @@ class LeVLJEPABackbone(BackboneMixin, LeVLJEPAPreTrainedModel):
     def __init__(self, config: LeVLJEPAVisionConfig) -> None:
         super().__init__(config)
         self.num_features = [config.hidden_size] * (config.num_hidden_layers + 1)
-        self.vision_model = LeVLJEPAVisionModel._from_config(config)
+        self.vision_model = LeVLJEPAVisionModel(config)
         if not config.reshape_hidden_states and not self.vision_model.timm_model.has_class_token:
             raise ValueError(
                 f"reshape_hidden_states=False with architecture={config.architecture!r}: heads that take tokens want "
@@ -779,7 +779,7 @@ class LeVLJEPATextModel(LeVLJEPAPreTrainedModel):
 
     def __init__(self, config: LeVLJEPATextConfig) -> None:
         super().__init__(config)
-        self.text_model = GPT2Model._from_config(config)
+        self.text_model = GPT2Model(config)
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Module:
@@ -846,8 +846,8 @@ class LeVLJEPAModel(LeVLJEPAPreTrainedModel):
         super().__init__(config)
         config = self.config
         config.check_objective()
-        self.vision_model = LeVLJEPAVisionModel._from_config(config.vision_config)
-        self.text_model = GPT2Model._from_config(config.text_config)
+        self.vision_model = LeVLJEPAVisionModel(config.vision_config)
+        self.text_model = GPT2Model(config.text_config)
         dim, dropout = config.projection_dim, config.predictor_dropout
         head_sizes, predictor_sizes = config.head_hidden_sizes, config.predictor_hidden_sizes
         self.vision_projection = projection_head(config.vision_config.hidden_size, head_sizes, dim)
@@ -1239,7 +1239,7 @@ class _LinearClassifier(LeVLJEPAPreTrainedModel):
         if type(self).__name__ not in (config.architectures or ()):  # a checkpoint without this head
             self._keys_to_ignore_on_load_missing = [r"^classifier\."]
         self.num_labels = config.num_labels
-        self.vision_model = LeVLJEPAVisionModel._from_config(config.vision_config)
+        self.vision_model = LeVLJEPAVisionModel(config.vision_config)
         self.classifier = nn.Linear(config.vision_config.hidden_size, config.num_labels)
         self.post_init()
 
