@@ -135,7 +135,7 @@ def check_options(arguments: list[str], help_text: str) -> None:
         "levljepa convert a b --overwrit",
         "levljepa evaluate knn --readouts avg",
         "levljepa evaluate linear --model runs/demo",
-        "accelerate launch -m levljepa_hf.encoders.embed --folder photos",
+        "accelerate launch -m levljepa_hf.encoders.command --folder photos",
         "levljepa finetune segmentation --data photos",
         "levljepa pretrain --data photos",
         "python training/finetune.py",

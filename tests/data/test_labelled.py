@@ -672,7 +672,7 @@ def test_masks_that_do_not_fit(tmp_path):
         split.masks[0]
     colours = png(np.arange(18).reshape(2, 3, 3))
     split = load(segmented(tmp_path / "c", [colours]), "segmentation", **names)
-    with pytest.raises(ValueError, match=r"shape \(2, 3, 3\).*colours stand for classes, save the numbers instead"):
+    with pytest.raises(ValueError, match=r"uint8 \(2, 3, 3\).*colours stand for classes, save the numbers instead"):
         split.masks[0]
 
 

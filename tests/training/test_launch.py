@@ -124,15 +124,8 @@ def test_accelerate_launches_on_the_cpu(imagefolder: Path, tmp_path: Path) -> No
     (tmp_path / "recipe.yaml").write_text(RECIPE)
     accelerate = str(Path(sys.executable).with_name("accelerate"))
     command = [accelerate, "launch", "--config_file", "training/accelerate/cpu.yaml"]
-    command += [
-        "-m",
-        "levljepa_hf.cli",
-        "pretrain",
-        "--recipe",
-        str(tmp_path / "recipe.yaml"),
-        "--dataset",
-        str(imagefolder),
-    ]
+    command += ["-m", "levljepa_hf.cli", "pretrain", "--recipe", str(tmp_path / "recipe.yaml")]
+    command += ["--dataset", str(imagefolder)]
     command += ["--cache_dir", str(tmp_path / "cache"), "--output_dir", str(tmp_path / "run")]
     done = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=500)
     assert done.returncode == 0, done.stderr[-3000:]

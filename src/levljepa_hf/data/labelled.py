@@ -7,7 +7,6 @@ Images stay encoded and masks on disk until they are asked for. A sample without
 counted; everything else that does not fit is an error.
 """
 
-import io
 import json
 import re
 from collections.abc import Mapping, Sequence
@@ -16,43 +15,20 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from datasets import ClassLabel, Dataset, Image
-from PIL import Image as PILImage
-from timm.data import ImageNetInfo
+from datasets import ClassLabel, Dataset
 from transformers.utils import logging
 
-from ..options import did_you_mean
 from .catalogue import DATASETS, CatalogueEntry, Source
-from .images import open_image, read_file
-from .loading import (
-    CAPTION_COLUMNS,
-    FILE_BUILDERS,
-    IMAGE_COLUMNS,
-    column_addresses,
-    guess_column,
-    list_columns,
-    look_up,
-    root_column,
-)
+from .images import UnreadImage, decoding, open_image
+from .loading import FILE_BUILDERS, USUAL_COLUMNS, column_addresses, find_column, look_up, root_column
+from .masks import check_mask
 from .scene_splits import load_scene_split
-from .sources import column_values, encoded, open_any, open_images, open_wired
+from .sources import Column, column_values, encoded, open_any, open_images, open_wired
 from .splits import COLUMNS, EvaluationSplit, Question, Subsample, class_key
 
 logger = logging.get_logger(__name__)
 
 _OPTIONAL_COLUMNS = {"questions": ("kind", "image_id")}  # read where they are there
-_USUAL_COLUMNS = {
-    "image": IMAGE_COLUMNS,
-    "label": ("label", "labels", "fine_label", "cls", "class", "target"),
-    "caption": CAPTION_COLUMNS,
-    "mask": ("mask", "annotation", "segmentation", "label_map", "segmentation_mask"),
-    "question": ("question",),
-    "answer": ("answers", "answer", "multiple_choice_answer"),
-    "kind": ("answer_type", "question_type"),
-    "image_id": ("image_id", "imageId"),
-}
-_ROTATED = (5, 6, 7, 8)  # EXIF orientations that swap height and width
-_EXIF_ORIENTATION = 0x0112
 
 
 def read_split(
@@ -157,45 +133,18 @@ def _find_columns(
 ) -> dict[str, str]:
     """The columns by role. In a local copy (`lenient`) those of the table may have another of the usual names."""
     addresses = column_addresses(rows.features)
-    images = [one for one in rows.features if isinstance(rows.features[one], Image)]
-    found = {}
+    found: dict[str, str] = {}
     for role in (*COLUMNS[reads], *(() if source.images else ("image",))):
         column = given.get(role) or source.columns.get(role)
-        usual = lenient and role not in given and column not in addresses
-        if column is None or usual:
-            pictures = [one for one in images if one not in found.values()] if role == "image" else []
-            column = guess_column(pictures, _USUAL_COLUMNS[role], addresses)
-        if column is None:
-            raise ValueError(
-                f"Which column of {name} holds the {role}s? Name it with --{role}_column. "
-                f"{list_columns(rows.features)}"
-            )
-        if column not in addresses:
-            raise ValueError(
-                f"{name} has no column {column!r} of {role}s.{did_you_mean(column, addresses)} Name one with "
-                f"--{role}_column. "
-                f"{list_columns(rows.features)}"
-            )
-        found[role] = column
+        if lenient and role not in given and column not in addresses:
+            column = None
+        found[role] = find_column(rows.features, role, column, name, taken=found.values())
     for role in _OPTIONAL_COLUMNS.get(reads, ()):
-        usual = (source.columns[role],) if role in source.columns else _USUAL_COLUMNS[role]
+        usual = (source.columns[role],) if role in source.columns else USUAL_COLUMNS[role]
         column = next((one for one in usual if one in addresses), None)
         if column:
             found[role] = column
     return found
-
-
-class _Column(Sequence):
-    """A column, read row by row. Pickles, for workers."""
-
-    def __init__(self, rows: Dataset, address: str) -> None:
-        self.rows, self.address = rows, address
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __getitem__(self, index: int) -> Any:
-        return look_up(self.rows[int(index)], self.address)
 
 
 # ------------------------------------------------------------------------------------------------ what is read of it
@@ -224,7 +173,7 @@ def _load_labels(
     keep = subsample(labelled.tolist())
     return EvaluationSplit(
         name,
-        _Column(encoded(rows, columns["image"]).select(keep), columns["image"]),
+        Column(encoded(rows, columns["image"]).select(keep), columns["image"]),
         labels=labels[keep].tolist(),
         class_names=names,
         prompts=entry.prompts,
@@ -251,7 +200,7 @@ def _labels(
                 f"with {', '.join(map(repr, names[:3]))}. Mend --class_names."
             )
         index = {value: label for label, value in enumerate(names or unique)}
-        return np.array([index.get(value, -1) for value in values]), _readable(names or tuple(unique))
+        return np.array([index.get(value, -1) for value in values]), readable(names or tuple(unique))
     if kinds - {int, bool}:
         raise ValueError(
             f"The labels of {split} (column {column!r}) are to be integers or names, and some are "
@@ -263,7 +212,7 @@ def _labels(
             f"There are {len(names)} class names, and the column {column!r} of {split} has {len(known)} classes: give "
             "one name for each with --class_names."
         )
-    names = names or (_readable(known) if known else None)
+    names = names or (readable(known) if known else None)
     labels = np.array(values)
     if names and labels.max() >= len(names):
         raise ValueError(
@@ -273,12 +222,15 @@ def _labels(
     return labels, names
 
 
-def _readable(names: tuple[str, ...]) -> tuple[str, ...]:
-    """WordNet ids, which are ImageNet's folders, as words; other names as they are."""
+def readable(names: tuple[str, ...], one_word: bool = False) -> tuple[str, ...]:
+    """WordNet ids, which are ImageNet's folders, as words (all synonyms, or the first); other names as they are."""
     if not all(re.fullmatch(r"n\d{8}", name) for name in names):
         return names
+    from timm.data import ImageNetInfo
+
     info = ImageNetInfo()
-    return tuple(info.label_name_to_description(name) for name in names)
+    words = (info.label_name_to_description(name) for name in names)
+    return tuple(text.split(",")[0] if one_word else text for text in words)
 
 
 def _read_names(file: str) -> tuple[str, ...]:
@@ -309,7 +261,7 @@ def _load_captions(
     captions = [_captions(value) for value in column_values(rows, columns["caption"])]
     if not any(captions):
         raise ValueError(f"{name} has no caption in its column {columns['caption']!r}: name another.")
-    images = _Column(encoded(rows, columns["image"]), columns["image"])
+    images = Column(encoded(rows, columns["image"]), columns["image"])
     return EvaluationSplit(name, images, captions=captions, prompts=entry.prompts, transform=entry.transform)
 
 
@@ -336,7 +288,7 @@ def _load_masks(
     image, mask = columns["image"], columns["mask"]
     return EvaluationSplit(
         name,
-        _Column(encoded(rows, image), image),
+        Column(encoded(rows, image), image),
         class_names=names,
         masks=_Masks(name, encoded(rows, image, mask), image, mask, entry.mask_values, entry.void, names),
         void=entry.void,
@@ -366,60 +318,23 @@ class _Masks(Sequence):
 
     def __getitem__(self, index: int) -> np.ndarray:
         row = self.rows[int(index)]
-        mask = self._classes(_decode_mask(look_up(row, self.mask), f"Mask {index} of {self.name}"), index)
-        size = _image_size(look_up(row, self.image))
-        if mask.shape != size:
-            raise ValueError(
-                f"Mask {index} of {self.name} is {mask.shape[0]} x {mask.shape[1]} (height x width), and its image "
-                f"{size[0]} x {size[1]}: resize one, masks to the nearest pixel, or name another with --mask_column."
-            )
-        return mask
-
-    def _classes(self, mask: np.ndarray, index: int) -> np.ndarray:
-        """From the file's values to classes and `void`."""
-        is_void = np.zeros(mask.shape, dtype=bool) if self.void is None else mask == self.void
-        limit = len(self.values) if self.values else self.num_classes
-        wrong = ~is_void & ((mask < 0) | (mask >= limit if limit is not None else False))
-        if wrong.any():
-            last = "any" if limit is None else limit - 1
-            raise ValueError(
-                f"Mask {index} of {self.name} has the value {mask[wrong][0]}: they go from 0 to {last}, and "
-                f"{self.void} is void. Give a name for each class with --class_names, or name another column with "
-                "--mask_column."
-            )
+        where = f"Mask {index} of {self.name}"
+        with decoding(where):
+            mask = _decode_mask(look_up(row, self.mask))
+        size = UnreadImage(look_up(row, self.image)).size[::-1]
+        is_void = check_mask(mask, where, len(self.values) if self.values else self.num_classes, self.void, size)
         if self.values is None:
             return mask
-        table = np.asarray(self.values, dtype=mask.dtype)
+        table = np.asarray(self.values, dtype=mask.dtype)  # from the file's values to classes
         return np.where(is_void, self.void, table[np.where(is_void, 0, mask)]).astype(mask.dtype)
 
 
-def _decode_mask(value: Any, what: str) -> np.ndarray:
-    """Integers [H, W] of an image of one channel, of indices into a palette, or of an array."""
-    if isinstance(value, (list, np.ndarray)):
-        mask = np.array(value)
-    else:
-        mask = np.array(open_image(value))  # a copy, as torch wants to write
-    if mask.ndim == 3 and (mask == mask[..., :1]).all():  # grey, kept as colours
+def _decode_mask(value: Any) -> np.ndarray:
+    """An image of one channel, of indices into a palette, or grey ones kept as colours; or an array: [H, W]."""
+    mask = np.array(value if isinstance(value, (list, np.ndarray)) else open_image(value))  # a copy: torch writes
+    if mask.ndim == 3 and (mask == mask[..., :1]).all():
         mask = mask[..., 0]
-    if mask.dtype == bool:
-        mask = mask.astype(np.uint8)
-    if mask.ndim != 2 or not np.issubdtype(mask.dtype, np.integer):
-        raise ValueError(
-            f"{what} is to have one class number a pixel, and it has shape {mask.shape} and type {mask.dtype}: if its "
-            "colours stand for classes, save the numbers instead, or name another column with --mask_column."
-        )
-    return mask
-
-
-def _image_size(value: Any) -> tuple[int, int]:
-    """Height and width as `open_image` gives them, without decoding."""
-    if isinstance(value, PILImage.Image):
-        return value.height, value.width
-    if isinstance(value, Mapping):
-        value = value["bytes"] if value.get("bytes") is not None else value["path"]
-    with PILImage.open(io.BytesIO(read_file(value) if isinstance(value, str) else value)) as image:
-        size = image.height, image.width
-        return size[::-1] if image.getexif().get(_EXIF_ORIENTATION, 1) in _ROTATED else size
+    return mask.astype(np.uint8) if mask.dtype == bool else mask
 
 
 def _load_questions(
@@ -453,7 +368,7 @@ def _load_questions(
     index = {value: i for i, value in enumerate(dict.fromkeys(ids[row] for row in kept))}
     return EvaluationSplit(
         name,
-        _Column(pictures.select([row_of_id[value] for value in index]), address),
+        Column(pictures.select([row_of_id[value] for value in index]), address),
         questions=[Question(index[ids[row]], texts[row], answers[row], kinds[row]) for row in kept],
         transform=entry.transform,
         dropped=_dropped(name, len(rows) - len(kept), "answer"),
@@ -469,4 +384,4 @@ def _answers(value: Any) -> tuple[str, ...]:
     return tuple(one["answer"] if isinstance(one, Mapping) else str(one) for one in value)
 
 
-__all__ = ["EvaluationSplit", "Question", "dataset_id", "read_split"]
+__all__ = ["EvaluationSplit", "Question", "dataset_id", "read_split", "readable"]

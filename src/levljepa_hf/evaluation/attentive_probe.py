@@ -21,12 +21,11 @@ from transformers.image_utils import pil_torch_interpolation_mapping
 
 from .._field_help import with_field_help
 from ..data.collator import draft_size
-from ..data.images import open_image
+from ..data.images import image_at
 from ..data.seeds import seed_from
 from ..data.splits import EvaluationSplit
 from ..encoders.encoders import Encoder
 from ..encoders.features import PatchFeatures, patch_features
-from ..model.processing_levljepa import to_rgb
 from .classification import check_seeds, class_labels, classification_chance, classification_metrics, count_images
 from .pictures import plot_confusion
 from .results import TaskResult
@@ -281,10 +280,7 @@ class _Crops(Dataset):
 
     def __getitem__(self, sample: tuple[int, int]) -> tuple[Tensor, int]:
         epoch, index = sample
-        try:
-            image = to_rgb(open_image(self.images[index], draft_size=self.draft_size))
-        except (OSError, ValueError, SyntaxError) as error:  # PIL's for broken files
-            raise ValueError(f"Image {index} does not decode: {error}. Leave it out or replace it.") from error
+        image = image_at(self.images, index, f"Image {index}", self.draft_size)
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed_from(f"{self.seed} {epoch} {index}"))
             return self.crop(image), index

@@ -50,13 +50,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     add(
         "--name",
-        help="what loads it, as the card shows it (default: the Hub id it was pushed to, or its folder's name)",
+        help="what loads it, as the card shows it (default: the Hub id of its recipe, or its folder's name)",
     )
     add(
         "--license",
         help="licence id of the Hub (default: the present card's, or that of the checkpoint it started from)",
     )
-    add("--base_model", metavar="ID", help="what the training started from (default: what the recipe says)")
+    add(
+        "--base_model",
+        metavar="ID",
+        help="what the training started from (default: what the recipe says, if that is an id or a folder here)",
+    )
     add("--datasets", nargs="+", default=[], metavar="ID", help="Hub ids of the data sets (default: the recipe's)")
     add("--token", help="of the Hub (default: that of `hf auth login`)")
     args = parser.parse_args(argv)

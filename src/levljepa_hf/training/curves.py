@@ -6,7 +6,6 @@ figure = plot_runs([run, read_run("runs/other")], smooth=0.6)
 """
 
 import argparse
-import difflib
 import fnmatch
 import json
 import math
@@ -18,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..evaluation.task import declarations
+from ..options import did_you_mean
 from .log_file import LOG_NAME
 
 if TYPE_CHECKING:
@@ -222,8 +222,7 @@ def panels_of(runs: Sequence[RunLog], figures: Sequence[str] | None = None) -> d
         panels = {pattern: fnmatch.filter(known, pattern) for pattern in figures}
         for pattern, found in panels.items():
             if not found:
-                close = difflib.get_close_matches(pattern, known, n=1)
-                hint = f" Did you mean {close[0]!r}?" if close else ""
+                hint = did_you_mean(pattern, known)
                 raise ValueError(f"No run has logged {pattern!r}.{hint} There are {', '.join(sorted(known))}.")
         return panels
     panels, placed = {}, set()

@@ -26,7 +26,7 @@ from torch.utils.data import DataLoader, Dataset
 from transformers import Trainer
 from transformers.utils import logging
 
-from ..data.images import open_image
+from ..data.images import image_at
 from ..data.splits import EvaluationSplit
 from ..data.workers import prepare_worker
 from ..encoders.embeddings import Embeddings, embed_texts
@@ -37,7 +37,7 @@ from ..evaluation.protocols import read_protocols
 from ..evaluation.task import TASKS, load_split
 from ..evaluation.zero_shot import top_k_accuracy
 from ..model.modeling_levljepa import READOUTS, LeVLJEPAModel
-from ..model.processing_levljepa import LeVLJEPAProcessor, to_rgb
+from ..model.processing_levljepa import LeVLJEPAProcessor
 from .arguments import ONLINE_PROBES, PROBES, LeVLJEPATrainingArguments
 from .distributed import sharding_of
 
@@ -359,12 +359,7 @@ class _Prepared(Dataset):
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
         prepare_worker()
-        try:
-            image = to_rgb(open_image(self.images[index]))
-        except (OSError, ValueError, SyntaxError) as error:  # PIL's for broken files
-            raise ValueError(
-                f"Labelled image {index} does not decode: {error}. Leave it out or replace it."
-            ) from error
+        image = image_at(self.images, index, f"Labelled image {index}")
         return self.processor(image, return_tensors="pt")["pixel_values"][0], index
 
 
