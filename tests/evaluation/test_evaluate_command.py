@@ -3,7 +3,6 @@
 import json
 import shlex
 from dataclasses import dataclass, field
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -140,8 +139,7 @@ def test_a_file_of_constants_that_do_not_fit_is_refused(tmp_path, content, messa
 
 
 def test_the_constants_for_scenes_are_read():
-    recipe = Path(__file__).parents[2] / "training" / "evaluation" / "scenes.yaml"
-    assert set(read_protocols(recipe)) <= set(TASKS)
+    assert set(read_protocols("evaluate-scenes")) <= set(TASKS)
 
 
 def test_features_are_shared_by_tasks_and_runs(checkpoint, tmp_path, monkeypatch):

@@ -23,7 +23,7 @@ from .images import UnreadImage, decoding, open_image
 from .loading import FILE_BUILDERS, USUAL_COLUMNS, column_addresses, find_column, look_up, root_column
 from .masks import check_mask
 from .scene_splits import load_scene_split
-from .sources import Column, column_values, encoded, open_any, open_images, open_wired
+from .sources import Column, column_values, encoded, open_any, open_entry, open_images
 from .splits import COLUMNS, EvaluationSplit, Question, Subsample, class_key
 
 logger = logging.get_logger(__name__)
@@ -79,7 +79,7 @@ def read_split(
         return load_scene_split(dataset, entry, reads, split, config_name, subsample, scenes)
     if entry:
         source = entry.sources.get(split) or replace(_main_source(entry), split=split, local_split=None)
-        rows, source = open_wired(dataset, entry, source, split, path, config_name)
+        rows, source = open_entry(dataset, entry, source, split, path, config_name)
         name = f"{source.borrowed or dataset}/{source.local_split or source.split}"
     else:
         entry = CatalogueEntry({}, licence="", home="", transform=transform)

@@ -25,8 +25,8 @@ from .loading import FILE_BUILDERS, load_source, look_up, root_column
 _USUAL_SPLITS = {"test": ("test", "validation", "val"), "train": ("train",)}
 
 
-def open_wired(
-    dataset: str, wired: CatalogueEntry, source: Source, role: str, path: str | None, config_name: str | None
+def open_entry(
+    dataset: str, entry: CatalogueEntry, source: Source, role: str, path: str | None, config_name: str | None
 ) -> tuple[Dataset, Source]:
     """The rows, and the source with the split that it was in the end."""
     config = config_name or source.config
@@ -37,18 +37,18 @@ def open_wired(
     # A borrowed split is another repository's, which only a clone of that one (above) can hold.
     if folder and not source.borrowed:
         # The official archive first: `datasets` would take its folders for classes and make something else of it.
-        rows = LAYOUTS[wired.layout](folder, source.split, config_name) if wired.layout else None
+        rows = LAYOUTS[entry.layout](folder, source.split, config_name) if entry.layout else None
         if rows is not None:
             return rows, source
-        if not wired.on_hub and not _is_saved(folder):
-            raise ValueError(f"{path} is no copy of {dataset} ({wired.home}). It must hold {wired.layout_help}.")
+        if not entry.on_hub and not _is_saved(folder):
+            raise ValueError(f"{path} is no copy of {dataset} ({entry.home}). It must hold {entry.layout_help}.")
         files = _open_copy(folder, config)
         split = files.find(source.local_split or source.split, source.split, role)
         return files.load(split), replace(source, split=split, local_split=None)
-    if not wired.on_hub:
+    if not entry.on_hub:
         raise ValueError(
-            f"{dataset} is not on the Hub as data files. Get it from {wired.home} and name the folder with "
-            f"--dataset_path. It must hold {wired.layout_help}."
+            f"{dataset} is not on the Hub as data files. Get it from {entry.home} and name the folder with "
+            f"--dataset_path. It must hold {entry.layout_help}."
         )
     try:
         files = SourceFiles(source.repo, config)
@@ -56,7 +56,7 @@ def open_wired(
     except OSError as error:
         terms = f"accept its terms at https://huggingface.co/datasets/{source.repo}, `hf auth login`, or "
         raise OSError(
-            f"{dataset} ({source.repo}) is not within reach: {error} To mend it, {terms if wired.gated else ''}"
+            f"{dataset} ({source.repo}) is not within reach: {error} To mend it, {terms if entry.gated else ''}"
             "name a local copy with --dataset_path."
         ) from error
 
@@ -108,11 +108,11 @@ class SourceFiles:
 
 
 def open_images(
-    dataset: str, wired: CatalogueEntry, source: Source, path: str | None
+    dataset: str, entry: CatalogueEntry, source: Source, path: str | None
 ) -> tuple[Dataset, dict[Any, int]]:
     """The images that are in a configuration of their own, and the row of each id."""
     place = replace(source, config=source.images.config, columns={}, images=None)
-    rows, _ = open_wired(dataset, wired, place, source.split, path, None)
+    rows, _ = open_entry(dataset, entry, place, source.split, path, None)
     return (
         encoded(rows, source.images.image_column),
         {value: row for row, value in enumerate(column_values(rows, source.images.id_column))},
@@ -242,4 +242,4 @@ def encoded(rows: Dataset, *addresses: str) -> Dataset:
     return rows
 
 
-__all__ = ["Column", "LAYOUTS", "column_values", "encoded", "open_any", "open_images", "open_wired"]
+__all__ = ["Column", "LAYOUTS", "column_values", "encoded", "open_any", "open_entry", "open_images"]

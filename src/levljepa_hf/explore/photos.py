@@ -122,8 +122,8 @@ def load_photos(
 
 
 def _load_scenes(_: str, split: str | None, config_name: str | None, *others: Any) -> dict[str, Any]:
-    draw: Subsample = others[-1]
-    options = {"config_name": config_name or _SCENES_SIDE, "max_samples": draw.max_samples, "seed": draw.seed}
+    subsample: Subsample = others[-1]
+    options = {"config_name": config_name or _SCENES_SIDE, **vars(subsample)}
     scenes = load_split("scenes", "zero-shot", split or "test", **options)
     captions = load_split("scenes", "retrieval", split or "test", **options).captions
     fields = ("name", "images", "labels", "class_names", "prompts", "transform")
@@ -139,7 +139,7 @@ def _load_source(
     config_name: str | None,
     image_column: str | None,
     label_column: str | None,
-    draw: Subsample,
+    subsample: Subsample,
 ) -> dict[str, Any]:
     path = Path(dataset)
     is_local = path.exists() or path.suffix in FILE_BUILDERS
@@ -158,7 +158,7 @@ def _load_source(
     else:  # photos need no labels, and what is no class may be anything
         classes = (one for one in USUAL_COLUMNS["label"] if isinstance(rows.features.get(one), ClassLabel))
         label_column = next(classes, None)
-    rows = rows.select(draw(range(len(rows))))
+    rows = rows.select(subsample(range(len(rows))))
     if len(rows) == 0:
         raise ValueError(f"{dataset} ({split}) holds no images.")
     caption_column = guess_column(rows.features, "caption")

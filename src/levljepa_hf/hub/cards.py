@@ -186,7 +186,7 @@ def _without_paths(value: Any) -> Any:
 
 
 def _dataset(value: str) -> Source:
-    known = _wired_datasets().get(value)
+    known = _known_datasets().get(value)
     if known is not None:
         return Source(known, known) if _is_hub_id(known) else Source(value)
     return Source(value, value) if _is_hub_id(value) else Source(_shown(value))
@@ -206,7 +206,7 @@ def first(value: str | list[str] | None) -> str | None:
     return value[0] if isinstance(value, list) and value else value or None
 
 
-def _wired_datasets() -> dict[str, str]:
+def _known_datasets() -> dict[str, str]:
     """The repository of each data set that the evaluation knows by name; of those drawn on the spot, their name."""
     try:
         from ..data.catalogue import DATASETS
