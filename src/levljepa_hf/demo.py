@@ -9,7 +9,6 @@ import contextlib
 import io
 import math
 import shlex
-import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -27,6 +26,7 @@ from .evaluation.embedding_health import embedding_health
 from .evaluation.pictures import plot_nearest, plot_patch_pca
 from .evaluation.retrieval import retrieval_chance, retrieval_recall
 from .evaluation.zero_shot import zero_shot_accuracy, zero_shot_classifier
+from .files import whole_folder
 from .model.modeling_levljepa import READOUTS, LeVLJEPAModel, similarity
 from .model.processing_levljepa import LeVLJEPAProcessor
 from .scenes.dataset import save_scenes
@@ -94,12 +94,8 @@ def demo_checkpoint(folder: str | Path = "runs", steps: int = 150, num_scenes: i
     for place in (full, quick):
         if (place / "model.safetensors").is_file() and (place / "processor_config.json").is_file():
             return place
-    quick.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".quick.", dir=quick.parent) as scratch:
-        with _bars_only():
-            run_demo(Path(scratch, "new"), steps=steps, num_scenes=num_scenes)
-        if not quick.exists():  # another process may have been quicker
-            Path(scratch, "new").rename(quick)
+    with whole_folder(quick) as part, _bars_only():
+        run_demo(part, steps=steps, num_scenes=num_scenes)
     return quick
 
 

@@ -527,10 +527,10 @@ def test_presets():
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        ({"projecton_dim": 8}, "projecton_dim is no field of LeVLJEPAConfig. Did you mean projection_dim"),
+        ({"projecton_dim": 8}, "projecton_dim is no field of LeVLJEPAConfig. Did you mean 'projection_dim'"),
         (
             {"vision_config": {"num_layers": 1}},
-            "vision_config.num_layers is no field.*vision_config.num_hidden_layers",
+            "vision_config.num_layers is no field.*'vision_config.num_hidden_layers'",
         ),
         ({"text_config": {"n_heads": 1}}, "text_config.n_heads is no field of GPT2Config.*text_config.n_head"),
         ({"a.b": {"c": 1}}, "a.b is no field of LeVLJEPAConfig"),

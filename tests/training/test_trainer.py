@@ -394,8 +394,10 @@ def test_accumulated_gradients_are_the_mean_and_not_the_sum(
     assert run.state.log_history[0]["loss"] == pytest.approx(sum(losses).item() / 2, rel=1e-4)
     trained = dict(run.model.named_parameters())
     for name, parameter in reference.named_parameters():
-        expected = parameter.detach() - 0.1 * parameter.grad
-        torch.testing.assert_close(trained[name].detach(), expected, rtol=1e-4, atol=1e-6, msg=name)
+        step = 0.1 * parameter.grad
+        error = trained[name] - (parameter - step)
+        # as a whole: where large terms cancel, a single element follows the order of their sum
+        assert error.norm() <= 1e-4 * step.norm() + 1e-5, name
 
 
 def test_weight_decay_groups(tmp_path: Path, processor) -> None:

@@ -11,7 +11,6 @@ sees, and the global random state is left alone.
 """
 
 import contextlib
-import hashlib
 import logging
 import random
 import zlib
@@ -26,20 +25,22 @@ from PIL import Image as PILImage
 from torch import Tensor
 from torch.nn import functional as F
 from transformers import ProcessorMixin
+from transformers.image_processing_utils import BaseImageProcessor
 
 from ..model.processing_levljepa import to_rgb
 from .augmentation import (
     Augmentation,
-    DrawnView,
+    ViewChoices,
     draft_size,
     multi_view_transform,
     objective_transform,
     training_transform,
 )
-from .images import UnreadImage, open_image
+from .images import UndecodedImageError, UnreadImage, decoding, open_image
 from .loading import (
     look_up,
 )
+from .seeds import seed_from
 from .streams import SAMPLE_DATASET, SAMPLE_EPOCH, SAMPLE_INDEX, list_skipped
 from .workers import prepare_worker
 
@@ -82,9 +83,9 @@ class NumberedDataset(torch.utils.data.Dataset):
 # Decoding and augmenting
 
 
-def image_size(processor: ProcessorMixin) -> tuple[int, int]:
-    """Height and width in pixels of the images that `processor` gives."""
-    images = processor.image_processor
+def image_size(processor: ProcessorMixin | BaseImageProcessor) -> tuple[int, int]:
+    """Height and width in pixels of the images that a processor, or its image processor, gives."""
+    images = getattr(processor, "image_processor", processor)
     size = images.crop_size if images.do_center_crop else images.size
     return size["height"], size["width"]
 
@@ -244,8 +245,7 @@ class LeVLJEPADataCollator:
             content = str(content).encode() if isinstance(content, (str, Path)) else content
             checksum = zlib.crc32(content) if isinstance(content, (bytes, bytearray, memoryview)) else 0
             key = (self.seed, self.counter.read_by_this_worker(), checksum)
-        digest = hashlib.blake2b(repr(key).encode(), digest_size=8).digest()
-        return random.Random(int.from_bytes(digest, "little"))
+        return random.Random(seed_from(repr(key)))
 
     def _read(self, sample: Mapping[str, Any]) -> tuple[Views | PILImage.Image, str] | None:
         """The image (in training its views) and the caption of a sample, or None if it has to be skipped."""
@@ -268,26 +268,31 @@ class LeVLJEPADataCollator:
             return None
         try:
             image, drawn = self._open(image_value, generator)
-        except Exception as error:  # PIL raises all kinds of them on broken files
+        except UndecodedImageError as error:
             self.counter.add(images=1)
-            self._warn(sample, f"its image in column {self.image_column!r} does not decode ({error!r:.200})")
+            self._warn(sample, f"its image in column {self.image_column!r} does not decode ({error})")
             return None
         return (image if generator is None else self._augmented(image, drawn, generator)), caption
 
     def _open(
         self, value: Any, generator: random.Random | None
-    ) -> tuple[PILImage.Image | np.ndarray, Sequence[DrawnView] | None]:
+    ) -> tuple[PILImage.Image | np.ndarray, Sequence[ViewChoices] | None]:
         """The image, in training as pixels (H, W, 3), and what was drawn for it before their scale was chosen."""
         if generator is None:
-            return open_image(value, max_pixels=self.max_image_pixels), None
+            with decoding():
+                return open_image(value, max_pixels=self.max_image_pixels), None
         if not isinstance(self.transform, Augmentation):
-            return np.array(to_rgb(open_image(value, self._draft_size, self.max_image_pixels))), None
-        image = UnreadImage(value)
+            with decoding():
+                return np.array(to_rgb(open_image(value, self._draft_size, self.max_image_pixels))), None
+        with decoding():
+            image = UnreadImage(value)
+        # Drawn before the pixels are decoded: the crop decides at which scale a JPEG is decoded.
         drawn = self.transform.draw(image.size, generator)
         reduction = self.transform.reduction(drawn) if self.jpeg_draft else 1
-        return image.pixels(reduction, self.max_image_pixels), drawn
+        with decoding():
+            return image.pixels(reduction, self.max_image_pixels), drawn
 
-    def _augmented(self, pixels: np.ndarray, drawn: Sequence[DrawnView] | None, generator: random.Random) -> Views:
+    def _augmented(self, pixels: np.ndarray, drawn: Sequence[ViewChoices] | None, generator: random.Random) -> Views:
         if drawn is not None:
             return self.transform.apply(pixels, drawn)
         with _torch_seeded(generator.getrandbits(63)):

@@ -17,7 +17,6 @@ numbers of workers can't take it up again.
 
 import bisect
 import dataclasses
-import difflib
 import itertools
 import math
 import re
@@ -32,6 +31,7 @@ import datasets
 import torch
 import yaml
 
+from ..options import did_you_mean
 from ..recipes import RecipeLoader
 from .collator import NumberedDataset
 from .loading import FILE_BUILDERS, find_columns, load_pretraining_dataset, look_up
@@ -410,8 +410,7 @@ def read_source(entry: str | Mapping[str, Any], defaults: Mapping[str, Any] | No
     types = {field.name: field.type for field in dataclasses.fields(MixtureSource)}
     for name, value in options.items():
         if name not in types:
-            close = difflib.get_close_matches(str(name), types, n=1)
-            hint = f" Did you mean {close[0]!r}?" if close else f" It takes {', '.join(types)}."
+            hint = did_you_mean(name, types) or f" It takes {', '.join(types)}."
             raise ValueError(f"An entry of the mixture has no option {name!r}.{hint}")
         numbers = isinstance(value, int) and not isinstance(value, bool) and name == "weight"
         if not (isinstance(value, types[name]) or numbers) or (isinstance(value, bool) and name != "streaming"):

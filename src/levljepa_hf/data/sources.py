@@ -1,10 +1,9 @@
 """Opening what holds a data set: repositories of the Hub, their clones, official archives, sources of `datasets`."""
 
-import difflib
 import json
 import random
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,14 +18,15 @@ from datasets import (
     load_from_disk,
 )
 
-from .catalogue import DATASETS, Source, Wired
+from ..options import did_you_mean
+from .catalogue import DATASETS, CatalogueEntry, Source
 from .loading import FILE_BUILDERS, load_source, look_up, root_column
 
 _USUAL_SPLITS = {"test": ("test", "validation", "val"), "train": ("train",)}
 
 
 def open_wired(
-    dataset: str, wired: Wired, source: Source, role: str, path: str | None, config_name: str | None
+    dataset: str, wired: CatalogueEntry, source: Source, role: str, path: str | None, config_name: str | None
 ) -> tuple[Dataset, Source]:
     """The rows, and the source with the split that it was in the end."""
     config = config_name or source.config
@@ -104,7 +104,9 @@ class SourceFiles:
         return self.builder.as_dataset(split=split)
 
 
-def open_images(dataset: str, wired: Wired, source: Source, path: str | None) -> tuple[Dataset, dict[Any, int]]:
+def open_images(
+    dataset: str, wired: CatalogueEntry, source: Source, path: str | None
+) -> tuple[Dataset, dict[Any, int]]:
     """The images that are in a configuration of their own, and the row of each id."""
     place = replace(source, config=source.images.config, columns={}, images=None)
     rows, _ = open_wired(dataset, wired, place, source.split, path, None)
@@ -138,9 +140,8 @@ def open_any(dataset: str, split: str, config_name: str | None) -> tuple[Dataset
         split = files.find(split, *_USUAL_SPLITS.get(split, ()))
         return files.load(split), split
     except OSError as error:
-        close = difflib.get_close_matches(dataset, DATASETS, n=1)
-        hint = f"Did you mean {close[0]!r}? " if close else ""
-        raise OSError(f"No data set {dataset!r}: {error} {hint}Known by name: {', '.join(DATASETS)}.") from error
+        hint = did_you_mean(dataset, DATASETS)
+        raise OSError(f"No data set {dataset!r}: {error}{hint} Known by name: {', '.join(DATASETS)}.") from error
 
 
 # ------------------------------------------------------------------------------------------------ official archives
@@ -214,6 +215,19 @@ def column_values(rows: Dataset, address: str) -> list[Any]:
     return [look_up({root: value}, address) for value in rows.select_columns([root])[:][root]]
 
 
+class Column(Sequence):
+    """A column, read row by row. Pickles, for workers."""
+
+    def __init__(self, rows: Dataset, address: str) -> None:
+        self.rows, self.address = rows, address
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> Any:
+        return look_up(self.rows[int(index)], self.address)
+
+
 def encoded(rows: Dataset, *addresses: str) -> Dataset:
     """Columns of images, left encoded; the others are dropped, as reading a row reads them all."""
     roots = list(dict.fromkeys(root_column(rows.column_names, address) for address in addresses))
@@ -224,4 +238,4 @@ def encoded(rows: Dataset, *addresses: str) -> Dataset:
     return rows
 
 
-__all__ = ["LAYOUTS", "column_values", "encoded", "open_any", "open_images", "open_wired"]
+__all__ = ["Column", "LAYOUTS", "column_values", "encoded", "open_any", "open_images", "open_wired"]

@@ -10,7 +10,6 @@ so a position is a few numbers, and to go back to it no sample before it is deco
 several.
 """
 
-import hashlib
 import json
 import logging
 import math
@@ -25,6 +24,7 @@ import torch
 from datasets import IterableDataset
 from pyarrow import ArrowException
 
+from .seeds import seed_from
 from .tar_shards import TarShards
 from .workers import prepare_worker
 
@@ -428,8 +428,7 @@ def deal(
 
 def draw(size: int, seed: int, epoch: int, consumer: int, count: int) -> int:
     """Which of `size` samples is drawn, uniformly, by the numbers alone."""
-    digest = hashlib.blake2b(f"{seed} {epoch} {consumer} {count}".encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "little") * size >> 64
+    return seed_from(f"{seed} {epoch} {consumer} {count}") * size >> 64
 
 
 __all__ = [

@@ -35,7 +35,7 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 from transformers.utils import logging
 
-from ..data.images import open_image, read_file
+from ..data.images import decoding, open_image, read_file
 from ..files import write_whole
 from ..model.processing_levljepa import to_rgb
 from ..version import __version__
@@ -229,15 +229,13 @@ class _Prepared(Dataset):
         return len(self.images)
 
     def __getitem__(self, index: int) -> tuple[bytes, Tensor | None]:
-        try:
+        with decoding(f"Image {index}"):
             image = self.images[index]
             digest = image_digest(image)
             if digest in self.known:
                 return digest, None
-            pixels = self.processor(to_rgb(open_image(image)), return_tensors="pt")["pixel_values"][0]
-        except (OSError, ValueError, SyntaxError) as error:  # PIL's for broken files
-            raise ValueError(f"Image {index} does not decode: {error}. Leave it out or replace it.") from error
-        return digest, pixels
+            image = to_rgb(open_image(image))
+        return digest, self.processor(image, return_tensors="pt")["pixel_values"][0]
 
 
 def _stack_new(batch: Sequence[tuple[bytes, Tensor | None]]) -> tuple[list[bytes], list[bytes], Tensor | None]:

@@ -14,16 +14,17 @@ from torch import Tensor
 from transformers.hf_argparser import HfArg
 
 from .._field_help import with_field_help
+from ..data.catalogue import PROMPTS
 from ..encoders.embeddings import Embeddings, embed_texts
 from ..encoders.encoders import Encoder
 from ..encoders.features import pooled_features
 from ..model.modeling_levljepa import READOUTS, LeVLJEPAModel, similarity
 from .pictures import plot_confusion
 from .results import TaskResult
+from .task import Task
 
 if TYPE_CHECKING:
-    from ..data.labelled import EvaluationSplit
-from ..data.catalogue import PROMPTS
+    from ..data.splits import EvaluationSplit
 
 # Sets of prompts by name, for `ZeroShotProtocol.prompts`. The seven were chosen for ImageNet by CLIP's authors.
 PROMPT_ENSEMBLES = {
@@ -153,11 +154,12 @@ class ZeroShotProtocol:
 
     prompts: list[str] = HfArg(
         default_factory=list,
-        help="Templates with {} for the class name, several for an ensemble, or a set's name "
-        f"({', '.join(PROMPT_ENSEMBLES)}); by default the data set's.",
+        help="Templates with {} for the class name, several for an ensemble, or a set's name (imagenet_7); by default "
+        "the data set's.",
     )
     readouts: list[str] = HfArg(
-        default_factory=list, help=f"Of {', '.join(READOUTS)}; by default all that the model has."
+        default_factory=list,
+        help="Of zeroshot, proj, proj_text, avg, predictor_pair; by default all that the model has.",
     )
 
     def __post_init__(self) -> None:
@@ -229,6 +231,20 @@ def evaluate_zero_shot(
         chance={name: int(name.rpartition("_top")[2]) / len(names) for name in metrics},
         pictures={"confusion": lambda path=None: plot_confusion(torch.as_tensor(labels), predicted, names, path)},
     )
+
+
+TASK = Task(
+    help="top-1 and top-5 accuracy of class prompts",
+    protocol=ZeroShotProtocol,
+    run=evaluate_zero_shot,
+    reads="labels",
+    headlines={"top-1": ("avg_top1", "zeroshot_top1")},  # with predictors a model is read by `avg`
+    train=False,
+    seeds=(),
+    hub_task="zero-shot-image-classification",
+    probe="zero_shot",
+    position=10,
+)
 
 
 __all__ = [

@@ -13,12 +13,12 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ..data.images import open_image
+from ..data.images import UndecodedImageError, decoding, open_image
 from ..encoders.encoders import Encoder, LeVLJEPAEncoder
 from ..encoders.features import DEFAULT_CACHE, image_digest
 from ..model.processing_levljepa import to_rgb
 from .patches import SIZES, PatchTokens, patch_tokens, pca_pictures, similar_patches, takes_any_size, text_on_patches
-from .photos import Photos, Seen, similarity_with
+from .photos import PhotoFeatures, Photos, similarity_with
 from .run import read_curves
 from .search import search_scores
 from .sigreg import LIMITS, SHAPES, Descent, least_gaussian_directions, make_cloud
@@ -51,7 +51,7 @@ class Session:
 
     def __init__(
         self,
-        seen: Sequence[Seen],
+        seen: Sequence[PhotoFeatures],
         photos: Photos,
         runs: Sequence[str] = (),
         prompts: Sequence[str] = (),
@@ -99,7 +99,7 @@ class Session:
             "static": False,
         }
 
-    def _model(self, seen: Seen, label: str) -> dict[str, Any]:
+    def _model(self, seen: PhotoFeatures, label: str) -> dict[str, Any]:
         encoder = seen.encoder
         own = isinstance(encoder, LeVLJEPAEncoder)
         return {
@@ -131,11 +131,10 @@ class Session:
             ValueError: if it has too many pixels or is no image.
         """
         try:
-            image = to_rgb(open_image(data, draft_size=_KEPT_SIDE, max_pixels=UPLOAD_PIXELS))
-        except ValueError as error:
-            raise ValueError(f"The photo is refused: {error}.") from error
-        except Exception as error:  # PIL raises all kinds of them on broken files
-            raise ValueError("This is no image that Pillow can read: take a JPEG, PNG or WebP.") from error
+            with decoding():
+                image = to_rgb(open_image(data, draft_size=_KEPT_SIDE, max_pixels=UPLOAD_PIXELS))
+        except UndecodedImageError as error:
+            raise ValueError(f"This is no image that Pillow can read ({error}): take a JPEG, PNG or WebP.") from error
         image.thumbnail((_KEPT_SIDE, _KEPT_SIDE), Image.Resampling.BICUBIC)
         ref = f"u{image_digest(data).hex()}"
         self._uploads.put(ref, image)

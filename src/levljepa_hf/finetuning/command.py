@@ -13,8 +13,8 @@ from transformers import HfArgumentParser, set_seed
 from transformers.hf_argparser import HfArg
 from transformers.image_processing_utils import BaseImageProcessor
 
-from ..data.labelled import load_split
 from ..data.splits import EvaluationSplit
+from ..evaluation.task import load_split
 from ..hub.publishing import prepare_push
 from ..options import did_you_mean
 from ..recipes import add_overrides, config_from_preset, parse_arguments, recipe_names, run_script, save_recipe

@@ -22,6 +22,7 @@ from transformers.image_processing_utils import BaseImageProcessor
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 from transformers.utils import IMAGE_PROCESSOR_NAME, PROCESSOR_NAME, cached_file, logging
 
+from ..data.collator import image_size as processor_size
 from ..data.images import open_image
 from ..data.splits import EvaluationSplit, check_same_classes
 from ..evaluation.metrics import MeanIoU, TopKAccuracy
@@ -40,7 +41,6 @@ from .data import (
     SegmentationDataset,
     classification_transform,
     count_classes,
-    output_size,
     segmentation_transform,
 )
 from .modes import (
@@ -241,7 +241,7 @@ def load_model(
     if task == "segmentation":
         model.config.semantic_loss_ignore_index = _VOID if len(class_names) <= _VOID else -100
     processor = _saved_processor(model_name_or_path) or _new_processor(model.config.vision_config.image_size)
-    side = image_size or output_size(processor)[0]
+    side = image_size or processor_size(processor)[0]
     patch_size = model.config.vision_config.patch_size
     if side % patch_size:
         raise ValueError(
@@ -294,7 +294,7 @@ def _new_processor(side: int) -> BaseImageProcessor:
 
 def _processor_of(task: str, processor: BaseImageProcessor, side: int) -> BaseImageProcessor:
     """The processor at another size; for segmentation, without a crop."""
-    square, before = {"height": side, "width": side}, output_size(processor)[0]
+    square, before = {"height": side, "width": side}, processor_size(processor)[0]
     if task == "segmentation" or not processor.do_center_crop:
         changes = {"do_center_crop": False, "size": square}
     else:

@@ -59,7 +59,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     add(
         "--base_model",
         metavar="ID",
-        help="what the training started from (default: the recipe's, if that is a Hub id or a folder that is here)",
+        help="what the training started from (default: what the recipe says, if that is an id or a folder here)",
     )
     add("--datasets", nargs="+", default=[], metavar="ID", help="Hub ids of the data sets (default: the recipe's)")
     add("--token", help="of the Hub (default: that of `hf auth login`)")

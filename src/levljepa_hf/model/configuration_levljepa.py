@@ -66,6 +66,12 @@ PRESETS: dict[str, dict[str, Any]] = {
 PRESETS["released"] = {**PRESETS["base"], "projection_dim": 256}
 
 
+def did_you_mean(name: str, known: Iterable[str], most: int = 1, cutoff: float = 0.6, prefix: str = "") -> str:
+    """`" Did you mean 'depth' or 'width'?"` for a name like some of those known, the nearest first; else nothing."""
+    close = difflib.get_close_matches(name, known, n=most, cutoff=cutoff)
+    return f" Did you mean {' or '.join(repr(prefix + one) for one in close)}?" if close else ""
+
+
 def create_timm_vit(architecture: str, **kwargs: Any) -> VisionTransformer:
     """Builds the timm Vision Transformer `architecture` without a classifier, for any image size.
 
@@ -73,10 +79,9 @@ def create_timm_vit(architecture: str, **kwargs: Any) -> VisionTransformer:
         ValueError: if timm does not know the name, or the name is not a plain Vision Transformer.
     """
     if not timm.is_model(architecture.split(".")[0]):
-        close = difflib.get_close_matches(architecture, timm.list_models("*vit*"), n=5, cutoff=0.5)
-        hint = f" Close names: {', '.join(close)}." if close else ""
         raise ValueError(
-            f"architecture={architecture!r} is not a model of the installed timm {timm.__version__}.{hint} "
+            f"architecture={architecture!r} is not a model of the installed timm {timm.__version__}."
+            f"{did_you_mean(architecture, timm.list_models('*vit*'), most=5, cutoff=0.5)} "
             "Pick one of `timm.list_models('vit_*')`, or upgrade with `pip install -U timm`."
         )
     try:
@@ -560,8 +565,7 @@ def check_field_names(config_class: type[PreTrainedConfig], names: Iterable[str]
     known = {name.removeprefix("_") for name in known} | {*config_class.attribute_map}
     for name in names:
         if name not in known:
-            close = difflib.get_close_matches(name, known, n=3, cutoff=0.6)
-            hint = f" Did you mean {' or '.join(prefix + one for one in close)}?" if close else ""
+            hint = did_you_mean(name, known, most=3, prefix=prefix)
             raise ValueError(f"{prefix}{name} is no field of {config_class.__name__}.{hint}")
         if isinstance(names, Mapping) and isinstance(names[name], Mapping) and name in config_class.sub_configs:
             check_field_names(config_class.sub_configs[name], names[name], f"{prefix}{name}.")

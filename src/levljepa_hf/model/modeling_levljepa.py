@@ -9,7 +9,6 @@ Notable features:
 This file travels to the Hub with a saved model, together with the files it imports from this folder.
 """
 
-import difflib
 import functools
 import inspect
 import json
@@ -45,6 +44,7 @@ from .configuration_levljepa import (
     LeVLJEPATextConfig,
     LeVLJEPAVisionConfig,
     create_vit,
+    did_you_mean,
     other_tower,
     whole_config,
 )
@@ -229,8 +229,7 @@ def known_arguments_only(method: Callable[..., Any]) -> Callable[..., Any]:
     def wrapper(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
         for name in [name for name in kwargs if name not in known]:
             if kwargs.pop(name) is not None:  # callers that know many models pass `inputs_embeds=None` and the like
-                close = difflib.get_close_matches(name, known - {"self", "kwargs"}, n=1)
-                hint = f" Did you mean {close[0]!r}?" if close else ""
+                hint = did_you_mean(name, known - {"self", "kwargs"})
                 raise TypeError(
                     f"{type(self).__name__}.{method.__name__}() got an unexpected keyword argument {name!r}.{hint}"
                 )

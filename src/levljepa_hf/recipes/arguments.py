@@ -9,7 +9,6 @@ An option named `config` is a list of `name=value`, fields of a model's configur
 
 import argparse
 import dataclasses
-import difflib
 import enum
 import json
 import os
@@ -24,6 +23,7 @@ from huggingface_hub.errors import StrictDataclassError
 from transformers import HfArgumentParser
 
 from ..model.configuration_levljepa import LeVLJEPAConfig
+from ..options import did_you_mean
 from .shelf import RECIPES, recipe_path
 
 RECIPE_NAME = "recipe.yaml"
@@ -101,9 +101,10 @@ def read_recipe(name: str, options: Sequence[str], folder: str | Path = RECIPES)
         raise ValueError(f"Recipe {path} must hold options, one a line, such as `learning_rate: 2e-4`.")
     unknown = [str(key) for key in recipe if key not in options]
     if unknown:
-        close = {key: difflib.get_close_matches(key, options, n=1) for key in unknown}
-        named = ", ".join(key + (f" (did you mean {match[0]}?)" if match else "") for key, match in close.items())
-        raise ValueError(f"Recipe {path} has unknown options: {named}. `--help` lists the known ones.")
+        hints = "".join(did_you_mean(key, options) for key in unknown)
+        raise ValueError(
+            f"Recipe {path} has unknown options: {', '.join(unknown)}.{hints} `--help` lists the known ones."
+        )
     if not isinstance(recipe.get("config") or {}, dict):
         raise ValueError(
             f"Recipe {path}: config={recipe['config']!r} must hold fields, such as {{projection_dim: 128}}."
