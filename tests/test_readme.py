@@ -101,9 +101,8 @@ def check_script(arguments: list[str]) -> None:
         return check_command(shlex.join(["levljepa", *arguments[2:]]))
     if arguments[0] == "-m":
         module = import_module(arguments[1])
-        if hasattr(module, "__path__"):
-            module = import_module(f"{arguments[1]}.__main__")
-        return check_options(arguments[2:], help_of(module.main, ["--help"]))
+        runs = import_module(f"{arguments[1]}.__main__") if hasattr(module, "__path__") else module
+        return check_options(arguments[2:], help_of(runs.main, ["--help"]))
     script = ROOT / arguments[0]
     help_text = help_of(lambda argv: runpy.run_path(str(script), run_name="__main__"), ["--help"], str(script))
     check_options(arguments[1:], help_text)
