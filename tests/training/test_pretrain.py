@@ -1,4 +1,4 @@
-"""`levljepa pretrain` and its script, by their real functions: recipes, datasets, resuming, two processes, and what it refuses."""
+"""`levljepa pretrain` and its script, by their real functions: recipes, datasets, resuming, refusals."""
 
 import json
 import logging
@@ -274,7 +274,7 @@ def test_two_processes_give_the_run_of_one(run, imagefolder: Path, tmp_path: Pat
 # Recipes
 
 
-@pytest.mark.parametrize("name", pretrain.pretraining_recipes())
+@pytest.mark.parametrize("name", pretrain.RECIPES)
 def test_every_recipe_parses_and_its_model_config_is_valid(name: str, tmp_path: Path) -> None:
     argv = ["--recipe", name, "--dataset", "some/dataset", "--use_cpu", "--bf16", "False"]
     model_args, _, args = pretrain.parse_args([*argv, "--output_dir", str(tmp_path)])
@@ -495,7 +495,8 @@ def fields_of(*groups: Any) -> list[dict[str, Any]]:
     ],
 )
 @pytest.mark.filterwarnings("ignore:`gradient_checkpointing` is deprecated:FutureWarning")
-def test_a_saved_recipe_gives_the_same_arguments(argv: list[str], tmp_path: Path) -> None:
+def test_a_saved_recipe_gives_the_same_arguments(argv: list[str], tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)  # `runs/a` is an id of the Hub where there is no folder `runs`
     argv = ["--dataset", "photos", "--output_dir", str(tmp_path), "--use_cpu", "--max_steps", "7", *argv]
     groups = pretrain.parse_args(argv)
     path = save_recipe(tmp_path, groups)
@@ -556,9 +557,9 @@ def test_the_command_prints_what_its_user_can_mend_in_one_line(monkeypatch, caps
 
 
 def test_a_user_error_is_one_line_of_the_script() -> None:
-    command = [sys.executable, str(SCRIPT), "--recipe", "flickr8k", "--dataset", "/nowhere", "--config", "a=1"]
+    command = [sys.executable, str(SCRIPT), "--recipe", "flickr8k", "--dataset", "nowhere", "--config", "a=1"]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
     assert done.returncode == 2
-    assert done.stderr.strip().splitlines()[-1].startswith("pretrain.py: a is no field of LeVLJEPAConfig")
+    assert done.stderr.strip().splitlines()[-1].startswith("levljepa pretrain: a is no field of LeVLJEPAConfig")
     assert "Traceback" not in done.stderr

@@ -1,6 +1,5 @@
 """What is measured of each run of a comparison, and kept beside it."""
 
-import argparse
 import difflib
 import json
 import os
@@ -10,11 +9,10 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from transformers import HfArgumentParser
-
 from levljepa_hf.encoders.encoders import load_encoder
 from levljepa_hf.evaluation.command import TASKS, EvaluationArguments, evaluate
 from levljepa_hf.files import write_whole
+from levljepa_hf.options import Parser
 from levljepa_hf.recipes import changed_options
 from levljepa_hf.version import versions
 
@@ -94,11 +92,7 @@ def read_evaluations(entries: Any) -> list[Evaluation]:
 
 def _parse(group: Any, given: Mapping[str, Any], what: str) -> Any:
     """A dataclass of options from a mapping, read as the command line would be."""
-    parser = HfArgumentParser([group], prog=what, exit_on_error=False)
-    try:
-        (parsed,) = parser.parse_args_into_dataclasses(_words(given), look_for_args_file=False)
-    except argparse.ArgumentError as error:
-        raise ValueError(f"{what}: {error}") from error
+    (parsed,) = Parser([group], prog=what, raises=True).parse_groups(_words(given))
     return parsed
 
 

@@ -11,13 +11,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from transformers.hf_argparser import HfArg
 
-from .._field_help import with_field_help
 from ..encoders.embeddings import Embeddings, embed_texts
 from ..encoders.encoders import Encoder
 from ..encoders.features import pooled_features
 from ..model.modeling_levljepa import READOUTS, LeVLJEPAModel, similarity
+from ..options import option, with_field_help
 from .pictures import plot_confusion
 from .results import TaskResult
 
@@ -151,12 +150,12 @@ class ZeroShotProtocol:
     `levljepa evaluate zero-shot` makes options of the fields.
     """
 
-    prompts: list[str] = HfArg(
+    prompts: list[str] = option(
         default_factory=list,
         help="Templates with {} for the class name, several for an ensemble, or a set's name "
         f"({', '.join(PROMPT_ENSEMBLES)}); by default the data set's.",
     )
-    readouts: list[str] = HfArg(
+    readouts: list[str] = option(
         default_factory=list, help=f"Of {', '.join(READOUTS)}; by default all that the model has."
     )
 
