@@ -27,7 +27,7 @@ from PIL import Image
 
 from levljepa_hf import LeVLJEPAConfig, LeVLJEPAModel, LeVLJEPAProcessor
 from levljepa_hf.encoders.encoders import LeVLJEPAEncoder
-from levljepa_hf.explore import Seen, embed_photos, load_photos
+from levljepa_hf.explore import PhotoFeatures, embed_photos, load_photos
 from levljepa_hf.explore.server import bind, build_app
 from levljepa_hf.explore.session import Session
 
@@ -96,7 +96,7 @@ def measure(scratch: Path, num_photos: int, num_queries: int, preset: str) -> di
         else:
             width = encoders[0].model.config.projection_dim
             names = ("cls", "image_embeds", "predictions")
-            seen = [Seen(one, {name: torch.randn(num_photos, width) for name in names}) for one in encoders]
+            seen = [PhotoFeatures(one, {name: torch.randn(num_photos, width) for name in names}) for one in encoders]
         result[f"{name}: photos read"] = f"{middle - began:.1f} s"
         result[f"{name}: two models"] = f"{time.perf_counter() - middle:.1f} s"
     with bind("127.0.0.1", 0) as listening:

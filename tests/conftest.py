@@ -4,6 +4,9 @@ import os
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("HF_DATASETS_OFFLINE", "1")
+if processes := os.environ.get("PYTEST_XDIST_WORKER_COUNT"):  # they and what they start share the cores
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores // int(processes))))
 
 import levljepa_hf  # noqa: F401  isort: skip  (registers the Auto classes, and comes before other imports of timm)
 import numpy as np

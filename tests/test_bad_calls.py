@@ -33,7 +33,7 @@ CALLS = [
     (["convert", "checkpoint", "file/target"], "file"),
     (["demo", "--steps", "0"], "steps=0"),
     (["demo", "--scenes", "99999999999"], "scenes=99999999999"),
-    (["demo", "--max-minutes", "-1"], "max_minutes=-1"),
+    (["demo", "--output-dir", "checkpoint"], "holds a run already"),
     (["demo", "--output-dir", "file/demo"], "file"),
     (["card", "empty"], "empty"),
     (["evaluate", "knn", "--model", "empty", "--dataset", "scenes"], "empty"),

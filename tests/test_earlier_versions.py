@@ -10,9 +10,10 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
+from transformers import AutoModel, AutoModelForImageClassification, AutoProcessor
+
 from test_finetune_scripts import SCRIPTS
 from test_pretrain import pretrain
-from transformers import AutoModel, AutoModelForImageClassification, AutoProcessor
 
 EARLIER = Path(__file__).parent / "fixtures" / "run_before_rooms"
 CLOSE = {"rtol": 1e-4, "atol": 1e-5}  # sums in another order; a state that is lost changes weights by 1e-3

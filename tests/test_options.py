@@ -52,9 +52,9 @@ def test_a_command_is_read_as_it_is_imported(name: str) -> None:
 
 def test_protocols_are_read_as_they_are_imported() -> None:
     for name, task in TASKS.items():
-        sketched = read(f"levljepa_hf.evaluation.{task.module}")[task.protocol]
-        assert declared((sketched,)) == declared((task.protocol_class(),)), name
-        assert sketched is not task.protocol_class()
+        sketched = read(task.protocol.__module__)[task.protocol.__name__]
+        assert declared((sketched,)) == declared((task.protocol,)), name
+        assert sketched is not task.protocol
 
 
 def test_a_sketch_runs_nothing_but_declarations(tmp_path) -> None:

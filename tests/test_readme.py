@@ -100,7 +100,10 @@ def check_script(arguments: list[str]) -> None:
     if arguments[:2] == ["-m", "levljepa_hf.cli"]:
         return check_command(shlex.join(["levljepa", *arguments[2:]]))
     if arguments[0] == "-m":
-        return check_options(arguments[2:], help_of(import_module(arguments[1]).main, ["--help"]))
+        module = import_module(arguments[1])
+        if hasattr(module, "__path__"):
+            module = import_module(f"{arguments[1]}.__main__")
+        return check_options(arguments[2:], help_of(module.main, ["--help"]))
     script = ROOT / arguments[0]
     help_text = help_of(lambda argv: runpy.run_path(str(script), run_name="__main__"), ["--help"], str(script))
     check_options(arguments[1:], help_text)
@@ -135,7 +138,7 @@ def check_options(arguments: list[str], help_text: str) -> None:
         "levljepa convert a b --overwrit",
         "levljepa evaluate knn --readouts avg",
         "levljepa evaluate linear --model runs/demo",
-        "accelerate launch -m levljepa_hf.encoders.embed --folder photos",
+        "accelerate launch -m levljepa_hf.encoders.command --folder photos",
         "levljepa finetune segmentation --data photos",
         "levljepa pretrain --data photos",
         "python training/finetune.py",

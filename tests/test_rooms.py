@@ -118,7 +118,7 @@ def test_the_rooms_are_as_planned() -> None:
         ("data/images.py", "from ..model.released import _shapes", "private _shapes"),
         ("data/images.py", "from ..model._secret import some", "private some"),
         ("model/heads_levljepa.py", "from ..files import write_whole", "travels alone"),
-        ("data/splits.py", "def late():\n    from .labelled import load_split", "circle: "),
+        ("data/splits.py", "def late():\n    from .labelled import read_split", "circle: "),
         ("elsewhere.py", "x = 1", "in no room"),
         ("data/images.py", "from ..elsewhere import x", "no room"),
     ],

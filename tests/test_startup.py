@@ -11,7 +11,7 @@ import pytest
 from levljepa_hf.cli import COMMANDS
 
 ROOT = Path(__file__).parents[1]
-HEAVY = ("torch", "torchvision", "transformers", "timm", "datasets", "matplotlib", "numpy", "starlette", "peft")
+HEAVY = ("torch", "torchvision", "transformers", "timm", "datasets", "matplotlib", "starlette", "peft")
 
 # Answers each line of its input, so that one start of Python does for all. Nothing heavy can be imported in it, which
 # also stands for extras that are not there.

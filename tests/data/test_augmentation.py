@@ -20,7 +20,7 @@ from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as tv
 
 from levljepa_hf.data import augmentation
-from levljepa_hf.data.augmentation import DrawnView, ViewTransform, multi_view_transform, training_transform
+from levljepa_hf.data.augmentation import ViewChoices, ViewTransform, multi_view_transform, training_transform
 from levljepa_hf.data.collator import LeVLJEPADataCollator, NumberedDataset
 from levljepa_hf.data.images import UnreadImage, open_image
 
@@ -229,7 +229,7 @@ def test_blur_is_torchvisions(kernel: int, sigma: float) -> None:
 def test_crops_are_pils_and_torchvisions() -> None:
     image = photo(1, 200, 150)
     for box in ((0, 0, 200, 150), (17, 3, 190, 133), (40, 50, 60, 66)):
-        drawn = DrawnView(image.size, box)
+        drawn = ViewChoices(image.size, box)
         ours = training_transform((64, 48)).apply(np.asarray(image), [drawn])
         pil = tensor(image.crop(box).resize((48, 64), PIL.Image.Resampling.BICUBIC))
         left, top, right, bottom = box
@@ -239,7 +239,7 @@ def test_crops_are_pils_and_torchvisions() -> None:
             assert levels(ours, reference).max() <= 1 and (levels(ours, reference) > 0).float().mean() < 0.25
 
 
-def plain_view(view: ViewTransform, image: Tensor, drawn: DrawnView) -> Tensor:
+def plain_view(view: ViewTransform, image: Tensor, drawn: ViewChoices) -> Tensor:
     """What was drawn, by torchvision's functions."""
     left, top, right, bottom = drawn.box
     bicubic = v2.InterpolationMode.BICUBIC

@@ -1,4 +1,4 @@
-"""Data of the evaluation tasks: every wired data set on a tiny copy of its schema, any other source, the scenes.
+"""Labelled data: every data set of the catalogue on a tiny copy of its schema, any other source, the scenes.
 
 The schemas are written out here, with columns that are not to be mistaken for those wanted, so that a wrong name in
 the table fails. Image `i` is grey with value `10 i`, by which the tests tell which one they hold.
@@ -18,9 +18,9 @@ from levljepa_hf.data import labelled as datasets_module
 from levljepa_hf.data import sources
 from levljepa_hf.data.catalogue import BACKGROUND_ROLES, DATASETS, PROMPTS
 from levljepa_hf.data.images import open_image
-from levljepa_hf.data.labelled import EvaluationSplit, dataset_id, load_split
+from levljepa_hf.data.labelled import EvaluationSplit, dataset_id
 from levljepa_hf.data.loading import column_addresses
-from levljepa_hf.evaluation.command import TASKS
+from levljepa_hf.evaluation.task import TASKS, declarations, load_split, serves
 from levljepa_hf.evaluation.zero_shot import PROMPT_ENSEMBLES, ZeroShotProtocol, evaluate_zero_shot
 from levljepa_hf.scenes.dataset import BackgroundScenes, SceneDataset
 from levljepa_hf.scenes.scene import CLASS_NAMES
@@ -62,7 +62,7 @@ def folders(root: Path, files: dict[str, int]) -> Path:
     return root
 
 
-# ------------------------------------------------------------------------------------------------- the wired sets
+# ------------------------------------------------------------------------------------------------- the catalogue
 
 
 def image_labels(names, labels, first=0, label="label", **more) -> Dataset:
@@ -253,12 +253,35 @@ SCHEMAS = {
 def test_every_entry_has_a_schema_and_every_task_data():
     drawn = {"scenes", "scenes_pope", "scenes_background", "scenes_position"}
     assert SCHEMAS.keys() | drawn == DATASETS.keys()
-    assert {task for wired in DATASETS.values() for task in wired.tasks} == TASKS.keys()
-    for name, wired in DATASETS.items():
-        assert wired.licence and wired.home
-        for task in wired.tasks:
-            roles = (*(("train",) if TASKS[task].train else ()), *TASKS[task].tests)
-            assert wired.sources.keys() >= set(roles), (name, task)
+    assert {task for name in DATASETS for task in tasks_of(name)} == TASKS.keys()
+    for name, entry in DATASETS.items():
+        assert entry.licence and entry.home and set(entry.unfit_for) <= TASKS.keys()
+        for task in tasks_of(name):
+            assert entry.sources.keys() >= set(TASKS[task].roles), (name, task)
+
+
+CLASSIFICATION = {"zero-shot", "linear-probe", "knn", "attentive-probe"}
+
+
+@pytest.mark.parametrize(
+    "names, tasks",
+    [
+        ("imagenet places365 aircraft pets", CLASSIFICATION),
+        ("flickr30k coco_captions", {"retrieval"}),
+        ("imagenet9", {"background"}),
+        ("ade20k coco_stuff", {"segmentation"}),
+        ("vqav2 gqa pope scenes_pope", {"vlm"}),
+        ("scenes_background scenes_position", {"linear-probe", "knn"}),
+        ("scenes", {*CLASSIFICATION, "retrieval", "background", "segmentation", "vlm"}),
+    ],
+)
+def test_a_data_set_serves_the_tasks_whose_splits_and_columns_it_has(names, tasks):
+    for name in names.split():
+        assert set(tasks_of(name)) == tasks
+
+
+def tasks_of(dataset: str) -> list[str]:
+    return [task for task in declarations() if serves(dataset, task)]
 
 
 @pytest.mark.parametrize("name", SCHEMAS)
@@ -272,7 +295,7 @@ def test_the_table_names_columns_that_are_there(name, tmp_path, monkeypatch):
         lambda rows, *args, **options: opened.append(rows) or find(rows, *args, **options),
     )
     for role, source in DATASETS[name].sources.items():
-        split = load_split(name, DATASETS[name].tasks[0], role, path=str(path))
+        split = load_split(name, tasks_of(name)[0], role, path=str(path))
         assert len(split.images) > 0 and split.transform == DATASETS[name].transform
         assert source.columns and set(source.columns.values()) <= set(column_addresses(opened[-1].features))
 
@@ -318,7 +341,7 @@ def test_a_folder_of_all_splits_serves_as_well(tmp_path):
     assert load_split("places365", "knn", "train", path=str(path)).class_names == ("airfield", "beach")
 
 
-def test_a_wired_split_can_be_named_by_its_own_name(tmp_path):
+def test_a_split_of_the_catalogue_can_be_named_by_its_own_name(tmp_path):
     path = str(imagenet(tmp_path))
     assert load_split("imagenet", "zero-shot", "validation", path=path).name == "imagenet/validation"
     assert load_split("imagenet", "zero-shot", "test", path=path).name == "imagenet/validation"
@@ -398,9 +421,9 @@ def test_coco_stuff_leaves_out_the_ids_that_were_never_used(tmp_path):
     assert shown(load_split("coco_stuff", "segmentation", "train", path=path).images) == [0]
     ids = {10: "traffic light", 27: "backpack", 46: "wine glass", 67: "dining table", 70: "toilet", 72: "tv"}
     ids |= {31: "handbag", 84: "book", 90: "toothbrush", 92: "banner", 93: "blanket", 182: "wood"}  # as COCO has them
-    wired = DATASETS["coco_stuff"]
-    assert all(wired.class_names[wired.mask_values[one - 1]] == name for one, name in ids.items())
-    assert [one for one in range(1, 183) if wired.mask_values[one - 1] == 255] == [
+    entry = DATASETS["coco_stuff"]
+    assert all(entry.class_names[entry.mask_values[one - 1]] == name for one, name in ids.items())
+    assert [one for one in range(1, 183) if entry.mask_values[one - 1] == 255] == [
         *(12, 26, 29, 30, 45, 66, 68, 69, 71, 83, 91)
     ]
 
@@ -444,11 +467,11 @@ def test_pope_learns_from_vqav2(tmp_path):
 
 
 def test_where_data_come_from():
-    assert dataset_id("imagenet", "zero-shot") == "ILSVRC/imagenet-1k"
-    assert dataset_id("imagenet9", "background") == "MadryLab/backgrounds_challenge"
-    assert dataset_id("someone/something", "knn") == "someone/something"
-    assert dataset_id(str(Path(__file__).parent), "knn") == "data"
-    assert dataset_id("folder/rows.parquet", "knn") == "rows.parquet"
+    assert dataset_id("imagenet") == "ILSVRC/imagenet-1k"
+    assert dataset_id("imagenet9") == "MadryLab/backgrounds_challenge"
+    assert dataset_id("someone/something") == "someone/something"
+    assert dataset_id(str(Path(__file__).parent)) == "data"
+    assert dataset_id("folder/rows.parquet") == "rows.parquet"
 
 
 # ----------------------------------------------------------------------------------------------------- any source
@@ -543,7 +566,7 @@ def test_columns_are_named_or_listed(tmp_path):
         load(path, columns={"label": "kind", "image": "picture"})
 
 
-def test_a_wrong_column_of_a_wired_set_is_no_guess(tmp_path):
+def test_a_wrong_column_of_the_catalogue_is_no_guess(tmp_path):
     with pytest.raises(ValueError, match="no column 'species' of labels"):
         load_split("pets", "knn", "test", path=str(pets(tmp_path)), columns={"label": "species"})
 
@@ -649,7 +672,7 @@ def test_masks_that_do_not_fit(tmp_path):
         split.masks[0]
     colours = png(np.arange(18).reshape(2, 3, 3))
     split = load(segmented(tmp_path / "c", [colours]), "segmentation", **names)
-    with pytest.raises(ValueError, match=r"shape \(2, 3, 3\).*colours stand for classes, save the numbers instead"):
+    with pytest.raises(ValueError, match=r"uint8 \(2, 3, 3\).*colours stand for classes, save the numbers instead"):
         split.masks[0]
 
 

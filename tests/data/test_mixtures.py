@@ -13,11 +13,6 @@ import pytest
 import torch
 import yaml
 from datasets import Dataset, Features, Image, List, Value
-from test_data import imagefolder, webdataset  # noqa: F401  (fixtures)
-from test_pretrain import RECIPE, pretrain
-from test_pretrain import run as script  # noqa: F401  (a fixture)
-from test_streams import DAMAGES, EACH, SHARDS, impatient, write_tar  # noqa: F401  (a fixture)
-from test_trainer import new_model, samples, trainer, trajectory
 
 from levljepa_hf.data.collator import LeVLJEPADataCollator, NumberedDataset
 from levljepa_hf.data.loading import load_pretraining_dataset
@@ -30,8 +25,13 @@ from levljepa_hf.data.mixtures import (
     read_source,
     read_sources,
 )
-from levljepa_hf.data.streams import EndlessStream, Position, ResumableStream, RowShards, StreamState, _Past
-from levljepa_hf.training.order import DrawnSamples
+from levljepa_hf.data.streams import EndlessStream, Position, ResumableStream, RowShards, StreamState, _EarlierRun
+from levljepa_hf.training.order import SamplesPerDataset
+from test_data import imagefolder, webdataset  # noqa: F401  (fixtures)
+from test_pretrain import RECIPE, pretrain
+from test_pretrain import run as script  # noqa: F401  (a fixture)
+from test_streams import DAMAGES, EACH, SHARDS, impatient, write_tar  # noqa: F401  (a fixture)
+from test_trainer import new_model, samples, trainer, trajectory
 
 WEIGHTS = {"web": 0.7, "photos": 0.3}
 
@@ -268,7 +268,7 @@ def test_a_dataset_that_was_not_drawn_from_since_keeps_its_place(shards):
         if state is not None:
             stream.resume(StreamState.from_json(state))
         assert names(next(iter(stream))) == expected[number], number
-        state = StreamState([stream.position], 1, 0, stream.pasts(1)).to_json()
+        state = StreamState([stream.position], 1, 0, stream.earlier_runs(1)).to_json()
 
 
 @pytest.mark.filterwarnings("ignore:This DataLoader will create")
@@ -302,7 +302,7 @@ def test_with_other_numbers_the_samples_of_a_pass_stay_unique_in_each_dataset(ra
         for iterator in [iter(one) for one in run]:
             for sample in itertools.islice(iterator, 12 // world_size):
                 seen[names(sample)] += 1
-        state = StreamState([one.position for one in run], 1, 0, run[0].pasts(1))
+        state = StreamState([one.position for one in run], 1, 0, run[0].earlier_runs(1))
     for one in run:  # to the end of each dataset's pass, from there
         again = mixture.prepared(1, 4, one.rank, one.world_size)
         again.resume(state)
@@ -346,7 +346,7 @@ def test_positions_of_earlier_versions_are_read():
     fields = {"epoch": 1, "shard": 2, "read": 3, "draws": 4, "buffer": [[5, 6]]}
     state = StreamState.from_json(json.dumps({"positions": [fields], "num_workers": 1, "next_worker": 0, "pasts": []}))
     assert state.positions == [Position(1, 2, 3, 4, [[5, 6]])]
-    assert _Past(state.positions, EndlessStream(RowShards(rows("a", 9)))).reaches(1)
+    assert _EarlierRun(state.positions, EndlessStream(RowShards(rows("a", 9)))).reaches(1)
 
 
 # What is broken
@@ -695,7 +695,7 @@ def test_counts_are_of_all_ranks(tmp_path):
         def reduce(self, counts: torch.Tensor) -> torch.Tensor:
             return counts + torch.tensor([100, 200])  # of the others
 
-    drawn = DrawnSamples(["a", "b"])
+    drawn = SamplesPerDataset(["a", "b"])
     batch = {"x": 1, "samples_by_dataset": {"b": 3}}
     drawn.take(batch)
     assert batch == {"x": 1} and drawn.total(Ranks()) == {"a": 100, "b": 203}

@@ -16,7 +16,7 @@ from datasets import Dataset
 
 from levljepa_hf.data import streams, tar_shards
 from levljepa_hf.data.loading import find_columns, load_pretraining_dataset
-from levljepa_hf.data.streams import EndlessStream, Position, StreamState, deal, draw
+from levljepa_hf.data.streams import EndlessStream, Position, StreamState, random_below, worker_shards
 from levljepa_hf.data.tar_shards import DamagedShardError, TarShards, read_tar_samples
 
 SHARDS, EACH = 5, 11
@@ -66,29 +66,28 @@ def test_each_sample_is_dealt_to_one_worker_and_about_as_many_to_each(num_shards
     for epoch in range(3):
         owners, sizes = Counter(), Counter()
         for consumer in range(consumers):
-            dealt, turn, turns = deal(num_shards, 7, epoch, consumer, consumers)
+            dealt, turn, turns = worker_shards(num_shards, 7, epoch, consumer, consumers)
             for shard, index in itertools.product(dealt, range(24)):
                 if index % turns == turn:
                     owners[shard, index] += 1
                     sizes[consumer] += 1
         assert len(owners) == num_shards * 24 and set(owners.values()) == {1}
         assert max(sizes.values()) <= 1.15 * min(sizes.values())
-    assert num_shards < 4 or deal(num_shards, 7, 0, 0, 1) != deal(num_shards, 7, 1, 0, 1)
-    assert num_shards < 4 or deal(num_shards, 7, 0, 0, 1) != deal(num_shards, 8, 0, 0, 1)
+    assert num_shards < 4 or worker_shards(num_shards, 7, 0, 0, 1) != worker_shards(num_shards, 7, 1, 0, 1)
+    assert num_shards < 4 or worker_shards(num_shards, 7, 0, 0, 1) != worker_shards(num_shards, 8, 0, 0, 1)
+
+
+def test_a_state_keeps_the_names_it_has_in_checkpoints():
+    state = StreamState([Position(epoch=1, draws=2)], 3, 2, [[Position(parts=[Position(read=4)])]])
+    assert list(json.loads(state.to_json())) == ["positions", "num_workers", "next_worker", "pasts"]
+    assert StreamState.from_json(state.to_json()) == state
 
 
 def test_draws_are_uniform_and_follow_from_the_numbers():
-    counts = Counter(draw(10, 3, 1, 0, i) for i in range(20_000))
+    counts = Counter(random_below(10, 3, 1, 0, i) for i in range(20_000))
     assert set(counts) == set(range(10)) and all(abs(n - 2000) < 200 for n in counts.values())
-    assert (
-        len(
-            {
-                tuple(draw(99, *numbers, i) for i in range(8))
-                for numbers in ((3, 1, 0), (4, 1, 0), (3, 2, 0), (3, 1, 1))
-            }
-        )
-        == 4
-    )
+    others = ((3, 1, 0), (4, 1, 0), (3, 2, 0), (3, 1, 1))
+    assert len({tuple(random_below(99, *numbers, i) for i in range(8)) for numbers in others}) == 4
 
 
 def test_a_buffer_mixes_within_and_across_shards(shards):
@@ -165,7 +164,7 @@ def test_with_other_numbers_the_samples_of_a_pass_stay_unique(ranks, shards):
             for iterator in iterators:
                 one = next(iterator)
                 seen[one["sample_epoch"], one["txt"]] += 1
-        state = StreamState([one.position for one in run], 1, 0, run[0].pasts(1))
+        state = StreamState([one.position for one in run], 1, 0, run[0].earlier_runs(1))
     for one in run:  # to the end of the pass, from there
         again = EndlessStream(dataset, 1, 4, one.rank, one.world_size)
         again.resume(StreamState.from_json(state.to_json()))

@@ -18,8 +18,9 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from levljepa_hf import cli
-from levljepa_hf.encoders import embed as embed_module
-from levljepa_hf.encoders.embed import EmbedArguments, embed
+from levljepa_hf.encoders import command as embed_command
+from levljepa_hf.encoders import shards
+from levljepa_hf.encoders.command import EmbedArguments, embed
 from levljepa_hf.encoders.encoders import load_encoder
 
 NUM_IMAGES = 23
@@ -207,7 +208,7 @@ def test_too_many_broken_images_are_an_error_that_lists_them(photos, tmp_path, m
     with pytest.raises(ValueError, match="1 of 23 images do not decode, which is more than 1.00%; .*skipped.jsonl"):
         embed(arguments(photos, tmp_path / "out", max_skipped_rate=0.01))
     assert json.loads((tmp_path / "out" / "skipped.jsonl").read_text())["index"] == BROKEN
-    monkeypatch.setattr(embed_module, "MIN_SAMPLES_TO_JUDGE", 1)  # while it runs
+    monkeypatch.setattr(shards, "MIN_SAMPLES_TO_JUDGE", 1)  # while it runs
     with pytest.raises(ValueError, match=r"1 of 9 images do not decode.* the last of them is \[\(7, "):
         embed(arguments(photos, tmp_path / "other", max_skipped_rate=0.09))
     assert len(list((tmp_path / "other").glob("features-*"))) == 1
@@ -253,11 +254,11 @@ def test_errors_come_before_the_work(photos, tmp_path, capsys, monkeypatch):
         ({"max_skipped_rate": 2.0}, "max_skipped_rate=2.0 is no share"),
         ({"device": "tpux"}, "device='tpux' is none of torch's"),
         ({"key_column": "name"}, "key_column='name' is none of the columns image, label"),
-        ({"image_column": "img"}, "The dataset has no column image_column='img'"),
+        ({"image_column": "img"}, "this data set has no column 'img' of images"),
     ):
         with pytest.raises(ValueError, match=message):
             embed(arguments(photos, tmp_path / "out", **changes))
-    monkeypatch.setattr(embed_module.shutil, "disk_usage", lambda path: type("Usage", (), {"free": 22 * 32 * 2})())
+    monkeypatch.setattr(embed_command.shutil, "disk_usage", lambda path: type("Usage", (), {"free": 22 * 32 * 2})())
     with pytest.raises(ValueError, match=r"The features of 23 images take 0.0 GiB"):
         embed(arguments(photos, tmp_path / "out"))
     assert not list((tmp_path / "out").glob("features-*"))
@@ -273,7 +274,7 @@ def test_features_that_overflow_or_that_a_model_lacks_are_refused(photos, tmp_pa
         encoder.readouts = ()
         return encoder
 
-    monkeypatch.setattr(embed_module, "load_encoder", load_tower)
+    monkeypatch.setattr(embed_command, "load_encoder", load_tower)
     with pytest.raises(ValueError, match="random:debug has no retrieval: it has cls, mean, patches"):
         embed(arguments(photos, tmp_path / "tower", features=["cls", "retrieval"]))
 
@@ -282,7 +283,7 @@ def test_features_that_overflow_or_that_a_model_lacks_are_refused(photos, tmp_pa
         encoder.model.vision_model.timm_model.norm.weight.mul_(1e6)
         return encoder
 
-    monkeypatch.setattr(embed_module, "load_encoder", load_large)
+    monkeypatch.setattr(embed_command, "load_encoder", load_large)
     with pytest.raises(ValueError, match="cls of image 0 is not finite in float16"):
         embed(arguments(photos, tmp_path / "large"))
     embed(arguments(photos, tmp_path / "float32", dtype="float32"))

@@ -3,7 +3,6 @@
 import json
 import shlex
 from dataclasses import dataclass, field
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -13,8 +12,10 @@ from PIL import Image
 
 from levljepa_hf import LeVLJEPAVisionModel, cli
 from levljepa_hf.evaluation import command, language_models
-from levljepa_hf.evaluation.command import TASKS, EvaluationArguments, Task, evaluate, read_protocols
+from levljepa_hf.evaluation.command import EvaluationArguments, evaluate
+from levljepa_hf.evaluation.protocols import read_protocols
 from levljepa_hf.evaluation.results import TaskResult
+from levljepa_hf.evaluation.task import TASKS, Task
 
 SCENES = ["--dataset", "scenes", "--dataset_config", "32", "--max_samples", "30", "--max_train_samples", "40"]
 
@@ -37,10 +38,8 @@ class Protocol:
 
 def make_task(run, **fields) -> Task:
     """A task that does what `run(encoder, *splits, protocol, seeds, ...)` does."""
-    task = Task("zero_shot", "ZeroShotProtocol", "", "made up", **{"train": False, "seeds": (), **fields})
-    object.__setattr__(task, "run", run)
-    object.__setattr__(task, "protocol_class", lambda: Protocol)
-    return task
+    fields = {"train": False, "seeds": (), **fields}
+    return Task(help="made up", protocol=Protocol, run=run, headlines={}, **fields)
 
 
 @pytest.fixture
@@ -140,8 +139,7 @@ def test_a_file_of_constants_that_do_not_fit_is_refused(tmp_path, content, messa
 
 
 def test_the_constants_for_scenes_are_read():
-    recipe = Path(__file__).parents[2] / "training" / "evaluation" / "scenes.yaml"
-    assert set(read_protocols(recipe)) <= set(TASKS)
+    assert set(read_protocols("evaluate-scenes")) <= set(TASKS)
 
 
 def test_features_are_shared_by_tasks_and_runs(checkpoint, tmp_path, monkeypatch):
@@ -180,7 +178,7 @@ def test_the_gain_is_over_the_random_encoder_run_by_run(checkpoint, arguments, t
         base = 0.2 if encoder.name == "random" else 0.5
         return TaskResult([{"accuracy": base + 0.1 * seed * (encoder.name != "random")} for seed in seeds])
 
-    task = make_task(run, train=True, seeds=(0, 1))
+    task = make_task(run, train=True, seeds=(0, 1), gain="accuracy")
     output = tmp_path / "gain.json"
     given = arguments(model=[str(checkpoint), *models], output=str(output))
     mine, random = evaluate(given, {"vlm": task})
@@ -337,7 +335,7 @@ def test_help_lists_the_tasks(capsys):
 def test_no_protocol_takes_the_name_of_a_common_option():
     common = set(EvaluationArguments.__dataclass_fields__)
     for name, task in TASKS.items():
-        assert not common & set(task.protocol_class().__dataclass_fields__), name
+        assert not common & set(task.protocol.__dataclass_fields__), name
 
 
 def test_pictures_of_models_with_paths_have_plain_names(tmp_path):

@@ -10,14 +10,13 @@ import torch.nn.functional as F
 from PIL import Image
 from sklearn.linear_model import LogisticRegression
 from sklearn.neighbors import KNeighborsClassifier
-from transformers import HfArgumentParser
 
 from levljepa_hf.data.labelled import EvaluationSplit
 from levljepa_hf.encoders.encoders import LeVLJEPAEncoder
 from levljepa_hf.encoders.features import pooled_features
-from levljepa_hf.evaluation import attentive
+from levljepa_hf.evaluation import attentive_probe, knn
 from levljepa_hf.evaluation import linear_probe as probes
-from levljepa_hf.evaluation.attentive import AttentiveProbeProtocol, attend_once, evaluate_attentive_probe
+from levljepa_hf.evaluation.attentive_probe import AttentiveProbeProtocol, attend_once, evaluate_attentive_probe
 from levljepa_hf.evaluation.background import BackgroundProtocol, evaluate_background
 from levljepa_hf.evaluation.classification import class_labels, classification_metrics, count_images, probe_features
 from levljepa_hf.evaluation.knn import KNNProtocol, evaluate_knn, knn_vote
@@ -28,6 +27,7 @@ from levljepa_hf.evaluation.linear_probe import (
     train_linear_probes,
 )
 from levljepa_hf.evaluation.pictures import plot_bars
+from levljepa_hf.options import Parser
 
 NAMES = ("red", "green", "blue", "white", "black", "yellow")
 COLORS = [(200, 40, 40), (40, 200, 40), (40, 40, 200), (230, 230, 230), (25, 25, 25), (210, 210, 40)]
@@ -314,9 +314,9 @@ def test_nearest_neighbours_end_to_end(encoder, train, test):
 @pytest.mark.parametrize("name", ["cls", "mean", "both"])
 def test_nearest_neighbours_of_the_features_asked_for(encoder, train, test, monkeypatch, name):
     seen = []
-    vote = probes.knn_vote
+    vote = knn.knn_vote
     monkeypatch.setattr(
-        probes, "knn_vote", lambda x, y, x_test, *rest: seen.append((x, x_test)) or vote(x, y, x_test, *rest)
+        knn, "knn_vote", lambda x, y, x_test, *rest: seen.append((x, x_test)) or vote(x, y, x_test, *rest)
     )
     evaluate_knn(encoder, train, test, KNNProtocol(features=name, ks=[5]), **QUIET)
     for found, split in zip(seen[0], (train, test), strict=True):
@@ -338,7 +338,7 @@ def test_one_query_attends_as_torchs_attention_does():
 
 
 def test_heads_divide_the_width(encoder, train, test):
-    assert [attentive.fitting_heads(*one) for one in [(768, 12), (1024, 12), (37, 12), (32, 1)]] == [12, 8, 1, 1]
+    assert [attentive_probe.fitting_heads(*one) for one in [(768, 12), (1024, 12), (37, 12), (32, 1)]] == [12, 8, 1, 1]
     protocol = AttentiveProbeProtocol(augment=False, epochs=1)
     found = evaluate_attentive_probe(encoder, train, test, protocol, **QUIET)
     assert encoder.hidden_size == 32 and found.details["num_heads"] == 8
@@ -365,7 +365,7 @@ def crops_of(encoder, train, seed: int = 0, num_workers: int = 0) -> dict[tuple[
     protocol = AttentiveProbeProtocol(epochs=2, batch_size=20)
     options = {"transform": "default", "batch_size": 8, "num_workers": num_workers}
     state = torch.get_rng_state()
-    batches = list(attentive.augmented_batches(encoder, train, protocol, seed, **options))
+    batches = list(attentive_probe.augmented_batches(encoder, train, protocol, seed, **options))
     assert torch.equal(torch.get_rng_state(), state)
     assert [len(indices) for _, indices in batches] == [20, 20, 8] * 2 and max(map(len, seen)) == 8
     pixels = torch.cat(seen)
@@ -391,7 +391,7 @@ def test_crops_are_normalised_as_the_encoder_wants(encoder):
     protocol = AttentiveProbeProtocol(epochs=1)
     seen, tokens = [], encoder.tokens(torch.zeros(20, 3, 32, 32))
     encoder.tokens = lambda pixels: seen.append(pixels) or tokens
-    list(attentive.augmented_batches(encoder, split, protocol, 0, transform="default"))
+    list(attentive_probe.augmented_batches(encoder, split, protocol, 0, transform="default"))
     expected = encoder.image_processor()(split.images[0].convert("RGB"), return_tensors="pt")["pixel_values"]
     torch.testing.assert_close(seen[0], expected.expand(20, -1, -1, -1))
 
@@ -499,8 +499,8 @@ def test_protocols_are_the_papers_and_become_options():
     assert (a.num_heads, a.learning_rate, a.final_learning_rate, a.weight_decay) == (12, 1e-3, 0.01, 1e-4)
     assert (a.batch_size, a.epochs, a.augment) == (256, 20, True)
     options = ["--learning_rates", "0.1", "0.01", "--bias", "false", "--features", "both"]
-    (found,) = HfArgumentParser([LinearProbeProtocol]).parse_args_into_dataclasses(options)
+    (found,) = Parser([LinearProbeProtocol], prog="probe").parse_groups(options)
     assert found == LinearProbeProtocol(features="both", learning_rates=[0.1, 0.01], bias=False)
     for protocol in (LinearProbeProtocol, KNNProtocol, AttentiveProbeProtocol, BackgroundProtocol):
         assert all(field.metadata["help"] for field in fields(protocol))
-        HfArgumentParser([protocol]).parse_args_into_dataclasses([])
+        Parser([protocol], prog="probe").parse_groups([])

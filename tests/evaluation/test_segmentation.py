@@ -9,7 +9,6 @@ import torch.nn.functional as F
 from PIL import Image
 from sklearn.metrics import confusion_matrix, jaccard_score
 from torch import nn
-from transformers import HfArgumentParser
 
 from levljepa_hf.data.labelled import EvaluationSplit
 from levljepa_hf.encoders.encoders import Encoder
@@ -18,6 +17,7 @@ from levljepa_hf.evaluation import segmentation
 from levljepa_hf.evaluation.pictures import plot_segmentation
 from levljepa_hf.evaluation.segmentation import LabelMaps, SegmentationProtocol, evaluate_segmentation, iou_per_class
 from levljepa_hf.model.processing_levljepa import LeVLJEPAImageProcessor
+from levljepa_hf.options import Parser
 
 SIDE, PATCH, VOID = 32, 4, 255
 NAMES = ("red", "green", "blue", "white", "black", "pink", "never")
@@ -317,20 +317,24 @@ def test_wrong_data_are_told_before_the_encoder_works(encoder, train, test):
         (
             train,
             broken(test, test.masks[2].T),
-            f"Mask 2 of colors/test is {width} high and {height} wide.* {height} and",
+            f"Mask 2 of colors/test is {width} x {height} .height x width.* {height} x {width}",
         ),
         (
             train,
             broken(test, other),
-            "Mask 2 of colors/test has the value 9, and there are 7 classes, 0 to 6, and void",
+            "Mask 2 of colors/test has the value 9: they go from 0 to 6, and 255 is void",
         ),
         (train, broken(test, test.masks[2] / 1.0), "float64 .* integers"),
         (train, broken(test, test.masks[2][..., None]), "Mask 2 .*, 1\\)"),
-        (replace(train, void=None), test, "has the value 255, .*void is None"),
+        (replace(train, void=None), test, "has the value 255: .*None is void"),
         (train, replace(test, class_names=(*NAMES[:6], "ever")), "class 6 is 'never' and 'ever'"),
         (train, replace(test, class_names=NAMES[:6]), "has 7 classes and colors/test has 6"),
         (train, replace(test, masks=[np.full_like(m, VOID) for m in test.masks]), "No class of colors/test is found"),
-        (replace(train, images=[*train.images[:4], b"no", *train.images[5:]]), test, "Image 4 does not decode"),
+        (
+            replace(train, images=[*train.images[:4], b"no", *train.images[5:]]),
+            test,
+            "Image 4 of colors.train does not decode",
+        ),
     ]
     for bad_train, bad_test, message in cases:
         with pytest.raises(ValueError, match=message):
@@ -375,7 +379,7 @@ def test_the_protocol_refuses_what_cannot_be(fields, message):
 
 
 def test_the_protocol_is_the_reproductions_and_makes_options():
-    (protocol,) = HfArgumentParser(SegmentationProtocol).parse_args_into_dataclasses([])
+    (protocol,) = Parser([SegmentationProtocol], prog="probe").parse_groups([])
     assert protocol == SegmentationProtocol("patches", 1e-2, 0.0, 256, 30)
 
 

@@ -9,7 +9,7 @@ import torch
 
 from levljepa_hf import LeVLJEPAConfig, LeVLJEPAModel, LeVLJEPAProcessor
 from levljepa_hf.encoders.encoders import LeVLJEPAEncoder
-from levljepa_hf.explore import Photos, Seen, embed_photos, load_photos
+from levljepa_hf.explore import PhotoFeatures, Photos, embed_photos, load_photos
 from levljepa_hf.explore.session import Session
 
 pytest.importorskip("starlette")
@@ -79,12 +79,12 @@ def photos(folder: Path, cache: Path) -> Photos:
 
 
 @pytest.fixture(scope="session")
-def seen(encoders: dict[str, LeVLJEPAEncoder], photos: Photos, cache: Path) -> dict[str, Seen]:
+def seen(encoders: dict[str, LeVLJEPAEncoder], photos: Photos, cache: Path) -> dict[str, PhotoFeatures]:
     return {
         name: embed_photos(encoder, photos, cache_dir=cache, show_progress=False) for name, encoder in encoders.items()
     }
 
 
 @pytest.fixture
-def session(seen: dict[str, Seen], photos: Photos, cache: Path) -> Session:
+def session(seen: dict[str, PhotoFeatures], photos: Photos, cache: Path) -> Session:
     return Session([seen["a"], seen["b"]], photos, cache_dir=cache)

@@ -85,7 +85,7 @@ def test_labels_of_a_column_of_texts(tmp_path) -> None:
         photo(i).save(tmp_path / f"{i}.png")
     found = load(tmp_path, label_column="kind")
     assert found.class_names == ("fox", "owl") and found.labels == [1, 0, -1]
-    with pytest.raises(ValueError, match="label_column='sort' is none of"):
+    with pytest.raises(ValueError, match="has no column 'sort' of labels"):
         load(tmp_path, label_column="sort")
 
 

@@ -16,8 +16,6 @@ import torch
 import yaml
 from PIL import Image
 from safetensors.torch import load_file
-from test_pretrain import fields_of
-from test_transformers import run_without_package
 from transformers import (
     AutoImageProcessor,
     AutoModelForImageClassification,
@@ -28,6 +26,8 @@ from transformers import (
 from levljepa_hf import LeVLJEPAForImageClassification, LeVLJEPAForSemanticSegmentation, cli
 from levljepa_hf.finetuning.command import OPTIONS, parse_options
 from levljepa_hf.recipes import RECIPES, run_script, save_recipe
+from test_pretrain import fields_of
+from test_transformers import run_without_package
 
 TRAINING = Path(__file__).parents[2] / "training"
 TASKS = ("classification", "segmentation")
@@ -237,14 +237,15 @@ def test_a_saved_recipe_repeats_the_run(run, tmp_path):
 
 
 def test_the_best_checkpoint_is_kept_and_training_stops_early(run):
-    """A rate that ruins the model after the first evaluation: the first one stays the best."""
-    argv = ["--max_steps", "12", "--eval_strategy", "steps", "--eval_steps", "2", "--save_strategy", "steps"]
-    argv += ["--save_steps", "2", "--metric_for_best_model", "loss", "--early_stopping_patience", "2"]
-    metrics, folder = run("classification", *argv, "--learning_rate", "10", "--lr_scheduler_type", "constant")
+    """The first step, of rate 0, is evaluated as the model was; the second ruins it."""
+    argv = ["--max_steps", "12", "--eval_strategy", "steps", "--eval_steps", "1", "--save_strategy", "steps"]
+    argv += ["--save_steps", "1", "--metric_for_best_model", "loss", "--early_stopping_patience", "2"]
+    argv += ["--learning_rate", "1000", "--lr_scheduler_type", "constant_with_warmup", "--warmup_steps", "12"]
+    metrics, folder = run("classification", *argv)
     state = json.loads((folder / "trainer_state.json").read_text())
     evaluations = {entry["step"]: entry["eval_loss"] for entry in state["log_history"] if "eval_loss" in entry}
     best = min(evaluations, key=evaluations.get)
-    assert state["global_step"] == best + 4 < 12, "two evaluations that were no better"
+    assert best == 1 and state["global_step"] == 3, "two evaluations that were no better"
     assert metrics["eval_loss"] == pytest.approx(evaluations[best])
     assert (folder / f"checkpoint-{best}").is_dir()
     for name, tensor in weights(folder / f"checkpoint-{best}").items():

@@ -710,10 +710,10 @@ def test_classes_without_a_sample_are_named(caplog, monkeypatch):
     [
         (
             np.full((40, 48), 3, dtype=np.uint8),
-            "Mask 1 of halves/train has the value 3, and there are 3 classes, 0 to 2",
+            "Mask 1 of halves/train has the value 3: they go from 0 to 2",
         ),
         (np.full((40, 48), -1), "has the value -1"),
-        (np.zeros((40, 48)), "Mask 1 of halves/train is float64 .40, 48.: give the class of each pixel"),
+        (np.zeros((40, 48)), "Mask 1 of halves/train is float64 .40, 48.: it is to have one class number"),
         (np.zeros((40, 48, 3), dtype=np.uint8), "is uint8 .40, 48, 3."),
     ],
 )

@@ -4,6 +4,7 @@ import json
 import logging
 import re
 from concurrent.futures import Future
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from levljepa_hf.hub.cards import LICENSE, RELEASES, Run, add_figures, checkpoin
 from levljepa_hf.hub.command import main
 from levljepa_hf.hub.publishing import ModelCardMixin
 from levljepa_hf.model.released import save_released
+from levljepa_hf.recipes import save_recipe
 from local_hub import metadata_errors
 from test_package import BIBTEX, ROOT
 
@@ -229,13 +231,24 @@ def test_no_paths_of_the_machine(folder, tmp_path) -> None:
     assert (card.data.base_model, card.data.license) == ("someone/first", "mit"), "from the card beside it"
 
 
+@dataclass
+class Options:
+    """Of a script."""
+
+    dataset: str | None = None
+    eval_dataset: str | None = None
+    model_name_or_path: str | None = None
+
+
 def test_a_relative_path_is_no_hub_id_here_nor_elsewhere(folder, tmp_path, monkeypatch) -> None:
-    """Where the run was, the folder exists. Elsewhere the card that was made there knows."""
+    """The recipe says that it is a path, and the metadata of the card that was made there what the base is made of."""
     (tmp_path / "data" / "photos").mkdir(parents=True)
     (tmp_path / "runs" / "base").mkdir()
     (tmp_path / "runs" / "base" / "README.md").write_text(f"---\nbase_model: {RELEASES[0]}\n---\n")
-    leave_run(folder, {"dataset": "data/photos", "eval_dataset": "some/set", "model_name_or_path": "runs/base"})
     monkeypatch.chdir(tmp_path)
+    options = Options(dataset="data/photos", eval_dataset="some/set", model_name_or_path="runs/base")
+    leave_run(folder, None)
+    save_recipe(folder, [options])
     made = [write_card(folder)]
     monkeypatch.chdir(folder)
     made.append(write_card(folder))
@@ -259,11 +272,11 @@ def test_licences(folder, monkeypatch) -> None:
 
     leave_run(folder, {"dataset": "x/y", "model_name_or_path": "someone/else"}, [])
     monkeypatch.setattr(cards_module, "license_of", lambda repo_id, token: {"someone/else": "apache-2.0"}[repo_id])
-    card = write_card(folder, trained_here=True)
+    card = write_card(folder)
     assert (card.data.license, card.data.base_model) == ("apache-2.0", "someone/else"), "of another checkpoint now"
 
     leave_run(folder, {"dataset": "x/y"}, [])
-    card = write_card(folder, trained_here=True)
+    card = write_card(folder)
     assert card.data.license is None and card.data.base_model is None and "| Licence | none stated |" in card.text
 
 
@@ -306,13 +319,22 @@ def test_metadata_and_figures_stay_and_are_not_doubled(folder) -> None:
     assert card.data.model_name == "mine" and not metadata_errors(str(card))
 
 
-def test_the_name_that_loads_it_stays(folder) -> None:
+def test_the_name_that_loads_it(folder) -> None:
+    """From the recipe, an argument or the folder: not from the text of an older card."""
     leave_run(folder, {"dataset": "x/y", "push_to_hub": True, "hub_model_id": "ann/run"})
     assert 'LeVLJEPAModel.from_pretrained("ann/run")' in checkpoint_card(folder).text
     leave_run(folder, {"dataset": "x/y"})
     assert 'LeVLJEPAModel.from_pretrained("mine")' in checkpoint_card(folder).text
     write_card(folder, name="ann/pushed")
-    assert 'LeVLJEPAModel.from_pretrained("ann/pushed")' in checkpoint_card(folder).text
+    assert 'LeVLJEPAModel.from_pretrained("mine")' in checkpoint_card(folder).text
+
+
+def test_a_base_that_only_a_path_names_is_told(folder) -> None:
+    """Where the card is made for the first time far from the run."""
+    leave_run(folder, {"dataset": "x/y", "model_name_or_path": "./runs/base"})
+    assert checkpoint_card(folder).data.base_model is None
+    card = checkpoint_card(folder, base_model=RELEASES[0])
+    assert (card.data.base_model, card.data.license) == (RELEASES[0], LICENSE)
 
 
 # The trainers

@@ -20,7 +20,6 @@ import yaml
 from huggingface_hub import ModelCard, constants
 from PIL import Image
 from safetensors.torch import load_file
-from test_transformers import run_without_package
 from torch.testing import assert_close
 from transformers import TrainingArguments
 from transformers.trainer_utils import HubStrategy
@@ -30,6 +29,7 @@ from levljepa_hf.hub.command import main
 from levljepa_hf.hub.convert import main as convert
 from levljepa_hf.hub.publishing import check_push, prepare_push
 from local_hub import LocalHub, Repo
+from test_transformers import run_without_package
 
 TESTS = Path(__file__).parents[1]
 _spec = importlib.util.spec_from_file_location("pretrain", TESTS.parent / "training" / "pretrain.py")

@@ -3,7 +3,6 @@
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from test_transformers import run_without_package
 from torch import nn
 from transformers import (
     AutoModelForImageTextToText,
@@ -23,6 +22,7 @@ from levljepa_hf import (
     LeVLJEPAVisionModel,
     build_tokenizer,
 )
+from test_transformers import run_without_package
 
 IMAGE = 63
 LAYERS = {"num_hidden_layers": 2, "num_attention_heads": 2}

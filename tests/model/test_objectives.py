@@ -302,7 +302,7 @@ def test_micro_batches_of_the_encoders_give_the_gradients_of_the_batch(objective
 @pytest.mark.parametrize("objective", OBJECTIVES)
 def test_frozen_towers_leave_a_loss_to_learn_from(objective):
     model = model_of(objective).train()
-    model.freeze_vision(), model.freeze_text()
+    model.vision_model.requires_grad_(False), model.text_model.requires_grad_(False)
     model(**batch(objective)).loss.backward()
     learning = [name for name, p in model.named_parameters() if p.requires_grad]
     assert learning and all(model.get_parameter(name).grad is not None for name in learning)

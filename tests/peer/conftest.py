@@ -11,10 +11,10 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest  # noqa: E402
-import stand_ins  # noqa: E402
 from transformers.models.auto import modeling_auto  # noqa: E402
 
 import levljepa_hf  # noqa: E402, F401
+import stand_ins  # noqa: E402
 
 TESTS = stand_ins.install()
 

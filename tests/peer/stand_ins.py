@@ -13,8 +13,9 @@ from types import ModuleType
 from typing import Any
 
 import numpy as np
-from fetch import PACKAGE, fetched_folder
 from PIL import Image
+
+from fetch import PACKAGE, fetched_folder
 
 CONFIG_COMMON_KWARGS = {
     "architectures": ["LeVLJEPAModel"],

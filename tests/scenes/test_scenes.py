@@ -13,7 +13,8 @@ import pytest
 from datasets import ClassLabel, load_from_disk
 from PIL import Image
 
-from levljepa_hf.scenes import scene as scenes
+from levljepa_hf.scenes import painting
+from levljepa_hf.scenes.__main__ import main
 from levljepa_hf.scenes.dataset import (
     BACKGROUND_CORRELATION,
     BACKGROUNDS_PER_CLASS,
@@ -26,6 +27,7 @@ from levljepa_hf.scenes.dataset import (
 from levljepa_hf.scenes.painting import render_scene
 from levljepa_hf.scenes.scene import (
     BACKGROUND_NAMES,
+    CAPTION_KINDS,
     CLASS_NAMES,
     POSITION_NAMES,
     Scene,
@@ -63,7 +65,7 @@ def test_every_class_is_drawn_and_differs_from_the_others():
 
 
 def test_every_background_differs_from_the_others():
-    backgrounds = [scenes._paint_background(i, texture_seed=0, image_size=32) for i in range(len(BACKGROUND_NAMES))]
+    backgrounds = [painting._paint_background(i, texture_seed=0, image_size=32) for i in range(len(BACKGROUND_NAMES))]
     flat = np.stack([b.astype(np.float32).ravel() for b in backgrounds])
     distances = np.abs(flat[:, None] - flat[None]).mean(axis=-1) + 1e9 * np.eye(len(flat))
     assert distances.min() > 1
@@ -167,7 +169,7 @@ def test_the_mask_holds_what_is_at_least_half_covered(monkeypatch):
     def paint(thing, image_size):
         return Image.fromarray(np.dstack([np.zeros((2, 2, 3), dtype=np.uint8), layers[thing.label]]))
 
-    monkeypatch.setattr(scenes, "_paint_object", paint)
+    monkeypatch.setattr(painting, "_paint_object", paint)
     mask = render_scene(Scene((upright(0), upright(5)), background=0), 2)[1]
     assert mask.tolist() == [[1, 1], [6, 6]]
 
@@ -202,13 +204,13 @@ def test_datasets_form_holds_the_same_scenes():
 
 
 def test_main_writes_the_three_splits(tmp_path, capsys):
-    assert scenes.main([str(tmp_path / "scenes"), "--num-scenes", "3", "2", "1", "--image-size", "32"]) == 0
+    assert main([str(tmp_path / "scenes"), "--num-scenes", "3", "2", "1", "--image-size", "32"]) == 0
     written = load_from_disk(str(tmp_path / "scenes"))
     assert {split: len(table) for split, table in written.items()} == {"train": 3, "validation": 2, "test": 1}
     item = SceneDataset("validation", 2, 32, pair_fraction=0)[1]
     assert np.array_equal(np.asarray(written["validation"][1]["image"]), pixels(item))
     words = ["--captions", "prompt", "background", "--scale-range", "0.2", "0.3", "--num-scenes", "9", "1", "1"]
-    assert scenes.main([str(tmp_path / "few"), "--image-size", "32", *words]) == 0
+    assert main([str(tmp_path / "few"), "--image-size", "32", *words]) == 0
     written = load_from_disk(str(tmp_path / "few"))["train"]
     plain = SceneDataset("train", 9, 32, pair_fraction=0, scale_range=(0.2, 0.3))
     assert np.array_equal(np.asarray(written[8]["image"]), pixels(plain[8]))
@@ -216,26 +218,26 @@ def test_main_writes_the_three_splits(tmp_path, capsys):
         [one["captions"][4], one["captions"][2]] for one in map(plain.__getitem__, range(9))
     ]
     with pytest.raises(SystemExit):
-        scenes.main([str(tmp_path / "scenes"), "--image-size", "8"])
+        main([str(tmp_path / "scenes"), "--image-size", "8"])
     assert "image_size=8" in capsys.readouterr().err
 
 
 def test_kinds_of_captions_leave_out_what_they_say():
     options = {"image_size": 32, "pair_fraction": 0}
     whole = SceneDataset("test", 30, **options)
-    kinds = {kind: SceneDataset("test", 30, **options, caption_kinds=[kind]) for kind in scenes.CAPTION_KINDS}
+    kinds = {kind: SceneDataset("test", 30, **options, caption_kinds=[kind]) for kind in CAPTION_KINDS}
     mixed = BackgroundScenes("test", 30, 32, caption_kinds=["background", "full"])
     for i in range(30):
         assert [kinds[kind][i]["captions"] for kind in kinds] == [[one] for one in whole[i]["captions"]]
         assert np.array_equal(pixels(kinds["prompt"][i]), pixels(whole[i]))
-        name = scenes.CLASS_NAMES[whole[i]["label"]]
-        where = scenes.POSITION_NAMES[whole.scene(i).objects[0].position]
-        background = scenes.BACKGROUND_NAMES[whole[i]["background"]]
+        name = CLASS_NAMES[whole[i]["label"]]
+        where = POSITION_NAMES[whole.scene(i).objects[0].position]
+        background = BACKGROUND_NAMES[whole[i]["background"]]
         says = {kind: [text in kinds[kind].captions(i)[0] for text in (name, where, background)] for kind in kinds}
         assert says["full"] == [True, True, True]
         assert says["place"] == [True, True, False] and says["background"] == [True, False, True]
         assert says["picture"] == says["prompt"] == [True, False, False]
-        of_mixed = scenes.BACKGROUND_NAMES[mixed[i]["background"]]
+        of_mixed = BACKGROUND_NAMES[mixed[i]["background"]]
         assert len(mixed.captions(i)) == 2 and all(of_mixed in caption for caption in mixed.captions(i))
 
 
@@ -246,11 +248,11 @@ def test_mixing_changes_the_background_and_nothing_else():
         render_scene(one, 48) for one in (scene, other, mixed_scene(scene, other))
     )
     assert np.array_equal(mask, mixed_mask) and mask.any()
-    covered = np.max([np.asarray(scenes._paint_object(thing, 48))[..., 3] for thing in scene.objects], axis=0)
+    covered = np.max([np.asarray(painting._paint_object(thing, 48))[..., 3] for thing in scene.objects], axis=0)
     opaque, free = covered == 255, covered == 0
     assert opaque.sum() > 0.5 * (mask > 0).sum()
     assert np.array_equal(np.asarray(mixed)[opaque], np.asarray(image)[opaque])
-    bare = scenes._paint_background(other.background, other.texture_seed, 48)
+    bare = painting._paint_background(other.background, other.texture_seed, 48)
     assert np.array_equal(np.asarray(mixed)[free], bare[free])
     assert not np.array_equal(np.asarray(mixed)[free], np.asarray(image)[free])
 
@@ -361,7 +363,7 @@ def test_index_out_of_range_and_negative_index():
 
 def test_missing_package_names_the_command(monkeypatch):
     monkeypatch.setitem(sys.modules, "resvg_py", None)  # what an import of a missing package looks like
-    scenes._drawing.cache_clear()
-    scenes._sprite.cache_clear()
+    painting._drawing.cache_clear()
+    painting._sprite.cache_clear()
     with pytest.raises(ImportError, match=r"'resvg_py' is missing. Run: pip install \"levljepa_hf\[demo\]\""):
         SceneDataset("train", 1, 32)[0]

@@ -8,12 +8,12 @@ import pytest
 import torch
 from accelerate.data_loader import BatchSamplerShard
 from datasets import Dataset, Features, Image, List, Value
-from test_trainer import samples, trainer
 from transformers import TrainerCallback
 
 from levljepa_hf.data.collator import LeVLJEPADataCollator, training_transform
 from levljepa_hf.data.loading import load_pretraining_dataset
 from levljepa_hf.training.checkpoints import SETTINGS, STAGING, find_checkpoints, last_checkpoint, why_incomplete
+from test_trainer import samples, trainer
 
 SAVING = {"save_strategy": "steps", "save_steps": 2, "max_steps": 4}
 

@@ -6,12 +6,12 @@ from typing import Any
 
 import PIL.Image
 import pytest
-from test_trainer import samples, trainer
 from transformers import TrainerCallback
 
 from levljepa_hf import cli
 from levljepa_hf.training.curves import PANELS, plot_runs, read_run
 from levljepa_hf.training.log_file import LogFile
+from test_trainer import samples, trainer
 
 
 def line(step: int, **figures: Any) -> dict[str, Any]:

@@ -136,7 +136,7 @@ def test_gradient_checkpointing_composes(train_model):
 
 
 def test_frozen_tower_is_encoded_once(train_model, monkeypatch):
-    train_model.freeze_vision()
+    train_model.vision_model.requires_grad_(False)
     calls = []
     encode_image = train_model.encode_image
     monkeypatch.setattr(train_model, "encode_image", lambda **kw: calls.append(1) or encode_image(**kw))

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.commands.launch import launch_command_parser
+
 from test_data import imagefolder  # noqa: F401  (a fixture)
 
 ROOT = Path(__file__).parents[2]
@@ -123,15 +124,8 @@ def test_accelerate_launches_on_the_cpu(imagefolder: Path, tmp_path: Path) -> No
     (tmp_path / "recipe.yaml").write_text(RECIPE)
     accelerate = str(Path(sys.executable).with_name("accelerate"))
     command = [accelerate, "launch", "--config_file", "training/accelerate/cpu.yaml"]
-    command += [
-        "-m",
-        "levljepa_hf.cli",
-        "pretrain",
-        "--recipe",
-        str(tmp_path / "recipe.yaml"),
-        "--dataset",
-        str(imagefolder),
-    ]
+    command += ["-m", "levljepa_hf.cli", "pretrain", "--recipe", str(tmp_path / "recipe.yaml")]
+    command += ["--dataset", str(imagefolder)]
     command += ["--cache_dir", str(tmp_path / "cache"), "--output_dir", str(tmp_path / "run")]
     done = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=500)
     assert done.returncode == 0, done.stderr[-3000:]

@@ -141,9 +141,9 @@ def test_the_floor_is_that_of_the_rows_that_sigreg_sees(
     """Of two ranks with 4 samples each, SIGReg sees 8 or, taken on each device alone, 4."""
     model = new_model(sigreg_distributed=distributed, sigreg_sample_size_scale=100.0)
     run = trainer(tmp_path, processor, model=model)
-    run._gathered_rows = lambda embeds: torch.cat([embeds, embeds])
+    run.watcher._gathered_rows = lambda embeds: torch.cat([embeds, embeds])
     batch = run.eval_data_collator(samples(4))
-    floor = run._describe(model(**batch))["sigreg_floor"]
+    floor = run.watcher.describe(model(**batch))["sigreg_floor"]
     assert floor == pytest.approx(sigreg_floor(sample_size=rows, sample_size_scale=100.0))
 
 
@@ -387,15 +387,17 @@ def test_accumulated_gradients_are_the_mean_and_not_the_sum(
         logging_steps=1,
         encoder_micro_batch_size=encoder_micro_batch_size,
     )
-    losses = [reference(**run._prepare_inputs(batch)).loss for batch in run.get_train_dataloader()]
+    losses = [reference(**run.data.on_device(batch)).loss for batch in run.get_train_dataloader()]
     (sum(losses) / 2).backward()
     run.model.eval()  # training is the Trainer's to switch on
     run.train()
     assert run.state.log_history[0]["loss"] == pytest.approx(sum(losses).item() / 2, rel=1e-4)
     trained = dict(run.model.named_parameters())
     for name, parameter in reference.named_parameters():
-        expected = parameter.detach() - 0.1 * parameter.grad
-        torch.testing.assert_close(trained[name].detach(), expected, rtol=1e-4, atol=1e-6, msg=name)
+        step = 0.1 * parameter.grad
+        error = trained[name] - (parameter - step)
+        # as a whole: where large terms cancel, a single element follows the order of their sum
+        assert error.norm() <= 1e-4 * step.norm() + 1e-5, name
 
 
 def test_weight_decay_groups(tmp_path: Path, processor) -> None:
@@ -426,7 +428,7 @@ def test_seed_reaches_sigreg_and_model_init_is_prepared(tmp_path: Path, processo
 
 def test_a_frozen_tower_stays_as_it_is(tmp_path: Path, processor) -> None:
     model = new_model()
-    model.freeze_vision()
+    model.vision_model.requires_grad_(False)
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
     trainer(tmp_path, processor, model=model).train()
     for name, parameter in model.named_parameters():
@@ -493,6 +495,12 @@ def test_options_reach_collator_stream_and_loader(tmp_path: Path, processor) -> 
     loader = run.get_train_dataloader()
     assert (loader.num_workers, loader.batch_size, loader.drop_last) == (2, 4, True)
     assert loader.collate_fn.collator.counter is run.data_collator.counter
+
+
+def test_an_order_by_length_is_refused(tmp_path: Path, processor) -> None:
+    run = trainer(tmp_path, processor, train_sampling_strategy="group_by_length")
+    with pytest.raises(ValueError, match="'group_by_length' needs the lengths of the samples.* use random or sequent"):
+        run.get_train_dataloader()
 
 
 @pytest.mark.parametrize("micro_batch_size", [None, 2])
@@ -564,9 +572,9 @@ def test_pixels_travel_as_bytes_and_are_normalised_on_arrival(tmp_path: Path, pr
     batch = next(iter(run.get_train_dataloader()))
     assert batch["pixel_values"].dtype == torch.uint8
     expected = run.data_collator([run.train_dataset[i] for i in range(4)])["pixel_values"]
-    pixels = run._prepare_inputs(batch)["pixel_values"]
+    pixels = run.data.on_device(batch)["pixel_values"]
     assert pixels.dtype == torch.float32 and torch.equal(pixels, expected)
-    kept = run._prepare_inputs({"pixel_values": expected})["pixel_values"]
+    kept = run.data.on_device({"pixel_values": expected})["pixel_values"]
     assert torch.equal(kept, expected), "what is float is left as it is"
 
 

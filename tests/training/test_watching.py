@@ -19,7 +19,6 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 from accelerate import Accelerator
-from test_trainer import TERMS, new_model, samples, trainer
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import TrainerCallback
 
@@ -32,6 +31,7 @@ from levljepa_hf.training.log_file import LogFile
 from levljepa_hf.training.probing import OnlineProbes, Probes
 from levljepa_hf.training.throughput import StepFlops, Throughput, peak_flops
 from levljepa_hf.training.warnings import HealthLimits, HealthMonitor
+from test_trainer import TERMS, new_model, samples, trainer
 
 # Health: figures
 
@@ -169,7 +169,7 @@ def trained(folder: Path, processor: Any, max_steps: int = 32, reverse: str = ""
 
 
 def warnings_of(caplog: pytest.LogCaptureFixture) -> str:
-    return "\n".join(record.message for record in caplog.records if record.name.startswith("levljepa_hf.watching"))
+    return "\n".join(record.message for record in caplog.records if record.name.startswith("levljepa_hf.training"))
 
 
 def test_a_healthy_run_is_not_warned_of(tmp_path: Path, processor, caplog) -> None:
@@ -289,10 +289,10 @@ def test_other_objectives_are_watched(tmp_path: Path, processor, objective: str)
     assert len(figures) == 2 and "probe_online_linear_top1" in figures[0]
 
 
-WATCHING = ("health", "log_file", "probes", "throughput", "watcher")
+WATCHING = ("curves", "log_file", "probing", "throughput", "warnings", "watcher")
 
 
-@pytest.mark.parametrize("name", ["augmentation", "curves", "image_files", *(f"watching.{name}" for name in WATCHING)])
+@pytest.mark.parametrize("name", ["data.augmentation", "data.images", *(f"training.{name}" for name in WATCHING)])
 def test_public_names_are_listed(name: str) -> None:
     """All that a module defines without an underscore, but its logger, is in its `__all__`."""
     module = importlib.import_module(f"levljepa_hf.{name}")
@@ -313,7 +313,7 @@ def test_flops_are_those_that_torch_counts(preset: str, frozen: str) -> None:
     model = LeVLJEPAModel(config)
     model.set_attn_implementation("eager")  # torch counts the products of the fused form only in part on the CPU
     if frozen:
-        getattr(model, f"freeze_{frozen}")()
+        getattr(model, f"{frozen}_model").requires_grad_(False)
     side = config.vision_config.image_size
     inputs = {"pixel_values": torch.randn(3, 3, side, side), "input_ids": torch.randint(0, 1000, (3, 11))}
     with FlopCounterMode(display=False) as counter:

@@ -22,11 +22,11 @@ from .correlations import (
     probed,
     trajectories,
 )
-from .evaluations import EVALUATION_FILE, Evaluation, check_names, evaluate_model, read_evaluations, read_results
+from .evaluations import EVALUATION_FILE, Evaluation, evaluate_model, read_evaluations, read_results
 from .report import ROWS, Report, rounded
 from .runs import OPTIONS_FILE, Comparison, Run, Tuning, check_folder, score
 from .sweeps import Sweep, format_sweep, plot_sweep, read_sweeps
-from .tables import CONFIDENCE, HEADLINES, Row, comparison_rows, differs, format_rows, plot_rows, row_titles
+from .tables import CONFIDENCE, Row, comparison_rows, differs, format_rows, plot_rows, row_titles
 
 __all__ = [
     "ALONG",
@@ -35,7 +35,6 @@ __all__ = [
     "EARLY",
     "EVALUATION_FILE",
     "Evaluation",
-    "HEADLINES",
     "HEALTH_FIGURES",
     "MIN_RUNS",
     "OPTIONS_FILE",
@@ -48,7 +47,6 @@ __all__ = [
     "Trajectory",
     "Tuning",
     "check_folder",
-    "check_names",
     "comparison_rows",
     "correlations",
     "differs",

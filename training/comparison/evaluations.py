@@ -1,18 +1,18 @@
 """What is measured of each run of a comparison, and kept beside it."""
 
-import difflib
 import json
 import os
 import shlex
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from levljepa_hf.encoders.encoders import load_encoder
-from levljepa_hf.evaluation.command import TASKS, EvaluationArguments, evaluate
+from levljepa_hf.evaluation.command import EvaluationArguments, evaluate
+from levljepa_hf.evaluation.protocols import as_words, check_names, parse_options, read_protocol
+from levljepa_hf.evaluation.task import TASKS
 from levljepa_hf.files import write_whole
-from levljepa_hf.options import Parser
 from levljepa_hf.recipes import changed_options
 from levljepa_hf.version import versions
 
@@ -51,7 +51,7 @@ class Evaluation:
         """The command that measures the same."""
         words = ["levljepa", "evaluate", task, "--model", model]
         for group in (self.arguments, self.protocols[task]):
-            words += _words(changed_options(group))
+            words += as_words(changed_options(group))
         return shlex.join(words)
 
 
@@ -80,37 +80,13 @@ def read_evaluations(entries: Any) -> list[Evaluation]:
         check_names(constants, tasks, "task of this entry, so `protocols` cannot name it")
         protocols = {}
         for task in tasks:
-            protocol_class, given = TASKS[task].protocol_class(), constants.get(task) or {}
-            check_names(given, protocol_class.__dataclass_fields__, f"constant of {task}")
-            protocols[task] = _parse(protocol_class, given, f"protocols, {task}")
-        evaluations.append(Evaluation(tuple(tasks), _parse(EvaluationArguments, options, "evaluation"), protocols))
+            protocols[task] = read_protocol(task, constants.get(task) or {}, "`evaluation`")
+        arguments = parse_options(EvaluationArguments, options, "evaluation")
+        evaluations.append(Evaluation(tuple(tasks), arguments, protocols))
     keys = [one.key(task) for one in evaluations for task in one.tasks]
     if twice := [key for key in keys if keys.count(key) > 1]:
         raise ValueError(f"`evaluation` has {twice[0]} twice: leave one out.")
     return evaluations
-
-
-def _parse(group: Any, given: Mapping[str, Any], what: str) -> Any:
-    """A dataclass of options from a mapping, read as the command line would be."""
-    (parsed,) = Parser([group], prog=what, raises=True).parse_groups(_words(given))
-    return parsed
-
-
-def _words(options: Mapping[str, Any]) -> list[str]:
-    words = []
-    for name, value in options.items():
-        words += [f"--{name}", *map(str, value if isinstance(value, list) else [value])]
-    return words
-
-
-def check_names(names: Iterable[Any], known: Iterable[str], what: str) -> None:
-    """Raises `ValueError` with a hint if a name is none of those that are known."""
-    known = list(known)
-    for name in names:
-        if name not in known:
-            close = difflib.get_close_matches(str(name), known, n=1)
-            hint = f" Did you mean {close[0]!r}?" if close else ""
-            raise ValueError(f"{name!r} is no {what}.{hint} There are {', '.join(known)}.")
 
 
 def read_results(path: str | os.PathLike, evaluations: Sequence[Evaluation]) -> dict[str, dict[str, Any]]:
@@ -166,4 +142,4 @@ def evaluate_model(
     return results
 
 
-__all__ = ["EVALUATION_FILE", "Evaluation", "check_names", "evaluate_model", "read_evaluations", "read_results"]
+__all__ = ["EVALUATION_FILE", "Evaluation", "evaluate_model", "read_evaluations", "read_results"]

@@ -3,12 +3,12 @@
 import contextlib
 import json
 import shlex
-import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from levljepa_hf.evaluation.results import format_runs
 from levljepa_hf.files import write_whole
 from levljepa_hf.recipes import as_overrides
 from levljepa_hf.training.curves import RunLog, plot_runs, read_run
@@ -244,15 +244,8 @@ class Report:
 
 def _training_cell(runs: Sequence[dict[str, float]], names: Sequence[str], form: str) -> str:
     """The means over runs, with their standard deviation where there are several; empty where a figure is missing."""
-    cells = []
-    for name in names:
-        values = [run[name] for run in runs if name in run]
-        if not values:
-            continue
-        scale, digits = (100, ".1f") if form.endswith("%") else (1, form)
-        spread = f" +- {scale * statistics.stdev(values):{digits}}" if len(values) > 1 else ""
-        cells.append(f"{scale * statistics.mean(values):{digits}}{spread}")
-    return " / ".join(cells)
+    values = ([run[name] for run in runs if name in run] for name in names)
+    return " / ".join(format_runs(of_one, form) for of_one in values if of_one)
 
 
 __all__ = ["ROWS", "Report", "rounded"]

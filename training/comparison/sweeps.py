@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from levljepa_hf.evaluation.protocols import check_names
+from levljepa_hf.evaluation.results import format_runs
 from levljepa_hf.figures import new_figure, save_figure
 
-from .evaluations import check_names
 from .tables import Row
 
 if TYPE_CHECKING:
@@ -105,19 +106,12 @@ def format_sweep(sweep: Sweep, rows: Sequence[Row]) -> str:
     places, lines = sweep.places(), []
     for panel in sweep.rows:
         for line in sweep.series:
-            cells = [_cell(sweep.values(line, panel, place, rows)) for place in places]
+            cells = [format_runs(sweep.values(line, panel, place, rows)) for place in places]
             if any(cells):
                 lines.append(f"| {panel}: {line} | {' | '.join(cells)} |")
     if not lines:
         return ""
     return "\n".join([f"| {sweep.axis} | {' | '.join(places)} |", "|---|" + "---|" * len(places), *lines]) + "\n"
-
-
-def _cell(values: Sequence[float]) -> str:
-    if not values:
-        return ""
-    spread = f" +- {100 * statistics.stdev(values):.1f}" if len(values) > 1 else ""
-    return f"{100 * statistics.fmean(values):.1f}{spread}"
 
 
 def plot_sweep(sweep: Sweep, rows: Sequence[Row], path: str | os.PathLike | None = None) -> "Figure":

@@ -1,7 +1,6 @@
 """Means and spreads over seeds, as a table and a picture."""
 
 import fnmatch
-import math
 import os
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
@@ -9,8 +8,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from scipy.special import stdtrit
+from scipy.stats import ttest_ind_from_stats
 
+from levljepa_hf.evaluation.results import format_runs
+from levljepa_hf.evaluation.task import declarations
 from levljepa_hf.figures import new_figure, save_figure
 
 from .evaluations import Evaluation
@@ -19,25 +20,6 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 CONFIDENCE = 0.95
-# The figures of a task that stand in the table: what they are called, and their names, the first that a model has.
-# With predictors a model is read by `avg`, without by `zeroshot`.
-HEADLINES: dict[str, dict[str, tuple[str, ...]]] = {
-    "zero-shot": {"top-1": ("avg_top1", "zeroshot_top1")},
-    "retrieval": {
-        "text to image R@1": ("avg_text_to_image_R@1", "zeroshot_text_to_image_R@1"),
-        "image to text R@1": ("avg_image_to_text_R@1", "zeroshot_image_to_text_R@1"),
-    },
-    "linear-probe": {"top-1": ("top1",)},
-    "knn": {"top-1": ("k20_top1", "k*_top1")},
-    "attentive-probe": {"top-1": ("top1",)},
-    "background": {
-        "top-1": ("original_top1",),
-        "drop, Mixed-Same": ("mixed_same_drop",),
-        "drop, Mixed-Rand": ("mixed_rand_drop",),
-    },
-    "segmentation": {"mean IoU": ("mean_iou",)},
-    "vlm": {"accuracy": ("accuracy",), "gain": ("gain",)},
-}
 
 
 @dataclass
@@ -70,7 +52,7 @@ def _headlines(evaluations: Sequence[Evaluation]) -> list[tuple[str, str, tuple[
         (f"{one.key(task)}, {title}", one.key(task), names)
         for one in evaluations
         for task in one.tasks
-        for title, names in HEADLINES[task].items()
+        for title, names in declarations()[task].headlines.items()
     ]
 
 
@@ -121,13 +103,9 @@ def differs(ours: Sequence[float], theirs: Sequence[float], confidence: float = 
     """
     if len(ours) < 2 or len(theirs) < 2:
         return False
-    parts = [statistics.variance(one) / len(one) for one in (ours, theirs)]
-    difference = abs(statistics.fmean(ours) - statistics.fmean(theirs))
-    error = sum(parts)
-    if error == 0:
-        return difference > 0
-    freedom = error**2 / sum(part**2 / (len(one) - 1) for part, one in zip(parts, (ours, theirs), strict=True))
-    return difference > float(stdtrit(freedom, (1 + confidence) / 2)) * math.sqrt(error)
+    # From the statistics, as `ttest_ind` of the values warns where they are all but equal.
+    stats = [(statistics.fmean(one), statistics.stdev(one), len(one)) for one in (ours, theirs)]
+    return bool(ttest_ind_from_stats(*stats[0], *stats[1], equal_var=False).pvalue < 1 - confidence)
 
 
 def format_rows(rows: Sequence[Row], reference: str | None = None) -> str:
@@ -141,7 +119,7 @@ def format_rows(rows: Sequence[Row], reference: str | None = None) -> str:
     for row in rows:
         cells = [_cell(row.values.get(model), row.values.get(reference or "")) for model in models]
         lines.append(
-            f"| {row.title} | {' | '.join(cells)} | {'' if row.chance is None else f'{row.chance:.1%}'[:-1]} |"
+            f"| {row.title} | {' | '.join(cells)} | {format_runs([] if row.chance is None else [row.chance])} |"
         )
         if row.paper:
             cells = [f"{row.paper[model]:.2f}" if model in row.paper else "" for model in models]
@@ -150,11 +128,8 @@ def format_rows(rows: Sequence[Row], reference: str | None = None) -> str:
 
 
 def _cell(values: Sequence[float] | None, reference: Sequence[float] | None) -> str:
-    if not values:
-        return ""
-    spread = f" +- {100 * statistics.stdev(values):.1f}" if len(values) > 1 else ""
-    star = " \\*" if reference and differs(values, reference) else ""
-    return f"{100 * statistics.fmean(values):.1f}{spread}{star}"
+    star = " \\*" if values and reference and differs(values, reference) else ""
+    return format_runs(values or ()) + star
 
 
 def plot_rows(
@@ -191,4 +166,4 @@ def plot_rows(
     return save_figure(figure, None if path is None else Path(path))
 
 
-__all__ = ["CONFIDENCE", "HEADLINES", "Row", "comparison_rows", "differs", "format_rows", "plot_rows", "row_titles"]
+__all__ = ["CONFIDENCE", "Row", "comparison_rows", "differs", "format_rows", "plot_rows", "row_titles"]

@@ -35,7 +35,7 @@ _LUMINANCE = (0.2989, 0.587, 0.114)
 
 
 @dataclass(frozen=True)
-class DrawnView:
+class ViewChoices:
     """One view's random choices: all that `ViewTransform.apply` needs beside the pixels.
 
     Args:
@@ -89,11 +89,11 @@ class Augmentation:
         """The views of a photo, in the order in which they are drawn."""
         raise NotImplementedError
 
-    def draw(self, photo_size: tuple[int, int], generator: random.Random) -> list[DrawnView]:
+    def draw(self, photo_size: tuple[int, int], generator: random.Random) -> list[ViewChoices]:
         """The random choices for a photo of so many pixels (width, height)."""
         return [view.draw_view(photo_size, generator) for view in self.views]
 
-    def reduction(self, drawn: Sequence[DrawnView]) -> int:
+    def reduction(self, drawn: Sequence[ViewChoices]) -> int:
         """The most (of 1, 2, 4, 8) that the photo can be reduced by before any of the crops had to be enlarged."""
         room = min(
             min((d.box[2] - d.box[0]) / view.image_size[1], (d.box[3] - d.box[1]) / view.image_size[0])
@@ -101,7 +101,7 @@ class Augmentation:
         )
         return max((r for r in REDUCTIONS if r <= room), default=1)
 
-    def apply(self, pixels: np.ndarray, drawn: Sequence[DrawnView]) -> Tensor | tuple[Tensor, Tensor]:
+    def apply(self, pixels: np.ndarray, drawn: Sequence[ViewChoices]) -> Tensor | tuple[Tensor, Tensor]:
         """Carries out what was drawn on uint8 pixels (H, W, 3) of the photo, whole or reduced."""
         raise NotImplementedError
 
@@ -171,7 +171,7 @@ class ViewTransform(Augmentation):
     def views(self) -> tuple["ViewTransform", ...]:
         return (self,)
 
-    def draw_view(self, photo_size: tuple[int, int], generator: random.Random) -> DrawnView:
+    def draw_view(self, photo_size: tuple[int, int], generator: random.Random) -> ViewChoices:
         """The random choices for this view of a photo of so many pixels (width, height)."""
         chance = generator.random
         box = _draw_box(*photo_size, self.crop_scale, _RATIO, generator)
@@ -185,12 +185,14 @@ class ViewTransform(Augmentation):
             generator.shuffle(jitter)
         grayscale = chance() < self.grayscale_probability
         sigma = generator.uniform(*_BLUR_SIGMA) if chance() < self.blur_probability else None
-        return DrawnView(photo_size, box, flip, tuple(jitter), grayscale, sigma, chance() < self.solarize_probability)
+        return ViewChoices(
+            photo_size, box, flip, tuple(jitter), grayscale, sigma, chance() < self.solarize_probability
+        )
 
-    def apply(self, pixels: np.ndarray, drawn: Sequence[DrawnView]) -> Tensor:
+    def apply(self, pixels: np.ndarray, drawn: Sequence[ViewChoices]) -> Tensor:
         return self.apply_view(pixels, drawn[0])
 
-    def apply_view(self, pixels: np.ndarray, drawn: DrawnView) -> Tensor:
+    def apply_view(self, pixels: np.ndarray, drawn: ViewChoices) -> Tensor:
         """Carries out `drawn` on uint8 pixels (H, W, 3) of the photo, whole or reduced."""
         reduction = next(r for r in REDUCTIONS if math.ceil(drawn.photo_size[0] / r) == pixels.shape[1])
         left, top, right, bottom = (round(edge / reduction) for edge in drawn.box)
@@ -241,7 +243,7 @@ class MultiViewTransform(Augmentation):
     def views(self) -> tuple[ViewTransform, ...]:
         return self.global_views + self.local_views
 
-    def apply(self, pixels: np.ndarray, drawn: Sequence[DrawnView]) -> tuple[Tensor, Tensor]:
+    def apply(self, pixels: np.ndarray, drawn: Sequence[ViewChoices]) -> tuple[Tensor, Tensor]:
         images = [view.apply_view(pixels, d) for view, d in zip(self.views, drawn, strict=True)]
         number = len(self.global_views)
         local_views = torch.stack(images[number:]) if self.local_views else torch.empty(0, 3, 0, 0, dtype=torch.uint8)
@@ -446,7 +448,7 @@ def _blur(planes: Tensor, kernel: int, sigma: float) -> Tensor:
 
 __all__ = [
     "Augmentation",
-    "DrawnView",
+    "ViewChoices",
     "MultiViewTransform",
     "ViewTransform",
     "draft_size",

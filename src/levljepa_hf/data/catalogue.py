@@ -1,20 +1,15 @@
-"""The data sets that the evaluation knows by name: one table, `DATASETS`, of where their splits and columns are.
+"""The catalogue of the data sets that are known by name: one table, `DATASETS`, of where their splits and columns are.
 
-Only repositories of data files are wired (`datasets` 5 runs no loading scripts). Where none is known, the official
+Only repositories of data files are in it (`datasets` 5 runs no loading scripts). Where none is known, the official
 archive is read from its folder (`--dataset_path`). The repositories of the four classification sets are those of the
 official zero-shot evaluation, ADE20K's is that of the reproduction.
 
-This file has facts and no machinery, which is in `datasets` and `sources`.
+This file has facts and no machinery, which is in `labelled` and `sources`. Which tasks of the evaluation a data set
+serves follows from its splits and columns.
 """
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    pass
-
-from collections.abc import Mapping
-from dataclasses import field
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
 
 from ..scenes.scene import PROMPT_TEMPLATE
 
@@ -27,7 +22,6 @@ PROMPTS = {
     "pets": "a photo of a {}, a type of pet.",
 }
 
-CLASSIFICATION = ("zero-shot", "linear-probe", "knn", "attentive-probe")
 BACKGROUND_ROLES = ("original", "mixed_same", "mixed_rand")
 
 
@@ -48,7 +42,8 @@ class Source:
         repo: Hub id, or where the official archive comes from.
         split: Name of the split; of a folder layout, the folder.
         columns: By role: image, label, caption, mask, question, answer; also `kind` (of question or answer) and
-            `image_id` (the same for all questions about an image). Fields of nested columns with dots.
+            `image_id` (the same for all questions about an image). Fields of nested columns with dots. Of a data set
+            that is drawn on the spot the roles alone count.
         config: Configuration of the repository.
         local_split: What the split is called in a folder that holds all of the data set, where not as in `repo`.
         images: Where the images are, if not in the rows.
@@ -65,17 +60,17 @@ class Source:
 
 
 @dataclass(frozen=True)
-class Wired:
+class CatalogueEntry:
     """What is known of a data set.
 
     Args:
-        tasks: Those it serves.
         sources: By role of the task: train, test; of the task `background` train, original, mixed_same, mixed_rand.
         licence: In short; the data sets' own terms hold.
         home: Where it comes from.
         on_hub: Whether `Source.repo` is on the Hub. If not, a folder is needed.
         generated: Whether it is drawn on the spot.
         gated: Whether the Hub wants its terms accepted.
+        unfit_for: Tasks that its columns would allow, and that mean nothing on it.
         class_names: Where the data do not say them.
         sort_classes: Number the classes by their sorted names, as the splits come from repositories that each number
             them in their own way.
@@ -87,13 +82,13 @@ class Wired:
         layout_help: What that folder holds.
     """
 
-    tasks: tuple[str, ...]
     sources: Mapping[str, Source]
     licence: str
     home: str
     on_hub: bool = True
     generated: bool = False
     gated: bool = False
+    unfit_for: tuple[str, ...] = ()
     class_names: tuple[str, ...] | None = None
     sort_classes: bool = False
     prompts: tuple[str, ...] = (PROMPTS["imagenet"],)
@@ -102,6 +97,10 @@ class Wired:
     void: int | None = 255
     layout: str | None = None
     layout_help: str = ""
+
+    def gives(self, columns: Collection[str], roles: Collection[str]) -> bool:
+        """Whether it has a split for each of the roles, with all of these columns."""
+        return all(role in self.sources and {*columns} <= {*self.sources[role].columns} for role in roles)
 
 
 def _names(text: str) -> tuple[str, ...]:
@@ -161,11 +160,12 @@ def _gqa(split: str) -> Source:
     return Source("lmms-lab/GQA", split, _GQA, config, images=Join(f"{split}_balanced_images"))
 
 
-_SCENES = Source("levljepa_hf/scenes", "test")
+def _scenes(*columns: str, roles: Collection[str] = ("train", "test")) -> dict[str, Source]:
+    return {role: Source("levljepa_hf/scenes", "test", {one: one for one in ("image", *columns)}) for role in roles}
 
-DATASETS: dict[str, Wired] = {
-    "imagenet": Wired(
-        tasks=CLASSIFICATION,
+
+DATASETS: dict[str, CatalogueEntry] = {
+    "imagenet": CatalogueEntry(
         sources={
             "train": Source("ILSVRC/imagenet-1k", "train", _CLASSES),
             "test": Source("ILSVRC/imagenet-1k", "validation", _CLASSES),  # its own test split has no labels
@@ -176,8 +176,7 @@ DATASETS: dict[str, Wired] = {
         home="https://image-net.org",
         gated=True,
     ),
-    "places365": Wired(
-        tasks=CLASSIFICATION,
+    "places365": CatalogueEntry(
         sources={
             "train": Source("Andron00e/Places365-custom", "train", {"image": "image", "label": "labels"}),
             "test": Source("dpdl-benchmark/Places365-Validation", "train", _CLASSES, local_split="validation"),
@@ -186,8 +185,7 @@ DATASETS: dict[str, Wired] = {
         licence="non-commercial research and education",
         home="http://places2.csail.mit.edu",
     ),
-    "aircraft": Wired(
-        tasks=CLASSIFICATION,
+    "aircraft": CatalogueEntry(
         sources={
             "train": Source("Multimodal-Fatima/FGVC_Aircraft_train", "train", _CLASSES),
             "test": Source("Multimodal-Fatima/FGVC_Aircraft_test", "test", _CLASSES),
@@ -197,8 +195,7 @@ DATASETS: dict[str, Wired] = {
         licence="non-commercial research",
         home="https://www.robots.ox.ac.uk/~vgg/data/fgvc-aircraft (100 variants)",
     ),
-    "pets": Wired(
-        tasks=CLASSIFICATION,
+    "pets": CatalogueEntry(
         sources={
             "train": Source("timm/oxford-iiit-pet", "train", _CLASSES),
             "test": Source("timm/oxford-iiit-pet", "test", _CLASSES),
@@ -207,20 +204,17 @@ DATASETS: dict[str, Wired] = {
         licence="CC BY-SA 4.0",
         home="https://www.robots.ox.ac.uk/~vgg/data/pets (37 breeds)",
     ),
-    "flickr30k": Wired(
-        tasks=("retrieval",),
+    "flickr30k": CatalogueEntry(
         sources={"test": Source("clip-benchmark/wds_flickr30k", "test", _CAPTIONS)},
         licence="images: Flickr's terms, non-commercial research and education",
         home="https://shannon.cs.illinois.edu/DenotationGraph (Karpathy's 1,000 test images)",
     ),
-    "coco_captions": Wired(
-        tasks=("retrieval",),
+    "coco_captions": CatalogueEntry(
         sources={"test": Source("clip-benchmark/wds_mscoco_captions", "test", _CAPTIONS)},
         licence="annotations CC BY 4.0, images Flickr's terms",
         home="https://cocodataset.org (Karpathy's 5,000 test images of COCO 2014)",
     ),
-    "imagenet9": Wired(
-        tasks=("background",),
+    "imagenet9": CatalogueEntry(
         sources={
             "train": Source("MadryLab/backgrounds_challenge", "original/train", _CLASSES),
             **{
@@ -240,8 +234,7 @@ DATASETS: dict[str, Wired] = {
             "images may recur among them and the drops may come out too small"
         ),
     ),
-    "ade20k": Wired(
-        tasks=("segmentation",),
+    "ade20k": CatalogueEntry(
         sources={
             "train": Source("merve/scene_parse_150", "train", {"image": "image", "mask": "annotation"}),
             "test": Source("merve/scene_parse_150", "validation", {"image": "image", "mask": "annotation"}),
@@ -254,8 +247,7 @@ DATASETS: dict[str, Wired] = {
         layout="ade20k",
         layout_help="images/{training,validation} and annotations/{training,validation}, as in ADEChallengeData2016",
     ),
-    "coco_stuff": Wired(
-        tasks=("segmentation",),
+    "coco_stuff": CatalogueEntry(
         sources={
             "train": Source("nightrome/cocostuff", "train2017", {"image": "image", "mask": "mask"}),
             "test": Source("nightrome/cocostuff", "val2017", {"image": "image", "mask": "mask"}),
@@ -272,8 +264,7 @@ DATASETS: dict[str, Wired] = {
             "stuffthingmaps_trainval2017.zip"
         ),
     ),
-    "vqav2": Wired(
-        tasks=("vlm",),
+    "vqav2": CatalogueEntry(
         sources={
             "train": Source("pingzhili/vqa_v2", "train", _VQAV2),
             "test": Source("pingzhili/vqa_v2", "validation", _VQAV2),  # its own test split has no answers
@@ -282,8 +273,7 @@ DATASETS: dict[str, Wired] = {
         licence="annotations CC BY 4.0, images Flickr's terms",
         home="https://visualqa.org",
     ),
-    "gqa": Wired(
-        tasks=("vlm",),
+    "gqa": CatalogueEntry(
         sources={
             "train": _gqa("train"),
             "test": _gqa("testdev"),
@@ -292,8 +282,7 @@ DATASETS: dict[str, Wired] = {
         licence="images of Visual Genome, CC BY 4.0",
         home="https://cs.stanford.edu/people/dorarad/gqa",
     ),
-    "pope": Wired(
-        tasks=("vlm",),
+    "pope": CatalogueEntry(
         sources={
             "train": Source("pingzhili/vqa_v2", "train", _VQAV2, borrowed="vqav2"),
             "test": Source("lmms-lab/POPE", "test", _POPE),
@@ -303,9 +292,8 @@ DATASETS: dict[str, Wired] = {
         home="https://github.com/RUCAIBox/POPE (its training split is VQAv2's)",
     ),
     # Drawn on the spot. --dataset_config is the images' side, by default 48 pixels, on which the demo trains.
-    "scenes": Wired(
-        tasks=(*CLASSIFICATION, "retrieval", "background", "segmentation", "vlm"),
-        sources={role: _SCENES for role in ("train", "test", *BACKGROUND_ROLES)},
+    "scenes": CatalogueEntry(
+        sources=_scenes("label", "caption", "mask", "question", "answer", roles=("train", "test", *BACKGROUND_ROLES)),
         generated=True,
         prompts=(PROMPT_TEMPLATE,),
         transform="default",
@@ -314,19 +302,19 @@ DATASETS: dict[str, Wired] = {
         home="levljepa_hf.scenes; questions in the form of VQAv2",
     ),
     **{
-        f"scenes_{what}": Wired(
-            tasks=("linear-probe", "knn"),
-            sources={role: _SCENES for role in ("train", "test")},
+        f"scenes_{what}": CatalogueEntry(
+            sources=_scenes("label"),
             generated=True,
+            # A place or a ground is not what a prompt asks for, and the attentive probe's crops and flips change it.
+            unfit_for=("zero-shot", "attentive-probe"),
             transform="default",
             licence="CC BY-SA 4.0 (OpenMoji's drawings)",
             home=f"levljepa_hf.scenes; the labels are the {what}s",
         )
         for what in ("background", "position")
     },
-    "scenes_pope": Wired(
-        tasks=("vlm",),
-        sources={role: _SCENES for role in ("train", "test")},
+    "scenes_pope": CatalogueEntry(
+        sources=_scenes("question", "answer"),
         generated=True,
         transform="default",
         licence="CC BY-SA 4.0 (OpenMoji's drawings)",
@@ -335,4 +323,4 @@ DATASETS: dict[str, Wired] = {
 }
 
 
-__all__ = ["BACKGROUND_ROLES", "CLASSIFICATION", "DATASETS", "Join", "PROMPTS", "Source", "Wired"]
+__all__ = ["BACKGROUND_ROLES", "CatalogueEntry", "DATASETS", "Join", "PROMPTS", "Source"]

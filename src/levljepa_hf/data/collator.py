@@ -10,12 +10,10 @@ which caption) is a function of the seed, the epoch and the sample, so a resumed
 sees, and the global random state is left alone.
 """
 
-import contextlib
-import hashlib
 import logging
 import random
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -26,20 +24,22 @@ from PIL import Image as PILImage
 from torch import Tensor
 from torch.nn import functional as F
 from transformers import ProcessorMixin
+from transformers.image_processing_utils import BaseImageProcessor
 
 from ..model.processing_levljepa import to_rgb
 from .augmentation import (
     Augmentation,
-    DrawnView,
+    ViewChoices,
     draft_size,
     multi_view_transform,
     objective_transform,
     training_transform,
 )
-from .images import UnreadImage, open_image
+from .images import UndecodedImageError, UnreadImage, decoding, open_image
 from .loading import (
     look_up,
 )
+from .seeds import seed_from
 from .streams import SAMPLE_DATASET, SAMPLE_EPOCH, SAMPLE_INDEX, list_skipped
 from .workers import prepare_worker
 
@@ -66,6 +66,7 @@ class NumberedDataset(torch.utils.data.Dataset):
 
     def __init__(self, dataset: Any) -> None:
         self.dataset = dataset
+        # Persistent workers keep the copy that they were started with, in which a plain attribute would stay at 0.
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
 
     def set_epoch(self, epoch: int) -> None:
@@ -82,22 +83,11 @@ class NumberedDataset(torch.utils.data.Dataset):
 # Decoding and augmenting
 
 
-def image_size(processor: ProcessorMixin) -> tuple[int, int]:
-    """Height and width in pixels of the images that `processor` gives."""
-    images = processor.image_processor
+def image_size(processor: ProcessorMixin | BaseImageProcessor) -> tuple[int, int]:
+    """Height and width in pixels of the images that a processor, or its image processor, gives."""
+    images = getattr(processor, "image_processor", processor)
     size = images.crop_size if images.do_center_crop else images.size
     return size["height"], size["width"]
-
-
-@contextlib.contextmanager
-def _torch_seeded(seed: int) -> Iterator[None]:
-    """Inside, torch's CPU generator (torchvision draws from it) starts from `seed`; outside, nothing has changed."""
-    state = torch.get_rng_state()
-    torch.default_generator.manual_seed(seed)
-    try:
-        yield
-    finally:
-        torch.set_rng_state(state)
 
 
 # Collating
@@ -110,6 +100,7 @@ class SampleCounter:
         self._counts = torch.zeros(_MAX_WORKERS, 3, dtype=torch.int64).share_memory_()
 
     def add(self, read: int = 0, images: int = 0, captions: int = 0) -> None:
+        # One row a worker, so that nobody adds to a number that another one is writing.
         self._counts.numpy()[self._row()] += (read, images, captions)
 
     def read_by_this_worker(self) -> int:
@@ -220,6 +211,7 @@ class LeVLJEPADataCollator:
     def check_skipped(self, min_samples: int = 1) -> None:
         """Raises a RuntimeError if too many samples were skipped of those read (or of `min_samples`, if more)."""
         skipped = self.counter.skipped_images + self.counter.skipped_captions
+        # Judged by at least `min_samples`: one broken image among the first ten is no rate of 10 %.
         if skipped > self.max_skipped_rate * max(self.counter.read, min_samples):
             raise RuntimeError(
                 f"{self._skipped()} That is more than {self.max_skipped_rate:.0%}. Check the files and the columns "
@@ -239,13 +231,14 @@ class LeVLJEPADataCollator:
         if SAMPLE_INDEX in sample:
             key = (self.seed, sample[SAMPLE_EPOCH], sample[SAMPLE_INDEX])
         else:
+            # Without a number, samples are told apart by their content, and their place in what this worker has read.
             image = look_up(sample, self.image_column)
             content = image.get("bytes") or image.get("path") if isinstance(image, Mapping) else image
             content = str(content).encode() if isinstance(content, (str, Path)) else content
             checksum = zlib.crc32(content) if isinstance(content, (bytes, bytearray, memoryview)) else 0
             key = (self.seed, self.counter.read_by_this_worker(), checksum)
-        digest = hashlib.blake2b(repr(key).encode(), digest_size=8).digest()
-        return random.Random(int.from_bytes(digest, "little"))
+        # One number of all three, the same in every process and version of Python, which `hash` does not promise.
+        return random.Random(seed_from(repr(key)))
 
     def _read(self, sample: Mapping[str, Any]) -> tuple[Views | PILImage.Image, str] | None:
         """The image (in training its views) and the caption of a sample, or None if it has to be skipped."""
@@ -257,6 +250,7 @@ class LeVLJEPADataCollator:
                 f"Column {self.image_column!r} holds {image_value!r:.80} ({type(image_value).__name__}), which is no "
                 "image (encoded bytes, a path, a dict of them, a PIL image, an array): name another column."
             )
+        # A value of the wrong type is a wrong column and has raised; from here a sample that is no good is skipped.
         self.counter.add(read=1)
         if caption is None:
             self.counter.add(captions=1)
@@ -268,29 +262,36 @@ class LeVLJEPADataCollator:
             return None
         try:
             image, drawn = self._open(image_value, generator)
-        except Exception as error:  # PIL raises all kinds of them on broken files
+        except UndecodedImageError as error:
             self.counter.add(images=1)
-            self._warn(sample, f"its image in column {self.image_column!r} does not decode ({error!r:.200})")
+            self._warn(sample, f"its image in column {self.image_column!r} does not decode ({error})")
             return None
         return (image if generator is None else self._augmented(image, drawn, generator)), caption
 
     def _open(
         self, value: Any, generator: random.Random | None
-    ) -> tuple[PILImage.Image | np.ndarray, Sequence[DrawnView] | None]:
+    ) -> tuple[PILImage.Image | np.ndarray, Sequence[ViewChoices] | None]:
         """The image, in training as pixels (H, W, 3), and what was drawn for it before their scale was chosen."""
         if generator is None:
-            return open_image(value, max_pixels=self.max_image_pixels), None
+            with decoding():
+                return open_image(value, max_pixels=self.max_image_pixels), None
         if not isinstance(self.transform, Augmentation):
-            return np.array(to_rgb(open_image(value, self._draft_size, self.max_image_pixels))), None
-        image = UnreadImage(value)
+            with decoding():
+                return np.array(to_rgb(open_image(value, self._draft_size, self.max_image_pixels))), None
+        with decoding():
+            image = UnreadImage(value)
+        # Drawn before the pixels are decoded: the crop decides at which scale a JPEG is decoded.
         drawn = self.transform.draw(image.size, generator)
         reduction = self.transform.reduction(drawn) if self.jpeg_draft else 1
-        return image.pixels(reduction, self.max_image_pixels), drawn
+        with decoding():
+            return image.pixels(reduction, self.max_image_pixels), drawn
 
-    def _augmented(self, pixels: np.ndarray, drawn: Sequence[DrawnView] | None, generator: random.Random) -> Views:
+    def _augmented(self, pixels: np.ndarray, drawn: Sequence[ViewChoices] | None, generator: random.Random) -> Views:
         if drawn is not None:
             return self.transform.apply(pixels, drawn)
-        with _torch_seeded(generator.getrandbits(63)):
+        # Somebody else's transform: it draws from torch's generator, if it draws.
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(generator.getrandbits(63))
             return self.transform(torch.from_numpy(pixels).permute(2, 0, 1).contiguous())
 
     def _warn(self, sample: Mapping[str, Any], reason: str) -> None:
@@ -327,6 +328,7 @@ class LeVLJEPADataCollator:
     def _pixel_values(self, images: Sequence[Views | PILImage.Image]) -> dict[str, Tensor]:
         if not self.training:
             return {"pixel_values": self.processor.image_processor(images, return_tensors="pt")["pixel_values"]}
+        # One view a photo makes one stack; pairs of global and local views make two, of which the local may be empty.
         views = [images] if isinstance(images[0], Tensor) else zip(*images, strict=True)
         batch = {name: stack for name, stack in zip(PIXELS, views, strict=False) if stack[0].numel()}
         for stack in batch.values():
@@ -352,6 +354,7 @@ class LeVLJEPADataCollator:
             for value in (self.processor.image_processor.image_mean, self.processor.image_processor.image_std)
         )
         scale, offset = (value.float().to(device, non_blocking=True) for value in (1 / (255 * std), -mean / std))
+        # x / 255, less the mean, over the standard deviation, as one multiplication and one addition.
         if device.type != "cpu":
             return images.float().mul_(scale).add_(offset)
         # Memory from numpy, which asks for huge pages: writing to a fresh batch costs a quarter of what it does to
@@ -365,6 +368,7 @@ class LeVLJEPADataCollator:
         tokenizer, multiple = self.processor.tokenizer, self.pad_to_multiple_of or 1
         tokens = self.processor(text=list(captions), return_tensors="pt")  # padded and cut as the text readout needs
         longest = tokens["input_ids"].shape[1]
+        # Up to the next multiple, but not beyond what the tokenizer allows.
         missing = min(-longest % multiple, tokenizer.model_max_length - longest)
         sides = (missing, 0) if tokenizer.padding_side == "left" else (0, missing)
         return {

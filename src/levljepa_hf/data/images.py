@@ -1,8 +1,9 @@
-"""Opening images as data sets hold them: encoded, by path, decoded."""
+"""Opening images as data sets hold them (encoded, by path, decoded), and what counts as one that does not decode."""
 
 import contextlib
 import io
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,11 +39,9 @@ class UnreadImage:
         elif isinstance(value, (Tensor, np.ndarray)):
             self._image = v2.functional.to_pil_image(value)
         else:
-            if isinstance(value, Mapping):
-                value = value["bytes"] if value.get("bytes") is not None else value.get("path")
-            if value is None:
+            self._data = content_of(value)
+            if self._data is None:
                 raise ValueError("there is no image")
-            self._data = read_file(str(value)) if isinstance(value, (str, Path)) else value
             self._image = PILImage.open(io.BytesIO(self._data))
         # The marks by which a JPEG may say that it lies on its side; `getexif` would take its time to find none. That
         # of PIL's PNGs would decode the image to find them; its base class takes those that are there. TIFFs it turns.
@@ -114,6 +113,57 @@ def open_image(value: Any, draft_size: int | None = None, max_pixels: int | None
     return image.decode(max((r for r in REDUCTIONS if r <= room), default=1), max_pixels)
 
 
+class UndecodedImageError(ValueError):
+    """An image does not decode; the text says why, and which one where that is known."""
+
+
+@contextlib.contextmanager
+def decoding(what: str | None = None) -> Iterator[None]:
+    """Inside, whatever is raised means that an image does not decode; a package that is missing is no fault of it.
+
+    PIL has no error of its own for a broken file: it raises OSError, ValueError, SyntaxError, struct.error, and for
+    one of too many pixels an error that is none of these.
+
+    Args:
+        what: Names the image ("Image 3 of pets/test") in a message for the user; without it the text is the reason.
+
+    Raises:
+        UndecodedImageError: for every other error than ImportError.
+    """
+    try:
+        yield
+    except ImportError:
+        raise
+    except Exception as error:
+        reason = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
+        reason = re.sub(r" at 0x[0-9a-f]+", "", reason)[:200]  # without addresses it is the same in every run
+        text = reason if what is None else f"{what} does not decode: {reason}. Leave it out or replace it."
+        raise UndecodedImageError(text) from error
+
+
+def image_at(images: Sequence[Any], index: int, what: str, draft_size: int | None = None) -> PILImage.Image:
+    """Image number `index` of those that `open_image` takes, RGB; `what` names it if it fails.
+
+    Raises:
+        UndecodedImageError: if it does not decode.
+    """
+    with decoding(what):
+        return to_rgb(open_image(images[index], draft_size))
+
+
+def content_of(value: Any) -> Any:
+    """The encoded bytes of an image that is encoded or named by its path, alone or in a dict; what is decoded, as it
+    is."""
+    if isinstance(value, Mapping):
+        value = value["bytes"] if value.get("bytes") is not None else value.get("path")
+    return read_file(str(value)) if isinstance(value, (str, Path)) else value
+
+
+def path_of(value: Any) -> str | None:
+    """Where an image is or was, as data sets say it, if they do."""
+    return value.get("path") if isinstance(value, Mapping) else value if isinstance(value, str) else None
+
+
 def read_file(path: str) -> bytes:
     """The content of a file, or of a URL."""
     if "://" not in path:
@@ -124,4 +174,14 @@ def read_file(path: str) -> bytes:
         return file.read()
 
 
-__all__ = ["REDUCTIONS", "UnreadImage", "open_image", "read_file"]
+__all__ = [
+    "REDUCTIONS",
+    "UndecodedImageError",
+    "UnreadImage",
+    "content_of",
+    "decoding",
+    "image_at",
+    "open_image",
+    "path_of",
+    "read_file",
+]

@@ -1,14 +1,12 @@
-"""The data of the evaluation tasks: splits of data sets known by name (`dataset_table`) or of any source.
+"""Labelled data: splits of data sets known by name (`catalogue`) or of any source, with what is read of them.
 
-    test = load_split("pets", "zero-shot", "test")
-    test = load_split("photos/folder", "segmentation", "validation", class_names="classes.json")
+    test = read_split("pets", "labels", "test")
+    test = read_split("photos/folder", "masks", "validation", class_names="classes.json")
 
 Images stay encoded and masks on disk until they are asked for. A sample without a label or an answer is left out and
 counted; everything else that does not fit is an error.
 """
 
-import difflib
-import io
 import json
 import re
 from collections.abc import Mapping, Sequence
@@ -17,53 +15,25 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from datasets import ClassLabel, Dataset, Image
-from PIL import Image as PILImage
-from timm.data import ImageNetInfo
+from datasets import ClassLabel, Dataset
 from transformers.utils import logging
 
-from .catalogue import CLASSIFICATION, DATASETS, Source, Wired
-from .images import open_image, read_file
-from .loading import (
-    CAPTION_COLUMNS,
-    FILE_BUILDERS,
-    IMAGE_COLUMNS,
-    column_addresses,
-    guess_column,
-    list_columns,
-    look_up,
-    root_column,
-)
+from .catalogue import DATASETS, CatalogueEntry, Source
+from .images import UnreadImage, decoding, open_image
+from .loading import FILE_BUILDERS, USUAL_COLUMNS, column_addresses, find_column, look_up, root_column
+from .masks import check_mask
 from .scene_splits import load_scene_split
-from .sources import column_values, encoded, open_any, open_images, open_wired
-from .splits import Draw, EvaluationSplit, Question, class_key
+from .sources import Column, column_values, encoded, open_any, open_entry, open_images
+from .splits import COLUMNS, EvaluationSplit, Question, Subsample, class_key
 
 logger = logging.get_logger(__name__)
 
-# The columns that a task reads, beside the images.
-_NEEDS = {
-    **dict.fromkeys((*CLASSIFICATION, "background"), ("label",)),
-    "retrieval": ("caption",),
-    "segmentation": ("mask",),
-    "vlm": ("question", "answer"),
-}
-_USUAL_COLUMNS = {
-    "image": IMAGE_COLUMNS,
-    "label": ("label", "labels", "fine_label", "cls", "class", "target"),
-    "caption": CAPTION_COLUMNS,
-    "mask": ("mask", "annotation", "segmentation", "label_map", "segmentation_mask"),
-    "question": ("question",),
-    "answer": ("answers", "answer", "multiple_choice_answer"),
-    "kind": ("answer_type", "question_type"),
-    "image_id": ("image_id", "imageId"),
-}
-_ROTATED = (5, 6, 7, 8)  # EXIF orientations that swap height and width
-_EXIF_ORIENTATION = 0x0112
+_OPTIONAL_COLUMNS = {"questions": ("kind", "image_id")}  # read where they are there
 
 
-def load_split(
+def read_split(
     dataset: str,
-    task: str,
+    reads: str,
     split: str,
     *,
     columns: Mapping[str, str] | None = None,
@@ -72,54 +42,64 @@ def load_split(
     class_names: str | None = None,
     max_samples: int | None = None,
     seed: int = 0,
+    transform: str = "evaluation",
+    scenes: str = "objects",
 ) -> EvaluationSplit:
-    """A split as a task reads it.
+    """A split with its images, and what is asked for beside them.
 
     Args:
         dataset: A name of `DATASETS`, or any source of `levljepa_hf.data.load_source`.
-        task: One of the tasks of `levljepa evaluate`.
-        split: A role of the task ("train", "test"; of `background` "train", "original", "mixed_same", "mixed_rand"),
-            for which the table has the split, or a split's own name. Of a source that is not in the table, "test" is
-            its split `test`, or without one `validation`.
+        reads: labels, captions, masks or questions.
+        split: A role ("train", "test"), for which the catalogue has the split, or a split's own name. Of a source that
+            is not in the catalogue, "test" is its split `test`, or without one `validation`.
         columns: Names of columns, by role: image, label, caption, mask, question, answer. By default those of the
-            table, or the usual names.
-        path: A copy of a data set of the table: a clone of its repository, what `save_to_disk` wrote, or the official
-            archive in the layout that the table describes. Of several repositories, a folder that holds the clones.
+            catalogue, or the usual names.
+        path: A copy of a data set of the catalogue: a clone of its repository, what `save_to_disk` wrote, or the
+            official archive in the layout that the catalogue describes. Of several repositories, a folder that holds
+            the clones.
         config_name: Configuration of a source that has several. Of the scenes, the images' side in pixels. "halves" of
             ImageNet-9 trains and tests on halves of Original's test images.
         class_names: JSON file (a list, or an object with `names`) or text file (one a line) of the names of the
             classes, in the order of the labels or of the masks' values.
         max_samples: Samples at most, drawn at random; of questions, so many questions.
         seed: Of that draw, which is the same for every call.
+        transform: How images are prepared, see `EvaluationSplit`; of the data sets of the catalogue it is known.
+        scenes: Of the scenes, which: `objects` or `backgrounds` (`scene_splits.load_scene_split`).
 
     Raises:
-        ValueError: if the data set does not serve the task, or a split, column, label or name does not fit.
+        ValueError: if a split, column, label or name does not fit.
         OSError: if the source is not within reach.
     """
-    wired = DATASETS.get(dataset)
-    _check(dataset, task, path, max_samples, wired)
-    if wired and wired.generated:
+    entry = DATASETS.get(dataset)
+    _check(dataset, reads, path, max_samples, entry)
+    subsample = Subsample(max_samples, seed)
+    if entry and entry.generated:
         if columns or path or class_names:
             raise ValueError(f"{dataset} is drawn on the spot: it takes no column, --dataset_path or --class_names.")
-        return load_scene_split(dataset, wired, task, split, config_name, max_samples, seed)
-    if wired:
-        source = wired.sources.get(split) or replace(_main_source(wired), split=split, local_split=None)
-        rows, source = open_wired(dataset, wired, source, split, path, config_name)
+        return load_scene_split(dataset, entry, reads, split, config_name, subsample, scenes)
+    if entry:
+        source = entry.sources.get(split) or replace(_main_source(entry), split=split, local_split=None)
+        rows, source = open_entry(dataset, entry, source, split, path, config_name)
         name = f"{source.borrowed or dataset}/{source.local_split or source.split}"
     else:
-        wired = Wired(tuple(_NEEDS), {}, licence="", home="", transform=_transform(task))
+        entry = CatalogueEntry({}, licence="", home="", transform=transform)
         rows, split = open_any(dataset, split, config_name)
         source = Source(dataset, split)
         name = f"{Path(dataset).name}/{split}"
     name += f" ({config_name})" if config_name else ""
-    found = _find_columns(rows, task, columns or {}, source, name, lenient=path is not None)
-    names = _read_names(class_names) if class_names else wired.class_names
-    loader = {"label": _load_labels, "caption": _load_captions, "mask": _load_masks, "question": _load_questions}
-    images = open_images(dataset, wired, source, path) if source.images else None
-    return loader[_NEEDS[task][0]](name, rows, found, wired, names, Draw(max_samples, seed), images)
+    found = _find_columns(rows, reads, columns or {}, source, name, lenient=path is not None)
+    names = _read_names(class_names) if class_names else entry.class_names
+    loader = {
+        "labels": _load_labels,
+        "captions": _load_captions,
+        "masks": _load_masks,
+        "questions": _load_questions,
+    }
+    images = open_images(dataset, entry, source, path) if source.images else None
+    return loader[reads](name, rows, found, entry, names, subsample, images)
 
 
-def dataset_id(dataset: str, task: str) -> str:
+def dataset_id(dataset: str) -> str:
     """Where a data set comes from, for results and model cards: a repository, or a folder's name."""
     if dataset in DATASETS:
         return _main_source(DATASETS[dataset]).repo
@@ -127,23 +107,16 @@ def dataset_id(dataset: str, task: str) -> str:
     return Path(dataset).name if is_path else dataset
 
 
-def _main_source(wired: Wired) -> Source:
-    return wired.sources.get("test") or wired.sources["original"]
+def _main_source(entry: CatalogueEntry) -> Source:
+    return entry.sources.get("test") or entry.sources["original"]
 
 
-def _transform(task: str) -> str:
-    return "default" if task in ("segmentation", "vlm") else "evaluation"
-
-
-def _check(dataset: str, task: str, path: str | None, max_samples: int | None, wired: Wired | None) -> None:
-    if task not in _NEEDS:
-        raise ValueError(f"Unknown task {task!r}: it is one of {', '.join(_NEEDS)}.")
+def _check(dataset: str, reads: str, path: str | None, max_samples: int | None, entry: CatalogueEntry | None) -> None:
+    if reads not in COLUMNS:
+        raise ValueError(f"reads={reads!r} is unknown: it is one of {', '.join(COLUMNS)}.")
     if max_samples is not None and max_samples < 1:
         raise ValueError(f"max_samples={max_samples} leaves nothing: it must be at least 1.")
-    if wired and task not in wired.tasks:
-        others = ", ".join(name for name, other in DATASETS.items() if task in other.tasks)
-        raise ValueError(f"{dataset} is no data for {task}: it serves {', '.join(wired.tasks)}. {task}: {others}.")
-    if wired is None and path is not None:
+    if entry is None and path is not None:
         raise ValueError(
             f"--dataset_path is for copies of {', '.join(DATASETS)}, and {dataset!r} is none of them: give the folder "
             f"as --dataset {path}."
@@ -156,57 +129,35 @@ def _check(dataset: str, task: str, path: str | None, max_samples: int | None, w
 
 
 def _find_columns(
-    rows: Dataset, task: str, given: Mapping[str, str], source: Source, name: str, lenient: bool
+    rows: Dataset, reads: str, given: Mapping[str, str], source: Source, name: str, lenient: bool
 ) -> dict[str, str]:
     """The columns by role. In a local copy (`lenient`) those of the table may have another of the usual names."""
     addresses = column_addresses(rows.features)
-    images = [one for one in rows.features if isinstance(rows.features[one], Image)]
-    found = {}
-    for role in (*_NEEDS[task], *(() if source.images else ("image",))):
+    found: dict[str, str] = {}
+    for role in (*COLUMNS[reads], *(() if source.images else ("image",))):
         column = given.get(role) or source.columns.get(role)
-        usual = lenient and role not in given and column not in addresses
-        if column is None or usual:
-            pictures = [one for one in images if one not in found.values()] if role == "image" else []
-            column = guess_column(pictures, _USUAL_COLUMNS[role], addresses)
-        if column is None:
-            raise ValueError(
-                f"Which column of {name} holds the {role}s? Name it with --{role}_column. "
-                f"{list_columns(rows.features)}"
-            )
-        if column not in addresses:
-            close = difflib.get_close_matches(column, addresses, n=1)
-            hint = f" Did you mean {close[0]!r}?" if close else ""
-            raise ValueError(
-                f"{name} has no column {column!r} of {role}s.{hint} Name one with --{role}_column. "
-                f"{list_columns(rows.features)}"
-            )
-        found[role] = column
-    for role in ("kind", "image_id") if task == "vlm" else ():
-        usual = (source.columns[role],) if role in source.columns else _USUAL_COLUMNS[role]
+        if lenient and role not in given and column not in addresses:
+            column = None
+        found[role] = find_column(rows.features, role, column, name, taken=found.values())
+    for role in _OPTIONAL_COLUMNS.get(reads, ()):
+        usual = (source.columns[role],) if role in source.columns else USUAL_COLUMNS[role]
         column = next((one for one in usual if one in addresses), None)
         if column:
             found[role] = column
     return found
 
 
-class _Column(Sequence):
-    """A column, read row by row. Pickles, for workers."""
-
-    def __init__(self, rows: Dataset, address: str) -> None:
-        self.rows, self.address = rows, address
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __getitem__(self, index: int) -> Any:
-        return look_up(self.rows[int(index)], self.address)
-
-
-# ------------------------------------------------------------------------------------------------ what a task reads
+# ------------------------------------------------------------------------------------------------ what is read of it
 
 
 def _load_labels(
-    name: str, rows: Dataset, columns: dict[str, str], wired: Wired, names: tuple[str, ...] | None, draw: Draw, _: Any
+    name: str,
+    rows: Dataset,
+    columns: dict[str, str],
+    entry: CatalogueEntry,
+    names: tuple[str, ...] | None,
+    subsample: Subsample,
+    _: Any,
 ) -> EvaluationSplit:
     labels, names = _labels(rows, columns["label"], names, name)
     labelled = np.flatnonzero(labels >= 0)
@@ -215,18 +166,18 @@ def _load_labels(
             f"The split {name} has no labels (its column {columns['label']!r} holds none but -1 or nothing): choose "
             "another with --test_split, such as validation."
         )
-    if wired.sort_classes and names:
+    if entry.sort_classes and names:
         order = sorted(range(len(names)), key=lambda label: class_key(names[label]))
         labels = np.argsort(order)[labels]
         names = tuple(names[label] for label in order)
-    keep = draw(labelled.tolist())
+    keep = subsample(labelled.tolist())
     return EvaluationSplit(
         name,
-        _Column(encoded(rows, columns["image"]).select(keep), columns["image"]),
+        Column(encoded(rows, columns["image"]).select(keep), columns["image"]),
         labels=labels[keep].tolist(),
         class_names=names,
-        prompts=wired.prompts,
-        transform=wired.transform,
+        prompts=entry.prompts,
+        transform=entry.transform,
         dropped=_dropped(name, len(rows) - len(labelled), "label"),
     )
 
@@ -249,7 +200,7 @@ def _labels(
                 f"with {', '.join(map(repr, names[:3]))}. Mend --class_names."
             )
         index = {value: label for label, value in enumerate(names or unique)}
-        return np.array([index.get(value, -1) for value in values]), _readable(names or tuple(unique))
+        return np.array([index.get(value, -1) for value in values]), readable(names or tuple(unique))
     if kinds - {int, bool}:
         raise ValueError(
             f"The labels of {split} (column {column!r}) are to be integers or names, and some are "
@@ -261,7 +212,7 @@ def _labels(
             f"There are {len(names)} class names, and the column {column!r} of {split} has {len(known)} classes: give "
             "one name for each with --class_names."
         )
-    names = names or (_readable(known) if known else None)
+    names = names or (readable(known) if known else None)
     labels = np.array(values)
     if names and labels.max() >= len(names):
         raise ValueError(
@@ -271,12 +222,15 @@ def _labels(
     return labels, names
 
 
-def _readable(names: tuple[str, ...]) -> tuple[str, ...]:
-    """WordNet ids, which are ImageNet's folders, as words; other names as they are."""
+def readable(names: tuple[str, ...], one_word: bool = False) -> tuple[str, ...]:
+    """WordNet ids, which are ImageNet's folders, as words (all synonyms, or the first); other names as they are."""
     if not all(re.fullmatch(r"n\d{8}", name) for name in names):
         return names
+    from timm.data import ImageNetInfo
+
     info = ImageNetInfo()
-    return tuple(info.label_name_to_description(name) for name in names)
+    words = (info.label_name_to_description(name) for name in names)
+    return tuple(text.split(",")[0] if one_word else text for text in words)
 
 
 def _read_names(file: str) -> tuple[str, ...]:
@@ -301,14 +255,14 @@ def _dropped(name: str, count: int, what: str) -> int:
 
 
 def _load_captions(
-    name: str, rows: Dataset, columns: dict[str, str], wired: Wired, names: Any, draw: Draw, _: Any
+    name: str, rows: Dataset, columns: dict[str, str], entry: CatalogueEntry, names: Any, subsample: Subsample, _: Any
 ) -> EvaluationSplit:
-    rows = rows.select(draw(range(len(rows))))
+    rows = rows.select(subsample(range(len(rows))))
     captions = [_captions(value) for value in column_values(rows, columns["caption"])]
     if not any(captions):
         raise ValueError(f"{name} has no caption in its column {columns['caption']!r}: name another.")
-    images = _Column(encoded(rows, columns["image"]), columns["image"])
-    return EvaluationSplit(name, images, captions=captions, prompts=wired.prompts, transform=wired.transform)
+    images = Column(encoded(rows, columns["image"]), columns["image"])
+    return EvaluationSplit(name, images, captions=captions, prompts=entry.prompts, transform=entry.transform)
 
 
 def _captions(value: Any) -> tuple[str, ...]:
@@ -322,17 +276,23 @@ def _captions(value: Any) -> tuple[str, ...]:
 
 
 def _load_masks(
-    name: str, rows: Dataset, columns: dict[str, str], wired: Wired, names: tuple[str, ...] | None, draw: Draw, _: Any
+    name: str,
+    rows: Dataset,
+    columns: dict[str, str],
+    entry: CatalogueEntry,
+    names: tuple[str, ...] | None,
+    subsample: Subsample,
+    _: Any,
 ) -> EvaluationSplit:
-    rows = rows.select(draw(range(len(rows))))
+    rows = rows.select(subsample(range(len(rows))))
     image, mask = columns["image"], columns["mask"]
     return EvaluationSplit(
         name,
-        _Column(encoded(rows, image), image),
+        Column(encoded(rows, image), image),
         class_names=names,
-        masks=_Masks(name, encoded(rows, image, mask), image, mask, wired.mask_values, wired.void, names),
-        void=wired.void,
-        transform=wired.transform,
+        masks=_Masks(name, encoded(rows, image, mask), image, mask, entry.mask_values, entry.void, names),
+        void=entry.void,
+        transform=entry.transform,
     )
 
 
@@ -358,72 +318,35 @@ class _Masks(Sequence):
 
     def __getitem__(self, index: int) -> np.ndarray:
         row = self.rows[int(index)]
-        mask = self._classes(_decode_mask(look_up(row, self.mask), f"Mask {index} of {self.name}"), index)
-        size = _image_size(look_up(row, self.image))
-        if mask.shape != size:
-            raise ValueError(
-                f"Mask {index} of {self.name} is {mask.shape[0]} x {mask.shape[1]} (height x width), and its image "
-                f"{size[0]} x {size[1]}: resize one, masks to the nearest pixel, or name another with --mask_column."
-            )
-        return mask
-
-    def _classes(self, mask: np.ndarray, index: int) -> np.ndarray:
-        """From the file's values to classes and `void`."""
-        is_void = np.zeros(mask.shape, dtype=bool) if self.void is None else mask == self.void
-        limit = len(self.values) if self.values else self.num_classes
-        wrong = ~is_void & ((mask < 0) | (mask >= limit if limit is not None else False))
-        if wrong.any():
-            last = "any" if limit is None else limit - 1
-            raise ValueError(
-                f"Mask {index} of {self.name} has the value {mask[wrong][0]}: they go from 0 to {last}, and "
-                f"{self.void} is void. Give a name for each class with --class_names, or name another column with "
-                "--mask_column."
-            )
+        where = f"Mask {index} of {self.name}"
+        with decoding(where):
+            mask = _decode_mask(look_up(row, self.mask))
+        size = UnreadImage(look_up(row, self.image)).size[::-1]
+        is_void = check_mask(mask, where, len(self.values) if self.values else self.num_classes, self.void, size)
         if self.values is None:
             return mask
-        table = np.asarray(self.values, dtype=mask.dtype)
+        table = np.asarray(self.values, dtype=mask.dtype)  # from the file's values to classes
         return np.where(is_void, self.void, table[np.where(is_void, 0, mask)]).astype(mask.dtype)
 
 
-def _decode_mask(value: Any, what: str) -> np.ndarray:
-    """Integers [H, W] of an image of one channel, of indices into a palette, or of an array."""
-    if isinstance(value, (list, np.ndarray)):
-        mask = np.array(value)
-    else:
-        mask = np.array(open_image(value))  # a copy, as torch wants to write
-    if mask.ndim == 3 and (mask == mask[..., :1]).all():  # grey, kept as colours
+def _decode_mask(value: Any) -> np.ndarray:
+    """An image of one channel, of indices into a palette, or grey ones kept as colours; or an array: [H, W]."""
+    mask = np.array(value if isinstance(value, (list, np.ndarray)) else open_image(value))  # a copy: torch writes
+    if mask.ndim == 3 and (mask == mask[..., :1]).all():
         mask = mask[..., 0]
-    if mask.dtype == bool:
-        mask = mask.astype(np.uint8)
-    if mask.ndim != 2 or not np.issubdtype(mask.dtype, np.integer):
-        raise ValueError(
-            f"{what} is to have one class number a pixel, and it has shape {mask.shape} and type {mask.dtype}: if its "
-            "colours stand for classes, save the numbers instead, or name another column with --mask_column."
-        )
-    return mask
-
-
-def _image_size(value: Any) -> tuple[int, int]:
-    """Height and width as `open_image` gives them, without decoding."""
-    if isinstance(value, PILImage.Image):
-        return value.height, value.width
-    if isinstance(value, Mapping):
-        value = value["bytes"] if value.get("bytes") is not None else value["path"]
-    with PILImage.open(io.BytesIO(read_file(value) if isinstance(value, str) else value)) as image:
-        size = image.height, image.width
-        return size[::-1] if image.getexif().get(_EXIF_ORIENTATION, 1) in _ROTATED else size
+    return mask.astype(np.uint8) if mask.dtype == bool else mask
 
 
 def _load_questions(
     name: str,
     rows: Dataset,
     columns: dict[str, str],
-    wired: Wired,
+    entry: CatalogueEntry,
     names: Any,
-    draw: Draw,
+    subsample: Subsample,
     images: tuple[Dataset, dict[Any, int]] | None,
 ) -> EvaluationSplit:
-    rows = rows.select(draw(range(len(rows))))
+    rows = rows.select(subsample(range(len(rows))))
     texts = column_values(rows, columns["question"])
     answers = [_answers(value) for value in column_values(rows, columns["answer"])]
     kinds = column_values(rows, columns["kind"]) if "kind" in columns else [None] * len(rows)
@@ -445,9 +368,9 @@ def _load_questions(
     index = {value: i for i, value in enumerate(dict.fromkeys(ids[row] for row in kept))}
     return EvaluationSplit(
         name,
-        _Column(pictures.select([row_of_id[value] for value in index]), address),
+        Column(pictures.select([row_of_id[value] for value in index]), address),
         questions=[Question(index[ids[row]], texts[row], answers[row], kinds[row]) for row in kept],
-        transform=wired.transform,
+        transform=entry.transform,
         dropped=_dropped(name, len(rows) - len(kept), "answer"),
     )
 
@@ -461,4 +384,4 @@ def _answers(value: Any) -> tuple[str, ...]:
     return tuple(one["answer"] if isinstance(one, Mapping) else str(one) for one in value)
 
 
-__all__ = ["EvaluationSplit", "Question", "dataset_id", "load_split"]
+__all__ = ["EvaluationSplit", "Question", "dataset_id", "read_split", "readable"]

@@ -1,10 +1,9 @@
 """Finding captioned images: a data set of the Hub, files, a folder; and its columns."""
 
-import difflib
 import glob
 import itertools
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,14 +20,24 @@ from datasets import (
 )
 from datasets.exceptions import DatasetGenerationError
 
+from ..options import did_you_mean
 from .streams import SAMPLE_DATASET, SAMPLE_EPOCH, SAMPLE_INDEX
 from .tar_shards import TarShards
 
 logger = logging.getLogger(__name__)
 
-IMAGE_COLUMNS = ("image", "jpg", "jpeg", "png", "webp", "img", "pixel_values")
-CAPTION_COLUMNS = ("captions", "caption", "text", "txt", "sentences", "sentence", "json.captions", "json.caption")
+USUAL_COLUMNS = {
+    "image": ("image", "jpg", "jpeg", "png", "webp", "img", "pixel_values"),
+    "caption": ("captions", "caption", "text", "txt", "sentences", "sentence", "json.captions", "json.caption"),
+    "label": ("label", "labels", "fine_label", "cls", "class", "target"),
+    "mask": ("mask", "annotation", "segmentation", "label_map", "segmentation_mask"),
+    "question": ("question",),
+    "answer": ("answers", "answer", "multiple_choice_answer"),
+    "kind": ("answer_type", "question_type"),
+    "image_id": ("image_id", "imageId"),
+}
 FILE_BUILDERS = {".tar": "webdataset", ".parquet": "parquet", ".json": "json", ".jsonl": "json", ".csv": "csv"}
+_FIRST_SAMPLES = 5  # of a stream of JSON or CSV, which tell its columns
 
 
 # Loading
@@ -76,9 +85,8 @@ def load_pretraining_dataset(
             _name_other_captions(shards.features, columns[1])
         return TarShards(files, [root_column(shards.columns, name) for name in columns], max_samples)
     dataset = load_source(name_or_path, split, streaming, config_name, data_files, cache_dir)
+    dataset = _with_features(dataset)
     image_column, caption_column = find_columns(dataset, image_column, caption_column)
-    if dataset.features is None:  # a stream that does not say what it holds before it is read
-        dataset = dataset._resolve_features()
     if report:
         _name_other_captions(dataset.features, caption_column)
     wanted = {root_column(dataset.column_names, name) for name in (image_column, caption_column)} | {"__key__"}
@@ -92,7 +100,7 @@ def load_pretraining_dataset(
 
 def _name_other_captions(features: Mapping[str, Any], chosen: str) -> None:
     """Says which column was taken, where others would have done."""
-    usual = [name for name in column_addresses(features) if name in CAPTION_COLUMNS and name != chosen]
+    usual = [name for name in column_addresses(features) if name in USUAL_COLUMNS["caption"] and name != chosen]
     if usual:
         others = ", ".join(map(repr, usual))
         logger.warning("Captions are taken from the column %r. Choose with caption_column: %s.", chosen, others)
@@ -183,6 +191,15 @@ def _load_saved(path: Path, split: str, streaming: bool) -> Dataset | IterableDa
     return dataset.to_iterable_dataset(num_shards=min(64, len(dataset))) if streaming else dataset
 
 
+def _with_features(dataset: Dataset | IterableDataset | TarShards) -> Dataset | IterableDataset | TarShards:
+    """The data set; a stream that does not say what it holds before it is read is told, by its first samples."""
+    if dataset.features is not None:
+        return dataset
+    head = list(dataset.take(_FIRST_SAMPLES))
+    names = dict.fromkeys(name for sample in head for name in sample)
+    return dataset.cast(Dataset.from_dict({name: [one.get(name) for one in head] for name in names}).features)
+
+
 def find_columns(
     dataset: Dataset | IterableDataset | TarShards, image_column: str | None = None, caption_column: str | None = None
 ) -> tuple[str, str]:
@@ -191,34 +208,55 @@ def find_columns(
     Raises:
         ValueError: if a column does not exist or can not be found; the message lists those there are.
     """
-    features = dataset.features
-    if features is None:  # a stream that does not say what it holds before it is read
-        features = dataset._resolve_features().features
-    return find_image_column(features, image_column), _find(
-        features, caption_column, "caption_column", guess_column([], CAPTION_COLUMNS, column_addresses(features))
-    )
+    features = _with_features(dataset).features
+    return find_column(features, "image", image_column), find_column(features, "caption", caption_column)
 
 
 def find_image_column(features: Mapping[str, Any], image_column: str | None = None) -> str:
-    """Checks the name against a dataset's features, and finds it by its type or usual names where it is left out.
+    """`find_column` of the images."""
+    return find_column(features, "image", image_column)
+
+
+def find_column(
+    features: Mapping[str, Any],
+    role: str,
+    name: str | None = None,
+    dataset: str = "this data set",
+    taken: Collection[str] = (),
+) -> str:
+    """Checks a column's name against a data set's features, and finds the column where the name is left out.
+
+    Args:
+        features: Of the data set.
+        role: What the column holds, one of `USUAL_COLUMNS`; the option that names it is `--ROLE_column`.
+        name: Its name, or that of a field in a column, as of `column_addresses`.
+        dataset: What the message calls the data set.
+        taken: Columns of images that hold something else.
 
     Raises:
         ValueError: if the column does not exist or can not be found; the message lists those there are.
     """
-    names = column_addresses(features)
-    images = [name for name in names if isinstance(features.get(name), Image)]
-    return _find(features, image_column, "image_column", guess_column(images, IMAGE_COLUMNS, names))
+    name = name or guess_column(features, role, taken)
+    if name is None:
+        raise ValueError(
+            f"Which column of {dataset} holds the {role}s? Name it with --{role}_column. {list_columns(features)}"
+        )
+    addresses = column_addresses(features)
+    if name not in addresses:
+        raise ValueError(
+            f"{dataset} has no column {name!r} of {role}s.{did_you_mean(name, addresses)} Name one with "
+            f"--{role}_column. {list_columns(features)}"
+        )
+    return name
 
 
-def _find(features: Mapping[str, Any], name: str | None, argument: str, guess: str | None) -> str:
-    names = column_addresses(features)
-    if name is not None and name not in names:
-        close = difflib.get_close_matches(name, names, n=1)
-        hint = f" Did you mean {close[0]!r}?" if close else ""
-        raise ValueError(f"The dataset has no column {argument}={name!r}.{hint} {list_columns(features)}")
-    if name is None and guess is None:
-        raise ValueError(f"Which column is the {argument}? Name it. {list_columns(features)}")
-    return name or guess
+def guess_column(features: Mapping[str, Any], role: str, taken: Collection[str] = ()) -> str | None:
+    """Of images, the only column of their type, whatever its name; else the first that has a usual name."""
+    images = [name for name in features if isinstance(features[name], Image) and name not in taken]
+    if role == "image" and len(images) == 1:
+        return images[0]
+    names = images if role == "image" and images else column_addresses(features)
+    return next((name for name in USUAL_COLUMNS[role] if name in names), None)
 
 
 def column_addresses(features: Mapping[str, Any]) -> list[str]:
@@ -228,12 +266,6 @@ def column_addresses(features: Mapping[str, Any]) -> list[str]:
         if isinstance(feature, (dict, Features)):
             names += [f"{name}.{field_name}" for field_name in column_addresses(feature)]
     return names
-
-
-def guess_column(found: Sequence[str], usual: Sequence[str], names: Sequence[str]) -> str | None:
-    if len(found) == 1:
-        return found[0]
-    return next((name for name in usual if name in (found or names)), None)
 
 
 def list_columns(features: Mapping[str, Any]) -> str:
@@ -267,7 +299,9 @@ def root_column(columns: Iterable[str], address: str) -> str | None:
 
 
 __all__ = [
+    "USUAL_COLUMNS",
     "column_addresses",
+    "find_column",
     "find_columns",
     "find_image_column",
     "guess_column",

@@ -17,7 +17,6 @@ numbers of workers can't take it up again.
 
 import bisect
 import dataclasses
-import difflib
 import itertools
 import math
 import re
@@ -32,6 +31,7 @@ import datasets
 import torch
 import yaml
 
+from ..options import did_you_mean
 from ..recipes import RecipeLoader
 from .collator import NumberedDataset
 from .loading import FILE_BUILDERS, find_columns, load_pretraining_dataset, look_up
@@ -45,7 +45,7 @@ from .streams import (
     ResumableStream,
     RowShards,
     StreamState,
-    draw,
+    random_below,
 )
 from .tar_shards import TarShards
 from .workers import prepare_worker
@@ -54,7 +54,7 @@ IMAGE, CAPTIONS = "image", "captions"  # the columns of a mixture
 STREAMS = (datasets.IterableDataset, TarShards)
 _CHOICES = 2**53  # equally likely numbers, of which the weights take their shares
 _GOLDEN = 0x9E3779B97F4A7C15  # the golden ratio's fraction, times 2**64
-# Places of `draw`'s numbers that no stream of samples uses: its epochs and consumers count from 0.
+# Places of `random_below`'s numbers that no stream of samples uses: its epochs and consumers count from 0.
 _WHICH, _SEEDS, _ORDERS = -1, -2, -3
 
 
@@ -96,6 +96,7 @@ class Mixture:
                 _check_size_known(name, isinstance(dataset, STREAMS))
             weights = {name: len(one) for name, one in zip(self.names, self.datasets, strict=True)}
         _check_names("weights", weights, self.names)
+        # Exact: a rounded share would put `counts` one off somewhere in a long run.
         parts = [Fraction(one) for one in _numbers({name: weights.get(name) for name in self.names}).values()]
         return [one / sum(parts) for one in parts]
 
@@ -221,9 +222,16 @@ class MixedDataset(NumberedDataset):
         return [math.floor(end) - math.floor(start) for start, end in itertools.pairwise(ends)]
 
     def _order(self, epoch: int) -> None:
+        """Lays out an epoch: for each place the dataset, its row, and which pass through that dataset it is.
+
+        A dataset's passes do not end with epochs: one whose weight is above its size is gone through several times in
+        one, and of another an epoch takes a piece. So its draws are numbered from the first epoch on, draw n is in
+        its pass n // size, and each pass has an order of its own.
+        """
         if self._ordered == epoch:
             return
         counts = self.counts(epoch)
+        # How many each dataset has had so far is added up anew, so that nothing has to be kept for a resumed run.
         before = [sum(one) for one in zip(*map(self.counts, range(epoch)), strict=True)] or [0] * len(counts)
         parts = torch.arange(len(counts), dtype=torch.int16).repeat_interleave(torch.tensor(counts))
         self._parts = parts[self._permutation(len(self), epoch, _ORDERS)]
@@ -231,7 +239,7 @@ class MixedDataset(NumberedDataset):
         self._passes = torch.empty(len(self), dtype=torch.int32)
         for part, (size, start, count) in enumerate(zip(self.sizes, before, counts, strict=True)):
             draws = torch.arange(start, start + count)
-            passes = range(start // size, -(-(start + count) // size))
+            passes = range(start // size, -(-(start + count) // size))  # those that the draws touch, rounded outwards
             orders = [self._permutation(size, one, part) for one in passes]
             places = (self._parts == part).nonzero().squeeze(1)
             if orders:
@@ -240,7 +248,7 @@ class MixedDataset(NumberedDataset):
         self._ordered = epoch
 
     def _permutation(self, size: int, epoch: int, part: int) -> torch.Tensor:
-        generator = torch.Generator().manual_seed(draw(2**63, self.seed, epoch, part, 0))
+        generator = torch.Generator().manual_seed(random_below(2**63, self.seed, epoch, part, 0))
         return torch.randperm(size, generator=generator)
 
 
@@ -277,8 +285,9 @@ class MixedStream(ResumableStream):
         for number, (name, dataset) in enumerate(zip(mixture.names, mixture.datasets, strict=True)):
             is_stream = isinstance(dataset, STREAMS)
             source, size = (dataset, buffer_size) if is_stream else (RowShards(dataset, name), 1)
-            own_seed = draw(2**32, seed, _SEEDS, number, 0)  # or datasets of as many shards would go in step
+            own_seed = random_below(2**32, seed, _SEEDS, number, 0)  # or datasets of as many shards would go in step
             self._parts.append(EndlessStream(source, own_seed, size, rank, world_size, max_skipped_shards, name))
+        # The datasets laid one after the other on [0, _CHOICES), each as long as its weight; `which` throws a dart.
         self._limits = [round(_CHOICES * limit) for limit in itertools.accumulate(mixture.fractions)]
         self._draws = 0
         self._starts: dict[int, Position] = {}  # by part, where those are that were not drawn from
@@ -313,7 +322,8 @@ class MixedStream(ResumableStream):
         parts = [
             part.after_others([one.of_part(number) for one in positions]) for number, part in enumerate(self._parts)
         ]
-        draws = max((one.draws for one in positions), default=0)  # from there on no choice is one of theirs
+        # From the worker on that was furthest: below it, choices would repeat those of the run before.
+        draws = max((one.draws for one in positions), default=0)
         return Position(draws=draws, parts=parts)
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
@@ -335,7 +345,7 @@ class MixedStream(ResumableStream):
                     f"{', or take the dataset without streaming' if is_stream else ''}."
                 )
             self._draws += 1
-            self._starts.pop(part, None)
+            self._starts.pop(part, None)  # from now on the stream itself knows where it is
             yield self.mixture.sample(part, row, row[SAMPLE_INDEX], row[SAMPLE_EPOCH])
 
     def _check_rows(self, consumers: int) -> None:
@@ -348,7 +358,7 @@ class MixedStream(ResumableStream):
 
     def which(self, consumer: int, count: int) -> int:
         """The dataset that a worker's sample with the number `count` is from."""
-        return bisect.bisect(self._limits, draw(_CHOICES, self.seed, _WHICH, consumer, count))
+        return bisect.bisect(self._limits, random_below(_CHOICES, self.seed, _WHICH, consumer, count))
 
 
 # Loading
@@ -410,8 +420,7 @@ def read_source(entry: str | Mapping[str, Any], defaults: Mapping[str, Any] | No
     types = {field.name: field.type for field in dataclasses.fields(MixtureSource)}
     for name, value in options.items():
         if name not in types:
-            close = difflib.get_close_matches(str(name), types, n=1)
-            hint = f" Did you mean {close[0]!r}?" if close else f" It takes {', '.join(types)}."
+            hint = did_you_mean(name, types) or f" It takes {', '.join(types)}."
             raise ValueError(f"An entry of the mixture has no option {name!r}.{hint}")
         numbers = isinstance(value, int) and not isinstance(value, bool) and name == "weight"
         if not (isinstance(value, types[name]) or numbers) or (isinstance(value, bool) and name != "streaming"):

@@ -11,8 +11,8 @@ from typing import Any
 
 from ..scenes.dataset import BackgroundScenes, SceneDataset
 from ..scenes.scene import BACKGROUND_NAMES, CLASS_NAMES, POSITION_NAMES, scene_questions, with_article
-from .catalogue import BACKGROUND_ROLES, Wired
-from .splits import Draw, EvaluationSplit, Question
+from .catalogue import BACKGROUND_ROLES, CatalogueEntry
+from .splits import EvaluationSplit, Question, Subsample
 
 _SCENES_IMAGE_SIZE = 48  # on which the demo trains
 _NUM_SCENES = {"train": 4000, "validation": 1000, "test": 1000}
@@ -34,46 +34,61 @@ class _SceneItems(Sequence):
 
 def load_scene_split(
     dataset: str,
-    wired: Wired,
-    task: str,
+    entry: CatalogueEntry,
+    reads: str,
     split: str,
     config_name: str | None,
-    max_samples: int | None,
-    seed: int,
+    subsample: Subsample,
+    scenes: str = "objects",
 ) -> EvaluationSplit:
+    """A split of scenes.
+
+    Args:
+        dataset: `scenes` or one of its fellows, which says what the labels or questions are about.
+        entry: Its entry in the catalogue.
+        reads: labels, captions, masks or questions.
+        split: train, validation or test; of backgrounds also original, mixed_same and mixed_rand.
+        config_name: As `_read_config` takes it.
+        subsample: Which of them.
+        scenes: `objects` on any background, or `backgrounds`, where each class has its own (`BackgroundScenes`).
+
+    Raises:
+        ValueError: if there is no such split, configuration or kind of scenes.
+    """
     side, options = _read_config(dataset, config_name)
     part = "test" if split in BACKGROUND_ROLES else split
     count = _NUM_SCENES.get(part, 1)  # an unknown one is told by SceneDataset
-    draw = Draw(max_samples, seed)
     result = EvaluationSplit(
         f"{dataset}/{split}" + (f" ({config_name})" if config_name else ""),
         images=(),
-        prompts=wired.prompts,
-        void=wired.void,
-        transform=wired.transform,
+        prompts=entry.prompts,
+        void=entry.void,
+        transform=entry.transform,
     )
-    if task == "background":
+    if scenes not in ("objects", "backgrounds"):
+        raise ValueError(f"scenes={scenes!r} is unknown: use 'objects' or 'backgrounds'.")
+    if scenes == "backgrounds":
         variant = split if split in BACKGROUND_ROLES else "original"
-        scenes: SceneDataset = BackgroundScenes(part, count, side, variant=variant, **options)
-    else:
-        scenes = SceneDataset(part, count, side, pair_fraction=0.5 if task == "vlm" else 0, **options)
-    if task == "vlm":
-        return _ask_scenes(result, scenes, dataset == "scenes_pope", draw)
-    indices = draw(range(count))
-    result.images = _SceneItems(scenes, "image", indices)
-    if task == "retrieval":
-        result.captions = [tuple(scenes.captions(i)) for i in indices]
-    elif task == "segmentation":
-        result.masks = _SceneItems(scenes, "mask", indices)
+        drawn: SceneDataset = BackgroundScenes(part, count, side, variant=variant, **options)
+    else:  # half of those that are asked about have two objects: else every count would be 1
+        drawn = SceneDataset(part, count, side, pair_fraction=0.5 if reads == "questions" else 0, **options)
+    if reads == "questions":
+        return _ask_scenes(result, drawn, dataset == "scenes_pope", subsample)
+    indices = subsample(range(count))
+    result.images = _SceneItems(drawn, "image", indices)
+    if reads == "captions":
+        result.captions = [tuple(drawn.captions(i)) for i in indices]
+    elif reads == "masks":
+        result.masks = _SceneItems(drawn, "mask", indices)
         result.class_names = ("background", *CLASS_NAMES)
     elif dataset == "scenes_background":
-        result.labels = [scenes.scene(i).background for i in indices]
+        result.labels = [drawn.scene(i).background for i in indices]
         result.class_names = tuple(f"{with_article(name)} background" for name in BACKGROUND_NAMES)
     elif dataset == "scenes_position":
-        result.labels = [scenes.scene(i).objects[0].position for i in indices]
+        result.labels = [drawn.scene(i).objects[0].position for i in indices]
         result.class_names = POSITION_NAMES
     else:
-        result.labels = [scenes.scene(i).objects[0].label for i in indices]
+        result.labels = [drawn.scene(i).objects[0].label for i in indices]
         result.class_names = tuple(with_article(name) for name in CLASS_NAMES)
     return result
 
@@ -92,12 +107,12 @@ def _read_config(dataset: str, config_name: str | None) -> tuple[int, dict[str, 
     return int(side), {} if least is None else {"scale_range": (float(least), float(most))}
 
 
-def _ask_scenes(result: EvaluationSplit, scenes: SceneDataset, pope: bool, draw: Draw) -> EvaluationSplit:
+def _ask_scenes(result: EvaluationSplit, scenes: SceneDataset, pope: bool, subsample: Subsample) -> EvaluationSplit:
     asked = []
     for i in range(len(scenes)):
         questions = scene_questions(scenes.scene(i), random.Random(f"{scenes.seed}/{scenes.split}/{i}/questions"))
         asked += [(i, one) for one in questions if not pope or one.kind == "yes/no"]
-    asked = [asked[i] for i in draw(range(len(asked)))]
+    asked = [asked[i] for i in subsample(range(len(asked)))]
     index = {scene: image for image, scene in enumerate(dict.fromkeys(scene for scene, _ in asked))}
     result.images = _SceneItems(scenes, "image", list(index))
     result.questions = [

@@ -1,10 +1,9 @@
 """Opening what holds a data set: repositories of the Hub, their clones, official archives, sources of `datasets`."""
 
-import difflib
 import json
 import random
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,14 +18,15 @@ from datasets import (
     load_from_disk,
 )
 
-from .catalogue import DATASETS, Source, Wired
+from ..options import did_you_mean
+from .catalogue import DATASETS, CatalogueEntry, Source
 from .loading import FILE_BUILDERS, load_source, look_up, root_column
 
 _USUAL_SPLITS = {"test": ("test", "validation", "val"), "train": ("train",)}
 
 
-def open_wired(
-    dataset: str, wired: Wired, source: Source, role: str, path: str | None, config_name: str | None
+def open_entry(
+    dataset: str, entry: CatalogueEntry, source: Source, role: str, path: str | None, config_name: str | None
 ) -> tuple[Dataset, Source]:
     """The rows, and the source with the split that it was in the end."""
     config = config_name or source.config
@@ -34,19 +34,21 @@ def open_wired(
     if folder and (copy := _clone(folder, source)):
         files = _open_copy(copy, config)
         return files.load(files.find(source.split)), source
+    # A borrowed split is another repository's, which only a clone of that one (above) can hold.
     if folder and not source.borrowed:
-        rows = LAYOUTS[wired.layout](folder, source.split, config_name) if wired.layout else None
+        # The official archive first: `datasets` would take its folders for classes and make something else of it.
+        rows = LAYOUTS[entry.layout](folder, source.split, config_name) if entry.layout else None
         if rows is not None:
             return rows, source
-        if not wired.on_hub and not _is_saved(folder):
-            raise ValueError(f"{path} is no copy of {dataset} ({wired.home}). It must hold {wired.layout_help}.")
+        if not entry.on_hub and not _is_saved(folder):
+            raise ValueError(f"{path} is no copy of {dataset} ({entry.home}). It must hold {entry.layout_help}.")
         files = _open_copy(folder, config)
         split = files.find(source.local_split or source.split, source.split, role)
         return files.load(split), replace(source, split=split, local_split=None)
-    if not wired.on_hub:
+    if not entry.on_hub:
         raise ValueError(
-            f"{dataset} is not on the Hub as data files. Get it from {wired.home} and name the folder with "
-            f"--dataset_path. It must hold {wired.layout_help}."
+            f"{dataset} is not on the Hub as data files. Get it from {entry.home} and name the folder with "
+            f"--dataset_path. It must hold {entry.layout_help}."
         )
     try:
         files = SourceFiles(source.repo, config)
@@ -54,7 +56,7 @@ def open_wired(
     except OSError as error:
         terms = f"accept its terms at https://huggingface.co/datasets/{source.repo}, `hf auth login`, or "
         raise OSError(
-            f"{dataset} ({source.repo}) is not within reach: {error} To mend it, {terms if wired.gated else ''}"
+            f"{dataset} ({source.repo}) is not within reach: {error} To mend it, {terms if entry.gated else ''}"
             "name a local copy with --dataset_path."
         ) from error
 
@@ -82,6 +84,7 @@ class SourceFiles:
     def find(self, *wanted: str) -> str:
         """The first of these splits, or parts of splits, that there is."""
         for split in wanted:
+            # Of `train[:80%]` and of `train+validation` the first name tells; `datasets` reads the rest.
             if re.split(r"[\[+]", split)[0] in self.splits:
                 return split
         raise ValueError(
@@ -104,10 +107,12 @@ class SourceFiles:
         return self.builder.as_dataset(split=split)
 
 
-def open_images(dataset: str, wired: Wired, source: Source, path: str | None) -> tuple[Dataset, dict[Any, int]]:
+def open_images(
+    dataset: str, entry: CatalogueEntry, source: Source, path: str | None
+) -> tuple[Dataset, dict[Any, int]]:
     """The images that are in a configuration of their own, and the row of each id."""
     place = replace(source, config=source.images.config, columns={}, images=None)
-    rows, _ = open_wired(dataset, wired, place, source.split, path, None)
+    rows, _ = open_entry(dataset, entry, place, source.split, path, None)
     return (
         encoded(rows, source.images.image_column),
         {value: row for row, value in enumerate(column_values(rows, source.images.id_column))},
@@ -138,9 +143,8 @@ def open_any(dataset: str, split: str, config_name: str | None) -> tuple[Dataset
         split = files.find(split, *_USUAL_SPLITS.get(split, ()))
         return files.load(split), split
     except OSError as error:
-        close = difflib.get_close_matches(dataset, DATASETS, n=1)
-        hint = f"Did you mean {close[0]!r}? " if close else ""
-        raise OSError(f"No data set {dataset!r}: {error} {hint}Known by name: {', '.join(DATASETS)}.") from error
+        hint = did_you_mean(dataset, DATASETS)
+        raise OSError(f"No data set {dataset!r}: {error}{hint} Known by name: {', '.join(DATASETS)}.") from error
 
 
 # ------------------------------------------------------------------------------------------------ official archives
@@ -210,8 +214,22 @@ LAYOUTS: dict[str, Callable[[Path, str, str | None], Dataset | None]] = {
 
 def column_values(rows: Dataset, address: str) -> list[Any]:
     """A column, read as a whole; not for images."""
+    # The one column and no other, as reading a row decodes all that it has.
     root = root_column(rows.column_names, address)
     return [look_up({root: value}, address) for value in rows.select_columns([root])[:][root]]
+
+
+class Column(Sequence):
+    """A column, read row by row. Pickles, for workers."""
+
+    def __init__(self, rows: Dataset, address: str) -> None:
+        self.rows, self.address = rows, address
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> Any:
+        return look_up(self.rows[int(index)], self.address)
 
 
 def encoded(rows: Dataset, *addresses: str) -> Dataset:
@@ -224,4 +242,4 @@ def encoded(rows: Dataset, *addresses: str) -> Dataset:
     return rows
 
 
-__all__ = ["LAYOUTS", "column_values", "encoded", "open_any", "open_images", "open_wired"]
+__all__ = ["Column", "LAYOUTS", "column_values", "encoded", "open_any", "open_entry", "open_images"]

@@ -8,6 +8,14 @@ from typing import Any
 
 import numpy as np
 
+# What a split can hold beside its images, by its field in `EvaluationSplit`: the columns that it is read from.
+COLUMNS = {
+    "labels": ("label",),
+    "captions": ("caption",),
+    "masks": ("mask",),
+    "questions": ("question", "answer"),
+}
+
 
 @dataclass(frozen=True)
 class Question:
@@ -99,8 +107,8 @@ def check_same_classes(train: EvaluationSplit, test: EvaluationSplit) -> tuple[s
 
 
 @dataclass(frozen=True)
-class Draw:
-    """Some of the samples, in their order."""
+class Subsample:
+    """A random subset of so many samples at most, in their order; the same for every call."""
 
     max_samples: int | None
     seed: int
@@ -111,4 +119,4 @@ class Draw:
         return sorted(random.Random(self.seed).sample(list(samples), self.max_samples))
 
 
-__all__ = ["Draw", "EvaluationSplit", "Question", "check_same_classes", "class_key"]
+__all__ = ["COLUMNS", "EvaluationSplit", "Question", "Subsample", "check_same_classes", "class_key"]

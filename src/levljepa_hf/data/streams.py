@@ -5,12 +5,11 @@
     stream.position  # of the last sample; another stream's resume(StreamState([position])) goes on after it
 
 In each pass ("epoch") the shards are shuffled and dealt to the workers of all ranks, and each worker draws its samples
-from a buffer that it fills from its shards. Every choice is a function of the seed, the epoch and the count of draws,
-so a position is a few numbers, and to go back to it no sample before it is decoded. `mixtures.py` makes one stream of
-several.
+from a buffer that it fills from its shards. Every choice is a function of the seed, the epoch and the count of draws
+(`random_below`), and of no generator whose state would have to be kept: so a position is a few numbers, and to go back
+to it no sample before it is decoded. `mixtures.py` makes one stream of several.
 """
 
-import hashlib
 import json
 import logging
 import math
@@ -25,6 +24,7 @@ import torch
 from datasets import IterableDataset
 from pyarrow import ArrowException
 
+from .seeds import seed_from
 from .tar_shards import TarShards
 from .workers import prepare_worker
 
@@ -74,31 +74,34 @@ class StreamState:
         positions: of the workers of rank 0, then of those of rank 1, and so on.
         num_workers: of each rank, at least 1 (the process itself).
         next_worker: the worker whose batch comes next, on each rank.
-        pasts: positions of earlier runs with other numbers of workers or ranks, in the same pass.
+        earlier_runs: positions of runs before, with other numbers of workers or ranks, in the same pass.
     """
 
     positions: list[Position]
     num_workers: int = 1
     next_worker: int = 0
-    pasts: list[list[Position]] = field(default_factory=list)
+    earlier_runs: list[list[Position]] = field(default_factory=list)
 
     def is_of(self, world_size: int, num_workers: int) -> bool:
         return num_workers == self.num_workers and len(self.positions) == world_size * num_workers
 
     def of_part(self, number: int) -> "StreamState":
         """Where they are in one of the streams of a mixture."""
-        positions, *pasts = ([one.of_part(number) for one in run] for run in (self.positions, *self.pasts))
-        return replace(self, positions=positions, pasts=pasts)
+        runs = (self.positions, *self.earlier_runs)
+        positions, *earlier = ([one.of_part(number) for one in run] for run in runs)
+        return replace(self, positions=positions, earlier_runs=earlier)
 
     def to_json(self) -> str:
-        return json.dumps(asdict(self))
+        fields = asdict(self)
+        fields["pasts"] = fields.pop("earlier_runs")  # as checkpoints have called it from the first
+        return json.dumps(fields)
 
     @classmethod
     def from_json(cls, text: str) -> "StreamState":
         fields = json.loads(text)
-        runs = (fields["positions"], *fields["pasts"])
-        positions, *pasts = ([Position.from_dict(one) for one in run] for run in runs)
-        return cls(**{**fields, "positions": positions, "pasts": pasts})
+        runs = (fields["positions"], *fields.pop("pasts"))
+        positions, *earlier = ([Position.from_dict(one) for one in run] for run in runs)
+        return cls(**{**fields, "positions": positions, "earlier_runs": earlier})
 
 
 class BrokenShards:
@@ -194,12 +197,13 @@ class ResumableStream(torch.utils.data.IterableDataset):
         """
         self.resumed = state
 
-    def pasts(self, num_workers: int) -> list[list[Position]]:
+    def earlier_runs(self, num_workers: int) -> list[list[Position]]:
         """Positions of earlier runs with other numbers of workers or ranks, whose samples are not drawn again."""
         if self.resumed is None:
             return []
         same = self.resumed.is_of(self.world_size, num_workers)
-        return self.resumed.pasts if same else [*self.resumed.pasts, self.resumed.positions]
+        earlier = self.resumed.earlier_runs
+        return earlier if same else [*earlier, self.resumed.positions]
 
     def start(self) -> tuple[int, int, Position]:
         """Of this process: the number of the worker that it is or takes over, how many there are, where it begins."""
@@ -286,42 +290,44 @@ class EndlessStream(ResumableStream):
         prepare_worker()
         number, num_workers, start = self.start()
         self.worker = number
-        pasts = [_Past(one, self) for one in self.pasts(num_workers)]
+        earlier = [_EarlierRun(one, self) for one in self.earlier_runs(num_workers)]
         consumer, consumers = self.rank * num_workers + number, self.world_size * num_workers
         epoch = start.epoch
         while True:
             empty = True
-            for sample in self._epoch(epoch, consumer, consumers, start, pasts):
+            for sample in self._epoch(epoch, consumer, consumers, start, earlier):
                 empty = False
                 yield sample
-            if empty and start.draws == 0 and not pasts:  # this worker has nothing to read
+            if empty and start.draws == 0 and not earlier:  # this worker has nothing to read
                 return
             epoch, start = epoch + 1, Position()
-            pasts = [past for past in pasts if past.reaches(epoch)]
+            earlier = [run for run in earlier if run.reaches(epoch)]
 
-    def deal(self, epoch: int, consumer: int, consumers: int) -> tuple[list[int], int, int]:
-        """A worker's shards and turns (`deal`) in this stream."""
-        return deal(self.dataset.num_shards, self.seed, epoch, consumer, consumers, self.many)
+    def worker_shards(self, epoch: int, consumer: int, consumers: int) -> tuple[list[int], int, int]:
+        """A worker's shards and turns (`worker_shards`) in this stream."""
+        return worker_shards(self.dataset.num_shards, self.seed, epoch, consumer, consumers, self.many)
 
     def _epoch(
-        self, epoch: int, consumer: int, consumers: int, start: Position, pasts: "list[_Past]"
+        self, epoch: int, consumer: int, consumers: int, start: Position, earlier: "list[_EarlierRun]"
     ) -> Iterator[dict[str, Any]]:
-        shards, turn, turns = self.deal(epoch, consumer, consumers)
+        """What is left of a pass for one of the workers of all ranks (`consumer`), from a position on."""
+        shards, turn, turns = self.worker_shards(epoch, consumer, consumers)
         buffer, draws = self._refilled(start.buffer), start.draws
 
         def drawn(place: int, read: int) -> dict[str, Any]:
             nonlocal draws
-            at = draw(len(buffer), self.seed, epoch, consumer, draws)
-            buffer[at], buffer[-1] = buffer[-1], buffer[at]
+            at = random_below(len(buffer), self.seed, epoch, consumer, draws)
+            buffer[at], buffer[-1] = buffer[-1], buffer[at]  # the hole is filled by the last one: no shifting
             key, sample = buffer.pop()
             draws += 1
-            self._drawn = (epoch, place, read, draws, buffer)
+            self._drawn = (epoch, place, read, draws, buffer)  # `position` is made of it when it is asked for
             return {**sample, SAMPLE_INDEX: key, SAMPLE_EPOCH: epoch}
 
         for place in range(start.shard, len(shards)):
             shard = shards[place]
             for index, sample in self._samples(shard, start.read if place == start.shard else 0):
-                if index % turns != turn or any(past.holds(epoch, shard, index) for past in pasts):
+                # Of a shard that several workers share, each reads all and keeps its turns.
+                if index % turns != turn or any(run.has_drawn(epoch, shard, index) for run in earlier):
                     continue
                 buffer.append(((shard, index), sample))
                 if len(buffer) > self.buffer_size:
@@ -371,11 +377,15 @@ def _read_shard(dataset: IterableDataset | TarShards | RowShards, shard: int) ->
         yield {name: values[0] for name, values in row.items()}
 
 
-class _Past:
-    """What the workers of an earlier run, of any number, have drawn."""
+class _EarlierRun:
+    """What the workers of an earlier run, of any number, have drawn.
+
+    Which samples were whose follows from that number as it did then; of each worker's, those are drawn that it had
+    read, less what waited in its buffer.
+    """
 
     def __init__(self, positions: Sequence[Position], stream: EndlessStream) -> None:
-        self.positions, self.deal = positions, stream.deal
+        self.positions, self._worker_shards = positions, stream.worker_shards
         self._waiting = [{tuple(key) for key in position.buffer} for position in positions]
         self._owners: dict[int, dict[int, list[tuple[int, int]]]] = {}  # epoch: shard: (consumer, place) by turn
 
@@ -383,8 +393,8 @@ class _Past:
         """Whether any of them was in this epoch or beyond."""
         return any(position.epoch >= epoch for position in self.positions)
 
-    def holds(self, epoch: int, shard: int, index: int) -> bool:
-        """Whether a sample was drawn."""
+    def has_drawn(self, epoch: int, shard: int, index: int) -> bool:
+        """Whether a sample was drawn in this epoch."""
         owners = self._owners_in(epoch)[shard]
         consumer, place = owners[index % len(owners)]
         position = self.positions[consumer]
@@ -397,7 +407,7 @@ class _Past:
         if epoch not in self._owners:
             owners: dict[int, list[tuple[int, int]]] = {}
             for consumer in range(len(self.positions)):  # ascending: the order of their turns
-                shards = self.deal(epoch, consumer, len(self.positions))[0]
+                shards = self._worker_shards(epoch, consumer, len(self.positions))[0]
                 for place, shard in enumerate(shards):
                     owners.setdefault(shard, []).append((consumer, place))
             self._owners[epoch] = owners
@@ -411,7 +421,7 @@ def list_skipped(file: Path | None, **entry: Any) -> None:
             lines.write(json.dumps(entry) + "\n")
 
 
-def deal(
+def worker_shards(
     num_shards: int, seed: int, epoch: int, consumer: int, consumers: int, many: int = MANY
 ) -> tuple[list[int], int, int]:
     """A worker's shards in an epoch, in its order, and which samples of them are its: every `turns`-th from `turn`.
@@ -420,16 +430,16 @@ def deal(
     evenly (there are fewer than `many` for each worker), groups of workers share theirs.
     """
     order = list(range(num_shards))
-    random.Random(f"{seed} {epoch}").shuffle(order)
+    random.Random(f"{seed} {epoch}").shuffle(order)  # the same on all ranks, which so need not speak to each other
     even = num_shards % consumers == 0 or num_shards >= many * consumers
-    groups = consumers if even else math.gcd(num_shards, consumers)
+    groups = consumers if even else math.gcd(num_shards, consumers)  # the most that have as many shards each
     return order[consumer % groups :: groups], consumer // groups, consumers // groups
 
 
-def draw(size: int, seed: int, epoch: int, consumer: int, count: int) -> int:
-    """Which of `size` samples is drawn, uniformly, by the numbers alone."""
-    digest = hashlib.blake2b(f"{seed} {epoch} {consumer} {count}".encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "little") * size >> 64
+def random_below(size: int, seed: int, epoch: int, consumer: int, count: int) -> int:
+    """A whole number in [0, size), uniformly, by the four numbers alone: which of so many samples is drawn."""
+    # scaled down, not modulo, so that no number is preferred
+    return seed_from(f"{seed} {epoch} {consumer} {count}") * size >> 64
 
 
 __all__ = [
@@ -440,7 +450,7 @@ __all__ = [
     "ResumableStream",
     "RowShards",
     "StreamState",
-    "deal",
-    "draw",
     "list_skipped",
+    "random_below",
+    "worker_shards",
 ]

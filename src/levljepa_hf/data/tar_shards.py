@@ -91,6 +91,7 @@ def tar_features(files: Iterable[str]) -> Features:
         except OSError as error:
             reasons.append(str(error))
         if samples:
+            # Several samples, as the first may lack a file that the others have.
             names = dict.fromkeys(name for sample in samples for name in sample)
             return Features({name: _feature(name, [one[name] for one in samples if name in one]) for name in names})
     raise ValueError(f"No sample in any of the tar files: {'; '.join(reasons[:3]) or 'there are none'}.")
@@ -132,13 +133,16 @@ def read_tar_samples(files: list[str], columns: tuple[str, ...] | None = None) -
             extension, key = extension.lower(), f"{folder}/{stem}" if folder else stem
             if not stem or not extension or (columns is not None and extension not in columns):
                 continue
+            # The members of a sample stand beside one another: another key begins the next one.
             if sample and sample["__key__"] != key:
                 yield sample
                 sample = {}
+            # Every wanted column is there, if with nothing in it, as in the rows that `datasets` gives.
             sample = sample or {"__key__": key, **dict.fromkeys(name for name in columns or () if name != "__key__")}
             sample[extension] = _decoded(extension, content, f"{Path(file).name}/{name}")
         if sample:
             yield sample
+        # Last, so that whoever stops at the error has had all that could be read.
         if damage is not None:
             raise damage
 
@@ -170,12 +174,14 @@ class _Headers(tarfile.TarInfo):
         try:
             header = super().frombuf(buf, encoding, errors)
         except tarfile.HeaderError:
+            # A header that is cut off is told by the missing end; a block of zeros alone is how an archive ends.
             if len(buf) == tarfile.BLOCKSIZE:
                 if buf.count(0) == tarfile.BLOCKSIZE:
                     cls.ended = True
                 else:
                     cls.broken += 1
             raise
+        # Tars may be put one after the other: the mark that counts is the one behind the last header.
         cls.ended = False
         return header
 
@@ -195,6 +201,7 @@ def _members(file: str) -> Iterator[tuple[str, bytes | DamagedShardError]]:
         return
     with handle:
         try:
+            # `r|` never seeks, so a URL will do; `ignore_zeros` goes on after garbage and after an inner end.
             with tarfile.open(fileobj=handle, mode="r|*", tarinfo=Headers, ignore_zeros=True, errorlevel=2) as tar:
                 for member in tar:
                     if not member.isfile():

@@ -35,7 +35,7 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 from transformers.utils import logging
 
-from ..data.images import open_image, read_file
+from ..data.images import content_of, decoding, open_image
 from ..files import write_whole
 from ..model.processing_levljepa import to_rgb
 from ..version import __version__
@@ -153,8 +153,10 @@ def extract(
         num_workers=num_workers,
         collate_fn=_stack_new,
         pin_memory=pinned,
+        # Or the loader would draw a seed from the global generator, and encoding change what is drawn afterwards.
         generator=torch.Generator(),
     )
+    # The workers know what was there when they started; `known` grows, for images that occur more than once.
     known, order = set(store.rows), []
     with tqdm(total=len(images), desc=f"encoding {kind}", unit=" images", disable=not show_progress) as bar:
         for digests, new, pixel_values in loader:
@@ -188,6 +190,7 @@ class Features:
         files, rows = self._file[indices], self._row[indices]
         first = self._store.files[int(files[0])][name]
         out = torch.empty(len(files), *first.shape[1:], dtype=first.dtype)
+        # File by file, so that each is read through once, in whatever order the images are asked for.
         for file in files.unique().tolist():
             of_file = files == file
             out[of_file] = self._store.files[file][name][rows[of_file]]
@@ -229,15 +232,13 @@ class _Prepared(Dataset):
         return len(self.images)
 
     def __getitem__(self, index: int) -> tuple[bytes, Tensor | None]:
-        try:
+        with decoding(f"Image {index}"):
             image = self.images[index]
             digest = image_digest(image)
             if digest in self.known:
                 return digest, None
-            pixels = self.processor(to_rgb(open_image(image)), return_tensors="pt")["pixel_values"][0]
-        except (OSError, ValueError, SyntaxError) as error:  # PIL's for broken files
-            raise ValueError(f"Image {index} does not decode: {error}. Leave it out or replace it.") from error
-        return digest, pixels
+            image = to_rgb(open_image(image))
+        return digest, self.processor(image, return_tensors="pt")["pixel_values"][0]
 
 
 def _stack_new(batch: Sequence[tuple[bytes, Tensor | None]]) -> tuple[list[bytes], list[bytes], Tensor | None]:
@@ -251,10 +252,7 @@ def _stack_new(batch: Sequence[tuple[bytes, Tensor | None]]) -> tuple[list[bytes
 
 def image_digest(image: Any) -> bytes:
     """16 bytes of the content: of the encoded file where there is one, else of the pixels."""
-    if isinstance(image, Mapping):
-        image = image["bytes"] if image.get("bytes") is not None else image.get("path")
-    if isinstance(image, (str, Path)):
-        image = read_file(str(image))
+    image = content_of(image)
     if isinstance(image, Image.Image):
         image = to_rgb(image)
         header, data = f"{image.size}".encode(), image.tobytes()
@@ -341,6 +339,7 @@ class _Store:
 
     def _index(self, tensors: dict[str, Tensor]) -> None:
         for row, digest in enumerate(tensors["digests"].numpy()):
+            # The first one stays: two processes may have encoded the same image into files of their own.
             self.rows.setdefault(digest.tobytes(), (len(self.files), row))
         self.files.append(tensors)
 
@@ -360,12 +359,15 @@ class _Store:
 
     def flush(self) -> None:
         if self._pending:
+            # One file of many batches: a file a batch would be thousands, of which each is opened and mapped.
             merged = {name: torch.cat([one[name] for one in self._pending]) for name in self._pending[0]}
             self._pending, self._pending_bytes = [], 0
             if self.folder:
+                # A name that no other process takes: several may fill one folder at a time.
                 path = self.folder / f"{uuid.uuid4().hex}.safetensors"
                 with _writing_to(self.folder):
                     write_whole(path, lambda part: save_file(merged, part))
+                # Mapped from the disk again, so that what is written no longer takes memory.
                 merged = load_file(path)
             self._index(merged)
         self._since = time.monotonic()

@@ -1,4 +1,4 @@
-"""Evaluation: the paper's protocols on any frozen encoder, one protocol a file; `levljepa evaluate TASK` runs them.
+"""Evaluation: the paper's protocols on any frozen encoder, one task a file; `levljepa evaluate TASK` runs them.
 
     from levljepa_hf.evaluation import evaluate_linear_probe, load_encoder, load_split
 
@@ -10,21 +10,15 @@ Names are imported when they are first used: the figures of a run of training ne
 """
 
 from ..extras import lazy
+from .task import declarations
 
 __getattr__, __dir__, __all__ = lazy(
     __name__,
     {
-        "attentive": "AttentiveProbeProtocol evaluate_attentive_probe",
-        "background": "BackgroundProtocol evaluate_background",
-        "knn": "KNNProtocol evaluate_knn",
-        "linear_probe": "LinearProbeProtocol evaluate_linear_probe",
+        **{name.replace("-", "_"): f"{task.protocol} {task.run}" for name, task in declarations().items()},
         "results": "EvaluationRecord TaskResult",
-        "retrieval": "RetrievalProtocol evaluate_retrieval",
-        "segmentation": "SegmentationProtocol evaluate_segmentation",
-        "vlm": "VLMProtocol evaluate_vlm",
-        "zero_shot": "ZeroShotProtocol evaluate_zero_shot",
+        "task": "load_split",
         # Of the rooms below: what every task is given.
-        ".data.labelled": "load_split",
         ".data.splits": "EvaluationSplit Question",
         ".encoders.encoders": "Encoder load_encoder",
     },

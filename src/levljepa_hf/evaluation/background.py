@@ -9,13 +9,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ..data.labelled import EvaluationSplit
+from ..data.splits import EvaluationSplit
 from ..encoders.encoders import Encoder
 from ..options import option, with_field_help
 from .classification import count_images
 from .linear_probe import LinearProbeProtocol, run_linear_probes
 from .pictures import plot_bars
 from .results import TaskResult
+from .task import Task
 from .zero_shot import top_k_accuracy
 
 VARIANTS = ("original", "mixed_same", "mixed_rand")
@@ -94,6 +95,22 @@ def _plot(result: TaskResult, chance: float, path: Any) -> Any:
         chance=chance,
         label="top-1 accuracy",
     )
+
+
+TASK = Task(
+    help="a probe's drop when backgrounds are mixed (ImageNet-9)",
+    protocol=BackgroundProtocol,
+    run=evaluate_background,
+    reads="labels",
+    headlines={
+        "top-1": ("original_top1",),
+        "drop, Mixed-Same": ("mixed_same_drop",),
+        "drop, Mixed-Rand": ("mixed_rand_drop",),
+    },
+    tests=("original", "mixed_same", "mixed_rand"),
+    scenes="backgrounds",
+    position=60,
+)
 
 
 __all__ = ["BackgroundProtocol", "evaluate_background"]

@@ -10,14 +10,7 @@ from ..files import write_whole
 from ..hub.cards import add_figures
 from ..hub.publishing import check_push
 from .results import EvaluationRecord
-
-# The Hub's names of what a task measures, where it has one.
-_TASK_TYPES = {
-    "zero-shot": "zero-shot-image-classification",
-    "retrieval": "image-text-retrieval",
-    "segmentation": "image-segmentation",
-    "vlm": "visual-question-answering",
-}
+from .task import declarations
 
 
 def write_to_card(checkpoint: str | Path, records: Sequence[EvaluationRecord]) -> None:
@@ -67,7 +60,7 @@ def check_card(checkpoints: Sequence[str | Path]) -> None:
 def _eval_results(record: EvaluationRecord) -> list[EvalResult]:
     return [
         EvalResult(
-            task_type=(task_type := _TASK_TYPES.get(record.task, "image-classification")),
+            task_type=(task_type := declarations()[record.task].hub_task),
             task_name=task_type.replace("-", " ").capitalize(),  # one for all figures of a type and data set
             dataset_type=record.dataset_id,
             dataset_name=record.dataset,

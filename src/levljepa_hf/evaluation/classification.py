@@ -1,6 +1,6 @@
 """What the classification tasks share: labels, features, metrics, chance."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -8,8 +8,7 @@ import torch.nn.functional as F
 from sklearn.metrics import recall_score
 from torch import Tensor
 
-from ..data.labelled import EvaluationSplit
-from ..data.splits import check_same_classes
+from ..data.splits import EvaluationSplit, check_same_classes
 from ..encoders.encoders import Encoder
 from ..encoders.features import pooled_features
 from .pictures import plot_confusion
@@ -18,12 +17,10 @@ from .zero_shot import top_k_accuracy
 FEATURES = {"cls": ("cls",), "mean": ("mean",), "both": ("cls", "mean")}
 
 
-def _check_features(features: str) -> None:
+def check_features(features: str) -> None:
+    """Raises `ValueError` if they are none of `FEATURES`."""
     if features not in FEATURES:
         raise ValueError(f"features={features!r} is unknown: use one of {', '.join(FEATURES)}.")
-
-
-# What classifiers share
 
 
 def class_labels(train: EvaluationSplit, *tests: EvaluationSplit) -> list[Tensor]:
@@ -97,16 +94,19 @@ def probe_features(encoder: Encoder, split: EvaluationSplit, features: str = "cl
     return torch.cat([F.normalize(pooled[name], dim=1) for name in FEATURES[features]], dim=1)
 
 
-def _confusion(labels: Tensor, predicted: Tensor, split: EvaluationSplit) -> Any:
+def confusion_picture(labels: Tensor, predicted: Tensor, split: EvaluationSplit) -> Callable[..., Any]:
+    """What draws the confusion of classes [N] with those predicted, for `TaskResult.pictures`."""
     return lambda path=None: plot_confusion(labels, predicted, split.class_names, path)
 
 
 __all__ = [
     "FEATURES",
+    "check_features",
     "check_seeds",
     "class_labels",
     "classification_chance",
     "classification_metrics",
+    "confusion_picture",
     "count_images",
     "probe_features",
 ]

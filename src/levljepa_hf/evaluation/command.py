@@ -1,83 +1,32 @@
 """`levljepa evaluate TASK`: the paper's protocols on any checkpoint, beside peers; a table, JSON, pictures."""
 
 import contextlib
-import difflib
 import re
 import sys
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from transformers.utils import logging
 
 from ..data.catalogue import DATASETS
-from ..data.labelled import EvaluationSplit, dataset_id, load_split
+from ..data.labelled import dataset_id
+from ..data.splits import EvaluationSplit
 from ..encoders.encoders import Encoder, LeVLJEPAEncoder, load_encoder
 from ..encoders.features import DEFAULT_CACHE
 from ..files import write_whole
-from ..options import Command, Parser, option
-from ..recipes import recipe_path
+from ..options import Command, option
 from .card import check_card, write_to_card
-from .results import EvaluationRecord, TaskResult, format_table, save_records
+from .protocols import read_protocols
+from .results import EvaluationRecord, format_table, save_records
+from .task import TASKS, Task, declarations, load_split
 
 logger = logging.get_logger(__name__)
 
 
-@dataclass(frozen=True)
-class Task:
-    """Where a task is, and what it reads."""
-
-    module: str
-    protocol: str  # name of the dataclass of its constants
-    function: str  # name of the function that runs it
-    help: str
-    train: bool = True  # whether it learns from a training split
-    tests: tuple[str, ...] = ("test",)
-    seeds: tuple[int, ...] = (0, 1, 2)  # by default; none where nothing is drawn at random
-
-    def protocol_class(self) -> Any:
-        return getattr(import_module(f".{self.module}", __package__), self.protocol)
-
-    def run(self, *args: Any, **kwargs: Any) -> TaskResult:
-        return getattr(import_module(f".{self.module}", __package__), self.function)(*args, **kwargs)
-
-
-TASKS = {
-    "zero-shot": Task(
-        "zero_shot",
-        "ZeroShotProtocol",
-        "evaluate_zero_shot",
-        "top-1 and top-5 accuracy of class prompts",
-        False,
-        seeds=(),
-    ),
-    "retrieval": Task(
-        "retrieval", "RetrievalProtocol", "evaluate_retrieval", "image-text recall at 1, 5, 10", False, seeds=()
-    ),
-    "linear-probe": Task(
-        "linear_probe", "LinearProbeProtocol", "evaluate_linear_probe", "a linear layer on frozen features"
-    ),
-    "knn": Task("knn", "KNNProtocol", "evaluate_knn", "nearest neighbours among frozen features", seeds=()),
-    "attentive-probe": Task(
-        "attentive", "AttentiveProbeProtocol", "evaluate_attentive_probe", "attention over frozen patches", seeds=(0,)
-    ),
-    "background": Task(
-        "background",
-        "BackgroundProtocol",
-        "evaluate_background",
-        "a probe's drop when backgrounds are mixed (ImageNet-9)",
-        tests=("original", "mixed_same", "mixed_rand"),
-    ),
-    "segmentation": Task(
-        "segmentation", "SegmentationProtocol", "evaluate_segmentation", "a linear layer on frozen patches, mean IoU"
-    ),
-    "vlm": Task("vlm", "VLMProtocol", "evaluate_vlm", "questions through a frozen language model and a small bridge"),
-}
 ALL = "all"
 
 
@@ -149,7 +98,10 @@ EXAMPLES = """examples:
 """
 # What each task's command is given: what it does, and its protocol, which is read where it stands.
 _PARTS = {
-    **{name: (task.help, (f"levljepa_hf.evaluation.{task.module}:{task.protocol}",)) for name, task in TASKS.items()},
+    **{
+        name: (task.help, (f"levljepa_hf.evaluation.{name.replace('-', '_')}:{task.protocol}",))
+        for name, task in declarations().items()
+    },
     ALL: ("every task that the data set and the model allow", ()),
 }
 COMMAND = Command(
@@ -215,13 +167,14 @@ def evaluate(
     splits = {name: _load_data(arguments, name, task, only, left_out) for name, task in tasks.items()}
     splits = {name: data for name, data in splits.items() if data}
     records: list[EvaluationRecord] = []
-    encoders = _load_encoders(arguments, with_gains="vlm" in splits)  # all at first: a wrong name is an error now
+    gains = {name: task.gain for name, task in tasks.items() if task.gain and name in splits}
+    encoders = _load_encoders(arguments, with_gains=bool(gains))  # all at first: a wrong name is an error now
     with _feature_cache(arguments) as cache_dir:
         for encoder in encoders:
             for name, data in splits.items():
-                if encoder.name not in arguments.model and name != "vlm":
+                if encoder.name not in arguments.model and name not in gains:
                     continue
-                protocol = (protocols or {}).get(name) or tasks[name].protocol_class()()
+                protocol = (protocols or {}).get(name) or tasks[name].protocol()
                 try:
                     record = _run(arguments, name, tasks[name], data, encoder, protocol, cache_dir)
                 except (ValueError, ImportError) as error:  # the model does not serve it, or a package is missing
@@ -235,7 +188,7 @@ def evaluate(
                     _draw(record, output)
     if not records:
         raise ValueError("Nothing could be measured: " + "; ".join(f"{k}: {v}" for k, v in left_out.items()))
-    add_gains(records)
+    add_gains(records, gains)
     if output:
         save_records(records, output, left_out)
     for model in arguments.model if arguments.card else ():
@@ -265,40 +218,6 @@ def _leave_out(left_out: dict[str, str], what: str, error: Exception) -> None:
     left_out[what] = str(error)
 
 
-def read_protocols(file: str | Path) -> dict[str, Any]:
-    """Protocols by task, from a YAML file with the constants that differ from the defaults: `knn: {ks: [10, 20]}`.
-
-    Args:
-        file: A path, or the name of a recipe that comes with the package.
-
-    Raises:
-        ValueError: if a task or a constant does not exist, or a value does not fit.
-        OSError: if the file does not open.
-    """
-    path = Path(file)
-    content = yaml.safe_load((path if path.is_file() else recipe_path(str(file))).read_text("utf-8"))
-    if not isinstance(content, Mapping) or not all(isinstance(one, Mapping) for one in content.values()):
-        raise ValueError(f"{file} is to name tasks, and for each its constants, such as knn: {{ks: [10, 20]}}.")
-    protocols = {}
-    for task, constants in content.items():
-        _check_name(task, TASKS, f"task of {file}")
-        protocol_class = TASKS[task].protocol_class()
-        words = []
-        for name, value in constants.items():
-            _check_name(name, protocol_class.__dataclass_fields__, f"constant of {task} in {file}")
-            words += [f"--{name}", *map(str, value if isinstance(value, list) else [value])]
-        parser = Parser([protocol_class], prog=f"{file}, {task}", raises=True)
-        (protocols[task],) = parser.parse_groups(words)
-    return protocols
-
-
-def _check_name(name: str, known: Iterable[str], what: str) -> None:
-    if name not in known:
-        close = difflib.get_close_matches(str(name), known, n=1)
-        hint = f" Did you mean {close[0]!r}?" if close else ""
-        raise ValueError(f"{name!r} is no {what}.{hint} There are {', '.join(known)}.")
-
-
 def _check(arguments: EvaluationArguments) -> None:
     if not arguments.model:
         raise ValueError("There is no model to measure: give --model with one or several.")
@@ -325,9 +244,7 @@ def _load_data(
         "config_name": arguments.dataset_config,
         "class_names": arguments.class_names,
     }
-    roles = {role: (getattr(arguments, f"{role}_split", None) or role) for role in task.tests}
-    if task.train:
-        roles = {"train": arguments.train_split or "train", **roles}
+    roles = {role: (getattr(arguments, f"{role}_split", None) or role) for role in task.roles}
     try:
         data = {
             role: load_split(
@@ -390,7 +307,7 @@ def _run(
         task=name,
         model=encoder.name,
         dataset=arguments.dataset,
-        dataset_id=dataset_id(arguments.dataset, name),
+        dataset_id=dataset_id(arguments.dataset),
         splits={role: split.name for role, split in data.items()},
         protocol=asdict(protocol),
         features={
@@ -404,15 +321,22 @@ def _run(
     )
 
 
-def add_gains(records: Sequence[EvaluationRecord]) -> None:
-    """Adds to each model's `vlm` figures the gain over the random encoder's, run by run (the same seeds)."""
-    base = next((record for record in records if record.task == "vlm" and _is_random(record.model)), None)
-    for record in records:
-        if base is None or record.task != "vlm" or record is base:
-            continue
-        for run, without in zip(record.result.runs, base.result.runs, strict=True):
-            run["gain"] = run["accuracy"] - without["accuracy"]
-        record.result.details["gain_over"] = base.model
+def add_gains(records: Sequence[EvaluationRecord], gains: Mapping[str, str]) -> None:
+    """Adds to each model's figures the gain over the random encoder's, run by run (the same seeds).
+
+    Args:
+        records: Of the models and of a random encoder.
+        gains: By task the metric that the gain is of.
+    """
+    for task, metric in gains.items():
+        mine = [record for record in records if record.task == task]
+        base = next((record for record in mine if _is_random(record.model)), None)
+        for record in mine:
+            if base is None or record is base:
+                continue
+            for run, without in zip(record.result.runs, base.result.runs, strict=True):
+                run["gain"] = run[metric] - without[metric]
+            record.result.details["gain_over"] = base.model
 
 
 def _draw(record: EvaluationRecord, output: Path) -> None:
@@ -423,4 +347,4 @@ def _draw(record: EvaluationRecord, output: Path) -> None:
         write_whole(path, draw)
 
 
-__all__ = ["COMMAND", "EvaluationArguments", "TASKS", "Task", "add_gains", "evaluate", "main", "read_protocols"]
+__all__ = ["COMMAND", "EvaluationArguments", "add_gains", "evaluate", "main"]

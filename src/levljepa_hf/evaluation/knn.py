@@ -1,4 +1,4 @@
-"""A k-nearest-neighbour vote on frozen features."""
+"""A vote of the nearest neighbours among frozen features, as in DINO (arXiv 2104.14294)."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -8,22 +8,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..data.labelled import EvaluationSplit
+from ..data.splits import EvaluationSplit
 from ..encoders.encoders import Encoder
 from ..options import option, with_field_help
 from .classification import (
-    _check_features,
-    _confusion,
+    check_features,
     class_labels,
+    confusion_picture,
     count_images,
     probe_features,
 )
 from .results import TaskResult
+from .task import Task
 
 _CHUNK_ELEMENTS = 2**26  # similarities held at a time: 256 MiB
-
-
-# Nearest neighbours
 
 
 @with_field_help
@@ -41,7 +39,7 @@ class KNNProtocol:
     temperature: float = option(default=0.07, help="Of the votes: lower, and the nearest count for more.")
 
     def __post_init__(self) -> None:
-        _check_features(self.features)
+        check_features(self.features)
         if not self.ks or min(self.ks) < 1:
             raise ValueError(f"ks={self.ks} must be one or several numbers from 1.")
         if self.temperature <= 0:
@@ -135,7 +133,7 @@ def evaluate_knn(
         train: Images with labels and class names, to vote.
         test: The same, to measure on, with the same class names in the same order.
         protocol: By default DINO's.
-        feature_options: Those of `levljepa_hf.evaluation.features.extract`.
+        feature_options: Those of `levljepa_hf.encoders.features.extract`.
 
     Returns:
         `k20_top1`, `k20_top5` and so on. A k above the number of training images is left out and named in the details.
@@ -168,8 +166,21 @@ def evaluate_knn(
             "confusion_k": drawn,
         },
         chance={f"k{k}_top{top}": top / num_classes for k in ks for top in tops},
-        pictures={"confusion": _confusion(y_test, votes[drawn].predicted, test)},
+        pictures={"confusion": confusion_picture(y_test, votes[drawn].predicted, test)},
     )
+
+
+TASK = Task(
+    help="nearest neighbours among frozen features",
+    protocol=KNNProtocol,
+    run=evaluate_knn,
+    reads="labels",
+    headlines={"top-1": ("k20_top1", "k*_top1")},
+    seeds=(),
+    probe="knn",
+    probe_constants={"ks": [20]},
+    position=40,
+)
 
 
 __all__ = ["KNNProtocol", "Votes", "evaluate_knn", "knn_vote"]

@@ -6,7 +6,6 @@ language_model, tokenizer = load_language_model("meta-llama/Llama-3.2-1B", dtype
 
 import hashlib
 import os
-import tempfile
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 
@@ -15,6 +14,8 @@ from huggingface_hub.constants import HF_HOME
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
+
+from ..files import whole_folder
 
 logger = logging.get_logger(__name__)
 
@@ -74,16 +75,9 @@ def _unpacked(cache_dir: Path) -> Path:
     folder = cache_dir / f"{source.stem}-{source.stat().st_size}"
     if folder.is_dir():
         return folder
-    cache_dir.mkdir(parents=True, exist_ok=True)
     logger.warning(f"{source.name} is unpacked into {folder}, which takes half a minute the first time.")
-    with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=cache_dir) as unfinished:
-        part = Path(unfinished) / "part"
+    with whole_folder(folder) as part:
         _save_dequantized(source, part)
-        try:
-            os.replace(part, folder)
-        except OSError:  # another process was faster
-            if not folder.is_dir():
-                raise
     return folder
 
 

@@ -1,11 +1,10 @@
-"""How well classes can be told apart in frozen features: a linear probe, and the nearest neighbours.
+"""How well a linear layer tells classes apart in frozen features.
 
     result = evaluate_linear_probe(encoder, train, test)  # the paper's protocol, three runs
     result.metrics["top1"]
 
 The linear probe is the paper's (arXiv 2607.00784): the class token after the final norm, without heads, brought to
-unit length and standardised per dimension, then one linear layer. The nearest neighbours vote as in DINO (arXiv
-2104.14294).
+unit length and standardised per dimension, then one linear layer.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,25 +16,23 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from ..data.labelled import EvaluationSplit
+from ..data.splits import EvaluationSplit
 from ..encoders.encoders import Encoder
 from ..options import option, with_field_help
 from .classification import (
-    _check_features,
-    _confusion,
+    check_features,
     check_seeds,
     class_labels,
     classification_chance,
     classification_metrics,
+    confusion_picture,
     count_images,
     probe_features,
 )
 from .results import TaskResult
+from .task import Task
 
 _CHUNK_ROWS = 4096  # images scored at a time
-
-
-# The linear probe
 
 
 @with_field_help
@@ -65,7 +62,7 @@ class LinearProbeProtocol:
     )
 
     def __post_init__(self) -> None:
-        _check_features(self.features)
+        check_features(self.features)
         if not self.learning_rates or not all(rate > 0 for rate in self.learning_rates):
             raise ValueError(f"learning_rates={self.learning_rates} must be one or several numbers above 0.")
         if len(set(self.learning_rates)) < len(self.learning_rates):
@@ -286,8 +283,19 @@ def evaluate_linear_probe(
         runs=[classification_metrics(one, labels["test"]) for one in scores],
         details={**count_images(train, {"test": test}), "runs": [run.details for run in runs]},
         chance=classification_chance(len(train.class_names)),
-        pictures={"confusion": _confusion(labels["test"], scores[0].argmax(dim=1), test)},
+        pictures={"confusion": confusion_picture(labels["test"], scores[0].argmax(dim=1), test)},
     )
+
+
+TASK = Task(
+    help="a linear layer on frozen features",
+    protocol=LinearProbeProtocol,
+    run=evaluate_linear_probe,
+    reads="labels",
+    headlines={"top-1": ("top1",)},
+    probe="linear",
+    position=30,
+)
 
 
 __all__ = [

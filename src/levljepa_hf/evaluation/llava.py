@@ -29,7 +29,10 @@ IGNORED = -100  # label of what the loss leaves out
 
 
 class TokenTower(nn.Module):
-    """Stands in LLaVA's vision tower, and passes on the tokens [N, P, C] that an encoder gave before."""
+    """Stands in LLaVA's vision tower, and passes on the tokens [N, P, C] that an encoder gave before.
+
+    The tower is frozen, so each image is encoded once and not in every step; all else is LLaVA's own code.
+    """
 
     def forward(self, pixel_values: Tensor, **kwargs: object) -> BaseModelOutputWithPooling:
         return BaseModelOutputWithPooling(last_hidden_state=pixel_values, hidden_states=(pixel_values,))
@@ -50,22 +53,23 @@ def build_llava(
             does.
     """
     config = LlavaConfig(
+        # Of the tower, which is put aside below, the bridge asks for the width alone.
         vision_config=CLIPVisionConfig(
             hidden_size=hidden_size, num_hidden_layers=1, num_attention_heads=1, intermediate_size=1
         ),
         text_config=language_model.config,
         image_token_index=image_token_id,
-        vision_feature_layer=-1,
-        vision_feature_select_strategy="full",
+        vision_feature_layer=-1,  # the one layer that `TokenTower` has
+        vision_feature_select_strategy="full",  # "default" would drop a class token, and there is none among them
     )
     config.tie_word_embeddings = False  # the language model's own modules come in, tied or not
-    with torch.device("meta"):
+    with torch.device("meta"):  # all modules but the bridge are replaced, so none needs memory
         llava = LlavaForConditionalGeneration(config)
     llava.model.vision_tower = TokenTower()
     llava.model.language_model = language_model.base_model
     llava.lm_head = language_model.get_output_embeddings()
     llava.model.multi_modal_projector.float().to_empty(device=language_model.device)
-    llava.generation_config = GenerationConfig()
+    llava.generation_config = GenerationConfig()  # none of the rules that a text configuration may bring
     llava.eval().requires_grad_(False)
     llava.model.multi_modal_projector.requires_grad_(True)
     check_logits(llava, language_model)
@@ -78,7 +82,7 @@ def reset_bridge(llava: LlavaForConditionalGeneration, seed: int) -> None:
     device = bridge.linear_1.weight.device
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
-        bridge.cpu()
+        bridge.cpu()  # where generators draw the same on every machine
         bridge.linear_1.reset_parameters()
         bridge.linear_2.reset_parameters()
     bridge.to(device)
@@ -110,7 +114,11 @@ class Batch(NamedTuple):
 
 
 def pad_left(sequences: Sequence[Sequence[int]], padding: int, device: torch.device | str = "cpu") -> Batch:
-    """A batch of sequences of token ids. The token `padding` fills; no attention is paid to it."""
+    """A batch of sequences of token ids. The token `padding` fills; no attention is paid to it.
+
+    On the left, so that answers stand together at the end: logits of the last positions are enough to train on, and
+    what is generated goes on there.
+    """
     length = max(map(len, sequences))
     input_ids = torch.full((len(sequences), length), padding)
     mask = torch.zeros_like(input_ids)
@@ -145,7 +153,7 @@ def answer_loss(
     batch = pad_left(sequences, padding, device)
     kept = max(map(len, answers)) + 1  # a token is predicted where the one before it stands
     labels = pad_left(answers, IGNORED, device).input_ids
-    labels = nn.functional.pad(labels, (1, 0), value=IGNORED)  # [B, kept]
+    labels = nn.functional.pad(labels, (1, 0), value=IGNORED)  # [B, kept]; LLaVA shifts them against its logits
     return llava(
         input_ids=batch.input_ids,
         attention_mask=batch.attention_mask,
@@ -153,7 +161,7 @@ def answer_loss(
         pixel_values=tokens.to(device),
         labels=labels,
         logits_to_keep=_last(kept, batch.input_ids),
-        num_items_in_batch=num_tokens or sum(map(len, answers)),
+        num_items_in_batch=num_tokens or sum(map(len, answers)),  # parts of a batch add up to its mean
         use_cache=False,
     ).loss
 
@@ -200,6 +208,7 @@ class AnswerTree:
     """
 
     def __init__(self, candidates: Sequence[Sequence[int]], eos: int) -> None:
+        # A node is a token in its place behind others: answers share it as long as they agree from the first token on.
         nodes: dict[tuple[int, ...], int] = {}  # by their path from the prompt, which is node -1
         for candidate in candidates:
             for length in range(1, len(candidate) + 1):
@@ -208,7 +217,7 @@ class AnswerTree:
         self.depth = torch.tensor([len(path) - 1 for path in nodes], dtype=torch.long)  # [M], from 0
         self.sees = torch.eye(len(nodes), dtype=torch.bool)  # [M, M], a node's own and those before it
         for path, node in nodes.items():
-            if len(path) > 1:
+            if len(path) > 1:  # the parent comes first in `nodes`, so that its row is complete
                 self.sees[node] |= self.sees[nodes[path[:-1]]]
         # Of candidate k the token t is predicted at row `at[k][t]` of the logits, where row 0 is the prompt's last.
         self.at = [[0, *(nodes[tuple(one[: i + 1])] + 1 for i in range(len(one)))] for one in candidates]
@@ -231,6 +240,7 @@ class AnswerTree:
         num, length = batch.input_ids.shape
         size = len(self.input_ids)
         causal = torch.ones(length, length, dtype=torch.bool).tril()
+        # The prompt's rows are causal and see no node. A node sees the prompt and its own path, but no other branch.
         sees = torch.zeros(num, length + size, length + size, dtype=torch.bool)
         sees[:, :, :length] = batch.attention_mask.bool().cpu()[:, None]
         sees[:, :length, :length] &= causal
@@ -242,6 +252,7 @@ class AnswerTree:
         logits = llava(
             input_ids=input_ids,
             attention_mask=mask[:, None].to(embeddings.device),
+            # A node stands where it would stand if its answer alone followed the prompt: branches share positions.
             position_ids=torch.cat([batch.position_ids, batch.attention_mask.sum(dim=1, keepdim=True) + depth], dim=1),
             pixel_values=tokens.to(embeddings.device),
             logits_to_keep=_last(size + 1, input_ids),
@@ -250,6 +261,8 @@ class AnswerTree:
         rows = torch.tensor([row for at in self.at for row in at], device=logits.device)
         targets = torch.tensor([token for one in self.targets for token in one], device=logits.device)
         ends = torch.tensor([len(one) for one in self.targets]).cumsum(dim=0)
+        # The tokens of all candidates, one candidate after another; a candidate's sum is the difference of the running
+        # sums at its end and at that of the one before. In float64, as differences of long sums lose digits.
         found = []
         for of_one in logits:  # [M + 1, vocabulary], one at a time: in float32 they are large
             each = of_one.float().log_softmax(dim=-1)[rows, targets].double().cumsum(dim=0).cpu()

@@ -104,8 +104,9 @@ def format_table(records: Sequence[EvaluationRecord]) -> str:
         chance = {name: value for record in mine for name, value in record.result.chance.items()}
         rows = [[f"{task} on {dataset}", *(_label(record.model) for record in mine), *(["chance"] if chance else [])]]
         for name in names:
-            cells = [_cell(record.result, name) for record in mine]
-            rows.append([f"  {name}", *cells, *([_percent(chance.get(name))] if chance else [])])
+            cells = [format_runs([run[name] for run in record.result.runs if name in run]) for record in mine]
+            guessed = [format_runs([chance[name]] if name in chance else [])] if chance else []
+            rows.append([f"  {name}", *cells, *guessed])
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         lines = ("  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]).rstrip() for row in rows)
         blocks.append("\n".join(lines))
@@ -116,15 +117,17 @@ def _label(model: str) -> str:
     return model if len(model) <= 28 else "..." + model[-25:]
 
 
-def _cell(result: TaskResult, name: str) -> str:
-    if name not in result.metrics:
-        return ""
-    spread = f" +- {100 * result.spread[name]:.1f}" if result.spread else ""
-    return _percent(result.metrics[name]) + spread
+def format_runs(values: Sequence[float], form: str = ".1%") -> str:
+    """The mean of a figure over its runs, and with several of them the standard deviation (n - 1): `74.4 +- 0.3`.
+
+    Args:
+        values: The figure of each run; of none the text is empty.
+        form: How a number is written. Of a percentage the sign is left out.
+    """
+    shown = [statistics.fmean(values)] if values else []
+    if len(values) > 1:
+        shown.append(statistics.stdev(values))
+    return " +- ".join(f"{value:{form}}".removesuffix("%") for value in shown)
 
 
-def _percent(value: float | None) -> str:
-    return "" if value is None else f"{100 * value:.1f}"
-
-
-__all__ = ["EvaluationRecord", "TaskResult", "format_table", "save_records"]
+__all__ = ["EvaluationRecord", "TaskResult", "format_runs", "format_table", "save_records"]

@@ -15,14 +15,15 @@ from torch import Tensor
 
 from ..data.images import open_image
 from ..encoders.encoders import Encoder
-from ..model.modeling_levljepa import READOUTS, similarity
+from ..model.modeling_levljepa import similarity
 from ..options import option, with_field_help
 from .pictures import plot_nearest
 from .results import TaskResult
+from .task import Task
 from .zero_shot import check_readouts, image_embeddings, offered_readouts
 
 if TYPE_CHECKING:
-    from ..data.labelled import EvaluationSplit
+    from ..data.splits import EvaluationSplit
 
 
 @torch.no_grad()
@@ -96,6 +97,8 @@ def _hits(scores: Tensor, own: Tensor, ks: Sequence[int]) -> Tensor:
     `scores` [queries, candidates]; `own` marks each query's own candidates, which do not stand in each other's way.
     """
     scores = scores.masked_fill(scores.isnan(), -math.inf)  # NaN compares as equal to nothing: it would be found first
+    # Of n that tie with the best own one, it is equally likely to come first, second, ... or last among them: it is
+    # within k with the chance (k - ahead) / (1 + n).
     best = scores.masked_fill(~own, -math.inf).amax(dim=1, keepdim=True)
     ahead = ((scores > best) & ~own).sum(dim=1, keepdim=True)
     tied = ((scores == best) & ~own).sum(dim=1, keepdim=True)
@@ -119,7 +122,8 @@ class RetrievalProtocol:
     ks: list[int] = option(default_factory=lambda: [1, 5, 10], help="The k of recall at k.")
     max_captions: int = option(default=5, help="Captions of an image that take part, the first so many.")
     readouts: list[str] = option(
-        default_factory=list, help=f"Of {', '.join(READOUTS)}; by default all that the model has."
+        default_factory=list,
+        help="Of zeroshot, proj, proj_text, avg, predictor_pair; by default all that the model has.",
     )
 
     def __post_init__(self) -> None:
@@ -201,6 +205,23 @@ class _Decoded(Sequence):
 
     def __getitem__(self, index: int) -> Image.Image:
         return open_image(self.images[index])
+
+
+TASK = Task(
+    help="image-text recall at 1, 5, 10",
+    protocol=RetrievalProtocol,
+    run=evaluate_retrieval,
+    reads="captions",
+    headlines={
+        "text to image R@1": ("avg_text_to_image_R@1", "zeroshot_text_to_image_R@1"),
+        "image to text R@1": ("avg_image_to_text_R@1", "zeroshot_image_to_text_R@1"),
+    },
+    train=False,
+    seeds=(),
+    hub_task="image-text-retrieval",
+    probe="retrieval",
+    position=20,
+)
 
 
 __all__ = ["RetrievalProtocol", "evaluate_retrieval", "retrieval_chance", "retrieval_recall"]

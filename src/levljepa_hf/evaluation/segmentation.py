@@ -23,7 +23,8 @@ from torchmetrics.classification import MulticlassConfusionMatrix
 from tqdm.auto import tqdm
 from transformers.utils import logging
 
-from ..data.images import open_image
+from ..data.images import image_at, open_image
+from ..data.masks import read_mask
 from ..data.splits import check_same_classes
 from ..encoders.encoders import Encoder
 from ..encoders.features import PatchFeatures, patch_features
@@ -32,9 +33,10 @@ from ..options import option, with_field_help
 from .classification import check_seeds
 from .pictures import plot_segmentation
 from .results import TaskResult
+from .task import Task
 
 if TYPE_CHECKING:
-    from ..data.labelled import EvaluationSplit
+    from ..data.splits import EvaluationSplit
 
 logger = logging.get_logger(__name__)
 
@@ -309,28 +311,8 @@ class _PreparedMasks(Dataset):
         return len(self.split.images)
 
     def __getitem__(self, index: int) -> Tensor:
-        try:
-            image = to_rgb(open_image(self.split.images[index]))
-        except (OSError, ValueError, SyntaxError) as error:  # PIL's for broken files
-            raise ValueError(f"Image {index} does not decode: {error}. Leave it out or replace it.") from error
-        mask = np.asarray(self.split.masks[index])
-        where = f"Mask {index} of {self.split.name}"
-        if mask.ndim != 2 or not np.issubdtype(mask.dtype, np.integer):
-            raise ValueError(f"{where} is {mask.dtype} {mask.shape}: give the class of each pixel, integers (H, W).")
-        if mask.shape != image.size[::-1]:
-            raise ValueError(
-                f"{where} is {mask.shape[0]} high and {mask.shape[1]} wide, and its image {image.height} and "
-                f"{image.width}: give each image its own mask, in its size (resized by nearest neighbour)."
-            )
-        mask = mask.astype(np.int64)
-        is_void = mask == self.split.void
-        unknown = ~is_void & ((mask < 0) | (mask >= self.void))
-        if unknown.any():
-            raise ValueError(
-                f"{where} has the value {mask[unknown][0]}, and there are {self.void} classes, 0 to {self.void - 1}, "
-                f"and void is {self.split.void}: name all classes, or give what is of no class the value of void."
-            )
-        mask[is_void] = self.void
+        image = image_at(self.split.images, index, f"Image {index} of {self.split.name}")
+        mask = read_mask(self.split, index, self.void, image.size[::-1])
         return self.processor(image, segmentation_maps=mask, return_tensors="pt")["labels"][0]
 
 
@@ -455,6 +437,18 @@ def _score(
             pictures.append(predictions[torch.isin(indices, shown)][..., 0].cpu())
             bar.update(len(indices))
     return [metric.compute().cpu() for metric in metrics], torch.cat(pictures)
+
+
+TASK = Task(
+    help="a linear layer on frozen patches, mean IoU",
+    protocol=SegmentationProtocol,
+    run=evaluate_segmentation,
+    reads="masks",
+    headlines={"mean IoU": ("mean_iou",)},
+    transform="default",  # what a margin would cut off is to be segmented too
+    hub_task="image-segmentation",
+    position=70,
+)
 
 
 __all__ = ["LOSS_PLACES", "LabelMaps", "SegmentationProtocol", "evaluate_segmentation", "iou_per_class"]

@@ -27,7 +27,7 @@ from transformers import (
 )
 
 from ..data.images import open_image
-from ..data.labelled import EvaluationSplit, Question
+from ..data.splits import EvaluationSplit, Question
 from ..encoders.encoders import Encoder
 from ..encoders.features import patch_features
 from ..options import option, with_field_help
@@ -36,6 +36,7 @@ from .language_models import PACKAGE, load_language_model, weights_digest
 from .llava import AnswerTree, answer_loss, bridge_parameters, build_llava, generate_answers, reset_bridge
 from .pictures import plot_answers
 from .results import TaskResult
+from .task import Task
 from .vqa_metrics import gqa_accuracy, normalize_answer, pope_scores, vqa_accuracy
 
 IMAGE = "<image>"
@@ -156,6 +157,7 @@ class Template:
     def answer(self, answer: str) -> list[int]:
         """Token ids of an answer, as the tokenizer cuts it behind the prompt; without EOS."""
         answer = answer.strip()
+        # A tokenizer may cut at other places than between prompt and answer, and then the answer is cut alone.
         before, whole = self._ids(self.tail), self._ids(self.tail + self.space + answer)
         return whole[len(before) :] if whole[: len(before)] == before else self._ids(self.space + answer)
 
@@ -308,6 +310,7 @@ def _by_length(samples: Sequence[Sample], size: int) -> Iterator[list[int]]:
 
 def draw_batches(num_samples: int, num_steps: int, batch_size: int, seed: int) -> list[list[int]]:
     """The samples of each step: passes in random order, one after another, cut into full batches."""
+    # All batches are known before the first step, so that only the images that are drawn are encoded.
     rng, order = random.Random(seed), []
     while len(order) < num_steps * batch_size:
         order += rng.sample(range(num_samples), num_samples)
@@ -343,6 +346,7 @@ def train_bridge(
         drawn = [samples[index] for index in batch]
         num_tokens = sum(len(sample.answer) for sample in drawn)
         total = 0.0
+        # Gradients of the parts add up to that of the batch, since each divides by the batch's number of tokens.
         for indices in _by_length(drawn, protocol.forward_batch_size):
             part = [drawn[i] for i in indices]
             prefixes, tokens = images.read(part)
@@ -470,6 +474,7 @@ def evaluate_vlm(
         max(len(one.before) + len(one.after) for one in test_samples)
         + (max(map(len, candidate_ids)) if candidates else protocol.max_new_tokens),
     )
+    # The vocabulary cannot grow, as the language model stays as it is: a token that no text has marks the image.
     used = {eos}.union(*candidate_ids)
     for one in (*samples, *test_samples):
         used.update(one.before, one.after, one.answer)
@@ -567,6 +572,19 @@ def _draw(test: EvaluationSplit, asked: Sequence[Question], answers: Sequence[st
         [_score([(asked[i], answers[i])], all_yes_no(asked))["accuracy"] for i in shown],
         path,
     )
+
+
+TASK = Task(
+    help="questions through a frozen language model and a small bridge",
+    protocol=VLMProtocol,
+    run=evaluate_vlm,
+    reads="questions",
+    headlines={"accuracy": ("accuracy",), "gain": ("gain",)},
+    transform="default",  # questions are about what is at the border, too
+    hub_task="visual-question-answering",
+    gain="accuracy",
+    position=90,  # a language model is trained through for each encoder and seed
+)
 
 
 __all__ = [

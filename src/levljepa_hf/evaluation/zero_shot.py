@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..data.catalogue import PROMPTS
 from ..encoders.embeddings import Embeddings, embed_texts
 from ..encoders.encoders import Encoder
 from ..encoders.features import pooled_features
@@ -19,10 +20,10 @@ from ..model.modeling_levljepa import READOUTS, LeVLJEPAModel, similarity
 from ..options import option, with_field_help
 from .pictures import plot_confusion
 from .results import TaskResult
+from .task import Task
 
 if TYPE_CHECKING:
-    from ..data.labelled import EvaluationSplit
-from ..data.catalogue import PROMPTS
+    from ..data.splits import EvaluationSplit
 
 # Sets of prompts by name, for `ZeroShotProtocol.prompts`. The seven were chosen for ImageNet by CLIP's authors.
 PROMPT_ENSEMBLES = {
@@ -152,11 +153,12 @@ class ZeroShotProtocol:
 
     prompts: list[str] = option(
         default_factory=list,
-        help="Templates with {} for the class name, several for an ensemble, or a set's name "
-        f"({', '.join(PROMPT_ENSEMBLES)}); by default the data set's.",
+        help="Templates with {} for the class name, several for an ensemble, or a set's name (imagenet_7); by default "
+        "the data set's.",
     )
     readouts: list[str] = option(
-        default_factory=list, help=f"Of {', '.join(READOUTS)}; by default all that the model has."
+        default_factory=list,
+        help="Of zeroshot, proj, proj_text, avg, predictor_pair; by default all that the model has.",
     )
 
     def __post_init__(self) -> None:
@@ -228,6 +230,20 @@ def evaluate_zero_shot(
         chance={name: int(name.rpartition("_top")[2]) / len(names) for name in metrics},
         pictures={"confusion": lambda path=None: plot_confusion(torch.as_tensor(labels), predicted, names, path)},
     )
+
+
+TASK = Task(
+    help="top-1 and top-5 accuracy of class prompts",
+    protocol=ZeroShotProtocol,
+    run=evaluate_zero_shot,
+    reads="labels",
+    headlines={"top-1": ("avg_top1", "zeroshot_top1")},  # with predictors a model is read by `avg`
+    train=False,
+    seeds=(),
+    hub_task="zero-shot-image-classification",
+    probe="zero_shot",
+    position=10,
+)
 
 
 __all__ = [

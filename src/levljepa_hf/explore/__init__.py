@@ -18,7 +18,7 @@ __getattr__, __dir__, __all__ = lazy(
     __name__,
     {
         "patches": "PatchTokens patch_tokens pca_pictures plot_patches similar_patches text_on_patches",
-        "photos": "Photos Seen embed_photos load_photos",
+        "photos": "PhotoFeatures Photos Seen embed_photos load_photos",
         "run": "plot_run read_curves",
         "search": "nearest_photos neighbours plot_search search_scores",
         "sigreg": "Descent Directions least_gaussian_directions make_cloud plot_directions plot_sigreg",

@@ -3,13 +3,13 @@
 import json
 import os
 import shutil
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from tqdm.auto import tqdm
 
+from ..files import whole_folder
 from .search import neighbours
 from .session import Session, pack
 from .sigreg import trajectory
@@ -52,13 +52,8 @@ def export(session: Session, folder: str | os.PathLike, show_progress: bool = Tr
     folder = Path(folder)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ValueError(f"{folder} is there already and holds something: name another folder, or remove it.")
-    folder.absolute().parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.absolute().parent) as scratch:
-        whole = Path(scratch, "whole")
-        _write(session, whole, show_progress)
-        if folder.exists():
-            folder.rmdir()
-        whole.rename(folder)
+    with whole_folder(folder) as part:
+        _write(session, part, show_progress)
     return folder / "index.html"
 
 

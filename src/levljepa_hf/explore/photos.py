@@ -9,10 +9,8 @@ A photo that does not decode is left out and named in `photos.broken`.
 
 import io
 import os
-import re
 import threading
-import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -25,23 +23,23 @@ from PIL import Image as PILImage
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from ..data.images import open_image, read_file
-from ..data.labelled import load_split
-from ..data.loading import CAPTION_COLUMNS, FILE_BUILDERS, column_addresses, find_image_column, guess_column, look_up
-from ..data.sources import SourceFiles, column_values, encoded
-from ..data.splits import Draw, EvaluationSplit
+from ..data.images import UndecodedImageError, content_of, decoding, open_image, path_of
+from ..data.labelled import readable
+from ..data.loading import FILE_BUILDERS, USUAL_COLUMNS, find_column, guess_column, look_up
+from ..data.sources import Column, SourceFiles, column_values, encoded
+from ..data.splits import EvaluationSplit, Subsample
 from ..encoders.embeddings import Embeddings
 from ..encoders.encoders import Encoder
 from ..encoders.features import image_digest, pooled_features
+from ..evaluation.task import load_split
 from ..evaluation.zero_shot import offered_readouts
+from ..files import write_whole
 from ..model.modeling_levljepa import similarity
 from ..model.processing_levljepa import to_rgb
 
 THUMBNAIL_SIDE = 160
 MAX_PIXELS = 100_000_000
 _SCENES_SIDE = "128"
-_LABEL_COLUMNS = ("label", "labels", "fine_label", "class", "target")
-_WORDNET = re.compile(r"n\d{8}")
 
 
 @dataclass
@@ -117,15 +115,15 @@ def load_photos(
     if max_photos is not None and max_photos < 1:
         raise ValueError(f"max_photos={max_photos} leaves nothing: it must be at least 1.")
     load = _load_scenes if dataset == "scenes" else _load_source
-    found = load(dataset, split, config_name, image_column, label_column, Draw(max_photos, seed))
+    found = load(dataset, split, config_name, image_column, label_column, Subsample(max_photos, seed))
     if transform is not None:
         found["transform"] = transform
     return _with_thumbnails(found, cache_dir, show_progress)
 
 
 def _load_scenes(_: str, split: str | None, config_name: str | None, *others: Any) -> dict[str, Any]:
-    draw: Draw = others[-1]
-    options = {"config_name": config_name or _SCENES_SIDE, "max_samples": draw.max_samples, "seed": draw.seed}
+    subsample: Subsample = others[-1]
+    options = {"config_name": config_name or _SCENES_SIDE, **vars(subsample)}
     scenes = load_split("scenes", "zero-shot", split or "test", **options)
     captions = load_split("scenes", "retrieval", split or "test", **options).captions
     fields = ("name", "images", "labels", "class_names", "prompts", "transform")
@@ -141,7 +139,7 @@ def _load_source(
     config_name: str | None,
     image_column: str | None,
     label_column: str | None,
-    draw: Draw,
+    subsample: Subsample,
 ) -> dict[str, Any]:
     path = Path(dataset)
     is_local = path.exists() or path.suffix in FILE_BUILDERS
@@ -154,22 +152,21 @@ def _load_source(
         raise ValueError(f"Which split of {dataset}? Name one with --split: {', '.join(map(str, files.splits))}.")
     split = split or "+".join(map(str, files.splits))
     rows = files.load(files.find(split))
-    address = find_image_column(rows.features, image_column)
-    names = column_addresses(rows.features)
-    label_column = label_column or next(
-        (one for one in _LABEL_COLUMNS if isinstance(rows.features.get(one), ClassLabel)), None
-    )
-    if label_column is not None and label_column not in names:
-        raise ValueError(f"label_column={label_column!r} is none of the columns {', '.join(names)}.")
-    rows = rows.select(draw(range(len(rows))))
+    address = find_column(rows.features, "image", image_column, dataset)
+    if label_column is not None:
+        label_column = find_column(rows.features, "label", label_column, dataset)
+    else:  # photos need no labels, and what is no class may be anything
+        classes = (one for one in USUAL_COLUMNS["label"] if isinstance(rows.features.get(one), ClassLabel))
+        label_column = next(classes, None)
+    rows = rows.select(subsample(range(len(rows))))
     if len(rows) == 0:
         raise ValueError(f"{dataset} ({split}) holds no images.")
-    caption_column = guess_column([], CAPTION_COLUMNS, names)
+    caption_column = guess_column(rows.features, "caption")
     images = encoded(rows, address)
-    paths = [_path(look_up(row, address)) for row in images]
+    paths = [path_of(look_up(row, address)) for row in images]
     return {
         "name": f"{path.name or dataset}/{split}",
-        "images": _Column(images, address),
+        "images": Column(images, address),
         **_labels(rows, label_column),
         "captions": None if caption_column is None else [_texts(one) for one in column_values(rows, caption_column)],
         "file_names": [path.rsplit("/", 1)[-1] if path else str(i) for i, path in enumerate(paths)],
@@ -188,34 +185,12 @@ def _labels(rows: Any, column: str | None) -> dict[str, Any]:
         values = [names.index(str(value)) if value != -1 else -1 for value in values]
     else:
         raise ValueError(f"label_column={column!r} holds neither classes nor values ({feature}): name another.")
-    if names and all(_WORDNET.fullmatch(name) for name in names):
-        from timm.data import ImageNetInfo
-
-        info = ImageNetInfo()
-        names = tuple(info.label_name_to_description(name).split(",")[0] for name in names)
-    return {"labels": values, "class_names": names}
-
-
-def _path(value: Any) -> str | None:
-    return value.get("path") if isinstance(value, Mapping) else value if isinstance(value, str) else None
+    return {"labels": values, "class_names": readable(names, one_word=True)}
 
 
 def _texts(value: Any) -> tuple[str, ...]:
     lines = value.splitlines() if isinstance(value, str) else value or ()
     return tuple(line for line in lines if isinstance(line, str))
-
-
-class _Column(Sequence):
-    """A column, read row by row. Pickles, for workers."""
-
-    def __init__(self, rows: Any, address: str) -> None:
-        self.rows, self.address = rows, address
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __getitem__(self, index: int) -> Any:
-        return look_up(self.rows[int(index)], self.address)
 
 
 class _Chosen(Sequence):
@@ -254,8 +229,8 @@ def _with_thumbnails(found: dict[str, Any], cache_dir: str | os.PathLike | None,
             value = images[index]
         try:
             return _cached_thumbnail(value, folder)
-        except Exception as error:  # PIL raises all kinds of them on broken files
-            return re.sub(r" at 0x[0-9a-f]+", "", f"{type(error).__name__}: {error}")
+        except UndecodedImageError as error:
+            return str(error)
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         results = pool.map(look, range(len(images)))
@@ -277,23 +252,17 @@ def _with_thumbnails(found: dict[str, Any], cache_dir: str | os.PathLike | None,
 
 
 def _cached_thumbnail(value: Any, folder: Path | None) -> bytes:
-    path = _path(value)
-    if isinstance(value, Mapping) and value.get("bytes") is not None:
-        value = value["bytes"]
-    elif path is not None:
-        value = read_file(path)
-    kept = None
-    if folder is not None:
-        digest = image_digest(value).hex()
-        kept = folder / digest[:2] / f"{digest[2:]}.webp"
-        if kept.exists():
-            return kept.read_bytes()
-    made = thumbnail(open_image(value, draft_size=THUMBNAIL_SIDE, max_pixels=MAX_PIXELS))
+    with decoding():
+        value = content_of(value)
+        digest = None if folder is None else image_digest(value).hex()
+    kept = None if digest is None else folder / digest[:2] / f"{digest[2:]}.webp"
+    if kept is not None and kept.exists():
+        return kept.read_bytes()
+    with decoding():
+        made = thumbnail(open_image(value, draft_size=THUMBNAIL_SIDE, max_pixels=MAX_PIXELS))
     if kept is not None:
         kept.parent.mkdir(parents=True, exist_ok=True)
-        part = kept.with_name(f".{uuid.uuid4().hex}")
-        part.write_bytes(made)
-        part.replace(kept)
+        write_whole(kept, lambda part: part.write_bytes(made))
     return made
 
 
@@ -301,7 +270,7 @@ def _cached_thumbnail(value: Any, folder: Path | None) -> bytes:
 
 
 @dataclass(frozen=True)
-class Seen:
+class PhotoFeatures:
     """A model, and what it makes of some photos. `embed_photos` makes it.
 
     Args:
@@ -327,7 +296,10 @@ class Seen:
         return "avg" if "avg" in readouts else readouts[0] if readouts else None
 
 
-def embed_photos(encoder: Encoder, photos: Photos, **options: Any) -> Seen:
+Seen = PhotoFeatures  # the name it had before
+
+
+def embed_photos(encoder: Encoder, photos: Photos, **options: Any) -> PhotoFeatures:
     """Encodes the photos that the cache lacks.
 
     Args:
@@ -335,10 +307,12 @@ def embed_photos(encoder: Encoder, photos: Photos, **options: Any) -> Seen:
         photos: Of `load_photos`.
         options: Those of `levljepa_hf.encoders.features.extract`: `batch_size`, `num_workers`, `cache_dir`, ...
     """
-    return Seen(encoder, pooled_features(encoder, photos.images, **{"transform": photos.transform, **options}))
+    return PhotoFeatures(
+        encoder, pooled_features(encoder, photos.images, **{"transform": photos.transform, **options})
+    )
 
 
-def text_similarity(seen: Seen, texts: Sequence[str], readout: str | None = None) -> Tensor:
+def text_similarity(seen: PhotoFeatures, texts: Sequence[str], readout: str | None = None) -> Tensor:
     """Similarity of every photo with every text, [N, M], under a readout; by default the one to quote.
 
     Raises:
@@ -347,7 +321,7 @@ def text_similarity(seen: Seen, texts: Sequence[str], readout: str | None = None
     return similarity_with(seen, seen.encoder.embed_texts(texts, show_progress=False), readout)
 
 
-def similarity_with(seen: Seen, texts: Embeddings, readout: str | None = None) -> Tensor:
+def similarity_with(seen: PhotoFeatures, texts: Embeddings, readout: str | None = None) -> Tensor:
     """`text_similarity` of texts that are embedded already.
 
     Raises:
@@ -361,6 +335,7 @@ def similarity_with(seen: Seen, texts: Embeddings, readout: str | None = None) -
 
 __all__ = [
     "MAX_PIXELS",
+    "PhotoFeatures",
     "Photos",
     "Seen",
     "THUMBNAIL_SIDE",

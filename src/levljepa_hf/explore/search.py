@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from ..encoders.features import pooled_features
-from .photos import Photos, Seen, text_similarity
+from .photos import PhotoFeatures, Photos, text_similarity
 from .space import feature_of
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 def search_scores(
-    seen: Seen,
+    seen: PhotoFeatures,
     query: str | int | Image.Image,
     readout: str | None = None,
     feature: str | None = None,
@@ -49,19 +49,21 @@ def search_scores(
             raise ValueError(f"There is no photo {query}: they are 0 to {len(unit) - 1}.")
         return unit @ unit[query]
     features = pooled_features(seen.encoder, [query], transform=transform, show_progress=False)
-    other = feature_of(Seen(seen.encoder, features), feature)
+    other = feature_of(PhotoFeatures(seen.encoder, features), feature)
     return unit @ F.normalize(other[0], dim=0)
 
 
 def nearest_photos(
-    seen: Seen, query: str | int | Image.Image, k: int = 12, **options: str | None
+    seen: PhotoFeatures, query: str | int | Image.Image, k: int = 12, **options: str | None
 ) -> tuple[Tensor, Tensor]:
     """Indices and scores of the k photos of highest score, best first. Options are those of `search_scores`."""
     best = search_scores(seen, query, **options).topk(min(k, len(seen.features["cls"])))
     return best.indices, best.values
 
 
-def neighbours(seen: Seen, k: int = 12, feature: str | None = None, chunk_size: int = 1024) -> tuple[Tensor, Tensor]:
+def neighbours(
+    seen: PhotoFeatures, k: int = 12, feature: str | None = None, chunk_size: int = 1024
+) -> tuple[Tensor, Tensor]:
     """The k nearest of every photo, itself left out: indices and cosines, both [N, k], best first."""
     unit = F.normalize(feature_of(seen, feature), dim=1)
     k = min(k, len(unit) - 1)
@@ -75,7 +77,7 @@ def neighbours(seen: Seen, k: int = 12, feature: str | None = None, chunk_size: 
 
 
 def plot_search(
-    seen: Sequence[Seen], photos: Photos, query: str | int | Image.Image, k: int = 8, **options: str | None
+    seen: Sequence[PhotoFeatures], photos: Photos, query: str | int | Image.Image, k: int = 8, **options: str | None
 ) -> "Figure":
     """A row for each model: the photos of highest score, best first. Options are those of `search_scores`."""
     from matplotlib.figure import Figure

@@ -13,12 +13,12 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ..data.images import open_image
+from ..data.images import UndecodedImageError, decoding, open_image
 from ..encoders.encoders import Encoder, LeVLJEPAEncoder
 from ..encoders.features import DEFAULT_CACHE, image_digest
 from ..model.processing_levljepa import to_rgb
 from .patches import SIZES, PatchTokens, patch_tokens, pca_pictures, similar_patches, takes_any_size, text_on_patches
-from .photos import Photos, Seen, similarity_with
+from .photos import PhotoFeatures, Photos, similarity_with
 from .run import read_curves
 from .search import search_scores
 from .sigreg import LIMITS, SHAPES, Descent, least_gaussian_directions, make_cloud
@@ -51,7 +51,7 @@ class Session:
 
     def __init__(
         self,
-        seen: Sequence[Seen],
+        seen: Sequence[PhotoFeatures],
         photos: Photos,
         runs: Sequence[str] = (),
         prompts: Sequence[str] = (),
@@ -62,6 +62,7 @@ class Session:
         self.seen, self.photos, self.runs, self.prompts = list(seen), photos, list(runs), list(prompts)
         self.cache_dir = cache_dir
         self.labels = _distinct([model_label(one.encoder) for one in seen])
+        # All that is kept is bounded: the page may stay open for days, and anyone who reaches it may ask for more.
         self._uploads = _Recent(32)
         self._tokens = _Recent(16)
         self._descents = _Recent(16)
@@ -99,7 +100,7 @@ class Session:
             "static": False,
         }
 
-    def _model(self, seen: Seen, label: str) -> dict[str, Any]:
+    def _model(self, seen: PhotoFeatures, label: str) -> dict[str, Any]:
         encoder = seen.encoder
         own = isinstance(encoder, LeVLJEPAEncoder)
         return {
@@ -131,12 +132,12 @@ class Session:
             ValueError: if it has too many pixels or is no image.
         """
         try:
-            image = to_rgb(open_image(data, draft_size=_KEPT_SIDE, max_pixels=UPLOAD_PIXELS))
-        except ValueError as error:
-            raise ValueError(f"The photo is refused: {error}.") from error
-        except Exception as error:  # PIL raises all kinds of them on broken files
-            raise ValueError("This is no image that Pillow can read: take a JPEG, PNG or WebP.") from error
+            with decoding():
+                image = to_rgb(open_image(data, draft_size=_KEPT_SIDE, max_pixels=UPLOAD_PIXELS))
+        except UndecodedImageError as error:
+            raise ValueError(f"This is no image that Pillow can read ({error}): take a JPEG, PNG or WebP.") from error
         image.thumbnail((_KEPT_SIDE, _KEPT_SIDE), Image.Resampling.BICUBIC)
+        # By content: the same photo, uploaded again, keeps its tokens.
         ref = f"u{image_digest(data).hex()}"
         self._uploads.put(ref, image)
         return {"ref": ref, "width": image.width, "height": image.height}
@@ -156,6 +157,7 @@ class Session:
 
     def view(self, ref: str) -> bytes:
         """The photo as a WebP of at most `VIEW_SIDE` pixels a side."""
+        # A copy, as `thumbnail` works in place and the upload stays for other requests.
         image = self.image(ref).copy()
         image.thumbnail((VIEW_SIDE, VIEW_SIDE), Image.Resampling.BICUBIC)
         buffer = io.BytesIO()
@@ -220,6 +222,7 @@ class Session:
         feature = choice(body, "feature", ("", *FEATURES), "") or None
 
         def of_model(i: int) -> Tensor:
+            # t-SNE and PCA choose their axes and signs freely: two maps can only be compared after one was turned.
             like = of_model(0) if i else None
             features = feature_of(self.seen[i], feature)
             return self._answers.get_or(
@@ -291,6 +294,7 @@ class Session:
             if text is not None:
                 scores = self._similarity(i, [_text(text)], body)[:, 0]
             elif str(ref)[:1] == "p":
+                # For its error alone, where there is no such photo.
                 self.image(str(ref))
                 scores = search_scores(self.seen[i], int(str(ref)[1:]), feature=feature)
             else:

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from ..encoders.features import DEFAULT_CACHE
 from ..files import write_whole
-from .photos import Photos, Seen, text_similarity
+from .photos import PhotoFeatures, Photos, text_similarity
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -108,7 +108,7 @@ def _turned(points: Tensor, like: Tensor) -> Tensor:
     return turned / turned.abs().max().clamp(min=1e-12)
 
 
-def nearest_prompt(seen: Seen, prompts: Sequence[str], readout: str | None = None) -> Tensor:
+def nearest_prompt(seen: PhotoFeatures, prompts: Sequence[str], readout: str | None = None) -> Tensor:
     """The most similar prompt of each photo, [N] indices, under a readout (by default the one to quote).
 
     Raises:
@@ -146,13 +146,13 @@ def agreement(a: Tensor, b: Tensor, num_neighbours: int = 20, chunk_size: int = 
     return torch.cat(shared)
 
 
-def default_feature(seen: Seen) -> str:
+def default_feature(seen: PhotoFeatures) -> str:
     """What is mapped unless something else is asked for: Z_V, or the class token of a model without it."""
     return next(name for name in FEATURES if name in seen.features)
 
 
 def plot_space(
-    seen: Sequence[Seen],
+    seen: Sequence[PhotoFeatures],
     photos: Photos,
     method: str = "pca",
     feature: str | None = None,
@@ -207,7 +207,7 @@ def plot_space(
     return figure
 
 
-def feature_of(seen: Seen, feature: str | None) -> Tensor:
+def feature_of(seen: PhotoFeatures, feature: str | None) -> Tensor:
     """[N, C].
 
     Raises:

@@ -19,7 +19,7 @@ from ..encoders.encoders import Encoder
 from ..encoders.features import pooled_features
 from ..evaluation.pictures import plot_bars, plot_confusion
 from ..evaluation.zero_shot import class_prompts, prompt_ensemble, top_k_accuracy
-from .photos import Photos, Seen, similarity_with
+from .photos import PhotoFeatures, Photos, similarity_with
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -72,7 +72,7 @@ def classifier(encoder: Encoder, class_names: Sequence[str], template: str = "a 
 
 
 def classify(
-    seen: Seen,
+    seen: PhotoFeatures,
     photos: Photos,
     class_names: Sequence[str],
     template: str = "a photo of a {}.",
@@ -113,7 +113,7 @@ def classify_image(
     transform: str = "evaluation",
 ) -> Tensor:
     """Probabilities [C] of one photo. Arguments and errors as of `classify`."""
-    seen = Seen(encoder, pooled_features(encoder, [image], transform=transform, show_progress=False))
+    seen = PhotoFeatures(encoder, pooled_features(encoder, [image], transform=transform, show_progress=False))
     scores = similarity_with(seen, classifier(encoder, class_names, template), readout)
     return (logit_scale(encoder) * scores[0]).softmax(0)
 
@@ -128,7 +128,7 @@ def _labels(photos: Photos, names: Sequence[str]) -> Tensor | None:
 
 
 def plot_zero_shot(
-    seen: Seen,
+    seen: PhotoFeatures,
     photos: Photos,
     class_names: Sequence[str] | None = None,
     template: str = "a photo of a {}.",

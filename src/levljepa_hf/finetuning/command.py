@@ -12,8 +12,8 @@ from transformers import set_seed
 from transformers.image_processing_utils import BaseImageProcessor
 
 from ..data.catalogue import DATASETS
-from ..data.labelled import load_split
 from ..data.splits import EvaluationSplit
+from ..evaluation.task import load_split
 from ..hub.publishing import prepare_push
 from ..options import Command, option
 from ..recipes import add_overrides, config_from_preset, parse_arguments, run_script, save_recipe

@@ -9,11 +9,9 @@ epoch and the sample, so a resumed run sees what an uninterrupted one sees, and 
 """
 
 import contextlib
-import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from PIL import Image as PILImage
 from torch import Tensor
@@ -23,10 +21,11 @@ from torchvision.transforms import v2
 from tqdm.auto import tqdm
 from transformers.image_processing_utils import BaseImageProcessor
 
-from ..data.collator import draft_size
-from ..data.images import open_image
+from ..data.collator import draft_size, image_size
+from ..data.images import image_at
+from ..data.masks import read_mask
+from ..data.seeds import seed_from
 from ..data.splits import EvaluationSplit
-from ..model.processing_levljepa import to_rgb
 
 AUGMENTATIONS = ("none", "trivial", "randaugment")
 
@@ -64,7 +63,7 @@ def classification_transform(
     return v2.Compose(
         [
             v2.RandomResizedCrop(
-                output_size(processor),
+                image_size(processor),
                 scale=tuple(crop_scale),
                 interpolation=v2.InterpolationMode.BICUBIC,
                 antialias=True,
@@ -102,7 +101,7 @@ def segmentation_transform(
         raise ValueError(f"scale_range={list(scale_range)} must be two factors, 0 < smallest <= largest.")
     check_share("flip_probability", flip_probability)
     check_share("photometric_probability", photometric_probability)
-    size = output_size(processor)
+    size = image_size(processor)
     fill = {tv_tensors.Image: [round(255 * mean) for mean in processor.image_mean], tv_tensors.Mask: void}
     return v2.Compose(
         [
@@ -121,12 +120,6 @@ def _normalised(processor: BaseImageProcessor) -> list[v2.Transform]:
         v2.Normalize(processor.image_mean, processor.image_std),
         v2.ToPureTensor(),
     ]
-
-
-def output_size(processor: BaseImageProcessor) -> tuple[int, int]:
-    """Height and width in pixels of what an image processor gives."""
-    size = processor.crop_size if processor.do_center_crop else processor.size
-    return size["height"], size["width"]
 
 
 def check_share(name: str, value: float) -> None:
@@ -178,12 +171,7 @@ class FineTuningDataset(Dataset):
             return {**self._augmented(image, index), "sample_seed": seed}
 
     def _image(self, index: int) -> PILImage.Image:
-        try:
-            return to_rgb(open_image(self.split.images[index], self._draft_size()))
-        except (OSError, ValueError, SyntaxError) as error:  # PIL's for broken files
-            raise ValueError(
-                f"Image {index} of {self.split.name} does not decode: {error}. Leave it out or replace it."
-            ) from error
+        return image_at(self.split.images, index, f"Image {index} of {self.split.name}", self._draft_size())
 
     def _draft_size(self) -> int | None:
         return None
@@ -213,13 +201,7 @@ class SegmentationDataset(FineTuningDataset):
     """Images and the class of each pixel: `labels` is (S, S) int64, `void` where there is no class."""
 
     def _mask(self, image: PILImage.Image, index: int) -> Tensor:
-        mask = read_mask(self.split, index, self.void)
-        if mask.shape != image.size[::-1]:
-            raise ValueError(
-                f"Mask {index} of {self.split.name} is {mask.shape[0]} x {mask.shape[1]} (height x width), and its "
-                f"image {image.height} x {image.width}: resize one, masks to the nearest pixel."
-            )
-        return torch.from_numpy(mask)
+        return torch.from_numpy(read_mask(self.split, index, self.void, image.size[::-1]))
 
     def _prepared(self, image: PILImage.Image, index: int) -> dict[str, Any]:
         features = self.processor(image, segmentation_maps=self._mask(image, index), return_tensors="pt")
@@ -234,32 +216,9 @@ def _image_tensor(image: PILImage.Image) -> tv_tensors.Image:
     return tv_tensors.Image(v2.functional.pil_to_tensor(image))
 
 
-def read_mask(split: EvaluationSplit, index: int, void: int) -> np.ndarray:
-    """A mask of a split as labels [H, W] int64, in which `void` is what is of no class.
-
-    Raises:
-        ValueError: if it is no map of classes, or has a value that is neither a class nor the split's void.
-    """
-    mask = np.asarray(split.masks[index])
-    where = f"Mask {index} of {split.name}"
-    if mask.ndim != 2 or not np.issubdtype(mask.dtype, np.integer):
-        raise ValueError(f"{where} is {mask.dtype} {mask.shape}: give the class of each pixel, integers (H, W).")
-    mask, num_classes = mask.astype(np.int64), len(split.class_names)
-    is_void = np.zeros(mask.shape, dtype=bool) if split.void is None else mask == split.void
-    unknown = ~is_void & ((mask < 0) | (mask >= num_classes))
-    if unknown.any():
-        raise ValueError(
-            f"{where} has the value {mask[unknown][0]}, and there are {num_classes} classes, 0 to {num_classes - 1}, "
-            f"and void is {split.void}: name all classes with --class_names, or give what is of no class the value of "
-            "void."
-        )
-    mask[is_void] = void
-    return mask
-
-
 def seed_of(*key: int) -> int:
     """64 bits that follow from the key."""
-    return int.from_bytes(hashlib.blake2b(repr(key).encode(), digest_size=8).digest(), "little")
+    return seed_from(repr(key))
 
 
 @contextlib.contextmanager
@@ -384,7 +343,5 @@ __all__ = [
     "SegmentationDataset",
     "classification_transform",
     "count_classes",
-    "output_size",
-    "read_mask",
     "segmentation_transform",
 ]

@@ -21,6 +21,7 @@ from transformers.image_processing_utils import BaseImageProcessor
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 from transformers.utils import IMAGE_PROCESSOR_NAME, PROCESSOR_NAME, cached_file, logging
 
+from ..data.collator import image_size as processor_size
 from ..data.images import open_image
 from ..data.splits import EvaluationSplit, check_same_classes
 from ..evaluation.metrics import MeanIoU, TopKAccuracy
@@ -32,6 +33,7 @@ from ..model.processing_levljepa import LeVLJEPAImageProcessor, to_rgb
 from ..model.released import QUIET
 from ..options import option
 from ..training.checkpoints import ResumableTrainer
+from ..training.order import data_loader, train_batch_size
 from .data import (
     ClassBalancedSampler,
     ClassificationDataset,
@@ -40,7 +42,6 @@ from .data import (
     SegmentationDataset,
     classification_transform,
     count_classes,
-    output_size,
     segmentation_transform,
 )
 from .modes import (
@@ -241,7 +242,7 @@ def load_model(
     if task == "segmentation":
         model.config.semantic_loss_ignore_index = _VOID if len(class_names) <= _VOID else -100
     processor = _saved_processor(model_name_or_path) or _new_processor(model.config.vision_config.image_size)
-    side = image_size or output_size(processor)[0]
+    side = image_size or processor_size(processor)[0]
     patch_size = model.config.vision_config.patch_size
     if side % patch_size:
         raise ValueError(
@@ -294,7 +295,7 @@ def _new_processor(side: int) -> BaseImageProcessor:
 
 def _processor_of(task: str, processor: BaseImageProcessor, side: int) -> BaseImageProcessor:
     """The processor at another size; for segmentation, without a crop."""
-    square, before = {"height": side, "width": side}, output_size(processor)[0]
+    square, before = {"height": side, "width": side}, processor_size(processor)[0]
     if task == "segmentation" or not processor.do_center_crop:
         changes = {"do_center_crop": False, "size": square}
     else:
@@ -440,18 +441,8 @@ class FineTuningTrainer(ModelCardMixin, ResumableTrainer):
     def get_train_dataloader(self) -> DataLoader:
         if self.train_sampler is None:
             return super().get_train_dataloader()
-        args = self.args
-        loader = DataLoader(
-            self.train_dataset,
-            batch_size=self._train_batch_size,
-            sampler=self.train_sampler,
-            collate_fn=self.data_collator,
-            num_workers=args.dataloader_num_workers,
-            pin_memory=args.dataloader_pin_memory,
-            persistent_workers=args.dataloader_persistent_workers,
-            prefetch_factor=args.dataloader_prefetch_factor,
-            drop_last=args.dataloader_drop_last,
-        )
+        order = {"sampler": self.train_sampler, "drop_last": self.args.dataloader_drop_last}
+        loader = data_loader(self.args, self.train_dataset, self.data_collator, train_batch_size(self), **order)
         return self.accelerator.prepare(loader)
 
     def merge_lora(self) -> "FineTuningTrainer":

@@ -163,58 +163,50 @@ def _text(path: Path) -> str | None:
     return path.read_text("utf-8") if path.is_file() else None
 
 
-@dataclass
-class _Names:
-    """Tells Hub ids from paths in a recipe.
+def _is_hub_id(value: str) -> bool:
+    """Whether a recipe's value is OWNER/NAME: a local folder is written there as ./FOLDER, or with its whole path."""
+    return "/" in value and HUB_ID.fullmatch(value) is not None and not Path(value).exists()
 
-    Where the run was, a path exists. Elsewhere, `known`, the ids on the card that was made there, tell.
-    """
 
-    known: frozenset[str] | None = None
+def _shown(value: str) -> str:
+    """A Hub id or an address as it is; of a path its last part, and of a pattern of files the folder too."""
+    if "://" in value or _is_hub_id(value):
+        return value
+    *_, folder, name = ("", *Path(value).parts)
+    needs_folder = any(sign in name for sign in "*?[") or name.startswith("checkpoint-")
+    return f"{folder}/{name}" if needs_folder and folder not in ("", os.sep) else name
 
-    def is_hub_id(self, value: str) -> bool:
-        if self.known is not None:
-            return value in self.known
-        return HUB_ID.fullmatch(value) is not None and not Path(value).exists()
 
-    def shown(self, value: str) -> str:
-        """A Hub id or an address as it is; of a path its last part, and of a pattern of files the folder too."""
-        if "://" in value or self.is_hub_id(value):
-            return value
-        *_, folder, name = ("", *Path(value).parts)
-        needs_folder = any(sign in name for sign in "*?[") or name.startswith("checkpoint-")
-        return f"{folder}/{name}" if needs_folder and folder not in ("", os.sep) else name
+def _without_paths(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _without_paths(one) for name, one in value.items()}
+    if isinstance(value, list):
+        return [_without_paths(one) for one in value]
+    return _shown(value) if isinstance(value, str) and "/" in value.replace(os.sep, "/") else value
 
-    def without_paths(self, value: Any) -> Any:
-        if isinstance(value, dict):
-            return {name: self.without_paths(one) for name, one in value.items()}
-        if isinstance(value, list):
-            return [self.without_paths(one) for one in value]
-        return self.shown(value) if isinstance(value, str) and "/" in value.replace(os.sep, "/") else value
 
-    def dataset(self, value: str) -> Source:
-        known = _wired_datasets().get(value)
-        if known is not None:
-            return Source(known, known) if HUB_ID.fullmatch(known) and "/" in known else Source(value)
-        return Source(value, value) if self.is_hub_id(value) else Source(self.shown(value))
+def _dataset(value: str) -> Source:
+    known = _known_datasets().get(value)
+    if known is not None:
+        return Source(known, known) if _is_hub_id(known) else Source(value)
+    return Source(value, value) if _is_hub_id(value) else Source(_shown(value))
 
-    def checkpoint(self, value: str, token: str | bool | None = None) -> Source:
-        path = Path(value)
-        if path.is_dir():
-            folders = [path, path.parent] if path.name.startswith("checkpoint-") else [path]
-            cards = [ModelCard.load(one / CARD_NAME).data for one in folders if (one / CARD_NAME).is_file()]
-            base = first(cards[0].base_model) if cards else None
-            return Source(self.shown(value), base, (cards[0].license if cards else None) or _release_license(base))
-        if self.is_hub_id(value):
-            return Source(value, value, license_of(value, token))
-        return Source(self.shown(value))
+
+def _checkpoint(value: str, token: str | bool | None = None) -> Source:
+    path = Path(value)
+    if path.is_dir():
+        folders = [path, path.parent] if path.name.startswith("checkpoint-") else [path]
+        cards = [ModelCard.load(one / CARD_NAME).data for one in folders if (one / CARD_NAME).is_file()]
+        base = first(cards[0].base_model) if cards else None
+        return Source(_shown(value), base, (cards[0].license if cards else None) or _release_license(base))
+    return Source(value, value, license_of(value, token)) if _is_hub_id(value) else Source(_shown(value))
 
 
 def first(value: str | list[str] | None) -> str | None:
     return value[0] if isinstance(value, list) and value else value or None
 
 
-def _wired_datasets() -> dict[str, str]:
+def _known_datasets() -> dict[str, str]:
     """The repository of each data set that the evaluation knows by name; of those drawn on the spot, their name."""
     try:
         from ..data.catalogue import DATASETS
@@ -364,7 +356,6 @@ def checkpoint_card(
     language: str | list[str] | None = None,
     tags: Sequence[str] = (),
     pipeline_tag: str | None = None,
-    trained_here: bool = False,
     token: str | bool | None = None,
 ) -> ModelCard:
     """The card of a checkpoint, from what lies beside its weights.
@@ -375,18 +366,18 @@ def checkpoint_card(
     Args:
         folder: Holds `config.json`, and of a training `recipe.yaml`, `trainer_state.json`, `all_results.json` and
             pictures.
-        name: What loads it, a Hub id or a folder's name; by default the Hub id of the recipe or of the present card,
-            or else the folder's name.
+        name: What loads it, a Hub id or a folder's name; by default the Hub id that the recipe pushes to, or else the
+            folder's name.
         license: A licence id of the Hub; by default that of the present card, of the checkpoint that the training
             started from, or none.
-        base_model: That checkpoint, a folder or Hub id; by default the recipe's. Empty for new weights.
+        base_model: That checkpoint, a folder or Hub id; by default the recipe's, and of a folder that is not here
+            what the present card's metadata says. Empty for new weights.
         dataset: What it was trained on, as the card shows it; by default the recipe's.
         datasets: Hub ids of data sets, for the metadata; by default those of the recipe.
         dataset_config: Configuration of the evaluation's data set.
         language: Of the captions.
         tags: Further ones.
         pipeline_tag: By default that of the model's class.
-        trained_here: Whether paths in the recipe are paths of this machine, even where a card is there already.
         token: To read the card of `base_model`, if it is on the Hub.
 
     Raises:
@@ -398,19 +389,17 @@ def checkpoint_card(
     config = _CONFIGS[stated["model_type"]].from_dict(stated)
     architecture = first(stated.get("architectures")) or "LeVLJEPAModel"
     run = Run.from_folder(folder)
-    present = ModelCard.load(folder / CARD_NAME) if (folder / CARD_NAME).is_file() else None
-    old = present.data if present else ModelCardData()
-    is_ours = "levljepa" in (old.tags or ()) and not trained_here
-    names = _Names(frozenset({*as_list(old.base_model), *as_list(old.datasets)}) if is_ours else None)
+    old = ModelCard.load(folder / CARD_NAME).data if (folder / CARD_NAME).is_file() else ModelCardData()
 
-    base = _base(run, base_model, names, old, token)
+    base = _base(run, base_model, old, token)
     base_id = base.hub_id if base else None
     stays = old.license if first(old.base_model) == base_id else None
     license = license or stays or (base.license if base else None)
-    name = name or _present_name(run, present) or folder.resolve().name
-    trained, evaluated = _datasets(run, names, dataset, old)
+    pushed_to = run.recipe.get("hub_model_id") if run.recipe.get("push_to_hub") else None
+    name = name or pushed_to or folder.resolve().name
+    trained, evaluated = _datasets(run, dataset, old)
     is_new = base is None and (base_model == "" or bool(_SAY_ALL & run.recipe.keys()))
-    training = _training_sections(run, config, architecture, base, is_new, trained, evaluated, names)
+    training = _training_sections(run, config, architecture, base, is_new, trained, evaluated)
     if architecture == "LeVLJEPAModel":
         native = "vision_encoder" not in stated
         card = model_card(config, name, None, base_id, license, native, training)
@@ -456,32 +445,26 @@ def as_list(value: Any) -> list[Any]:
     return value if isinstance(value, list) else [] if value is None else [value]
 
 
-def _base(run: Run, given: str | None, names: _Names, old: ModelCardData, token: str | bool | None) -> Source | None:
+def _base(run: Run, given: str | None, old: ModelCardData, token: str | bool | None) -> Source | None:
     """The checkpoint that the training started from, or that was converted; `None` for new weights."""
     if given is None and not run.recipe.get("from_scratch"):
         given = run.recipe.get("model_name_or_path")
     if given:
-        found = names.checkpoint(given, token)
-        elsewhere = names.known is not None and found.hub_id is None  # the present card may know more of a local one
+        found = _checkpoint(given, token)
+        elsewhere = found.hub_id is None and not Path(given).exists()
         return Source(found.name, first(old.base_model), found.license) if elsewhere else found
     old_id = None if given is not None or _SAY_ALL & run.recipe.keys() else first(old.base_model)
     return Source(old_id, old_id, old.license or _release_license(old_id)) if old_id else None
 
 
-def _datasets(run: Run, names: _Names, given: str | None, old: ModelCardData) -> tuple[list[Source], Source | None]:
+def _datasets(run: Run, given: str | None, old: ModelCardData) -> tuple[list[Source], Source | None]:
     """What was trained on, of a mixture all of it, and what was evaluated on."""
     said_before = next((one.dataset_name for one in old.eval_results or () if _is_own(one)), None)
     mixed = [one["dataset"] if isinstance(one, dict) else one for one in run.recipe.get("mixture") or ()]
     trained = as_list(given) or mixed or as_list(run.recipe.get("dataset") or said_before)
     evaluated = run.recipe.get("eval_dataset") or (trained[0] if len(trained) == 1 else None)
-    sources = list(dict.fromkeys(map(names.dataset, trained)))
-    return sources, None if evaluated is None else names.dataset(evaluated)
-
-
-def _present_name(run: Run, present: ModelCard | None) -> str | None:
-    repo_id = run.recipe.get("hub_model_id") if run.recipe.get("push_to_hub") else None
-    shown = re.search(r"(?:from_pretrained\(|model=)\"([\w.-]+/[\w.-]+)\"", present.text) if present else None
-    return repo_id or (shown and shown[1])
+    sources = list(dict.fromkeys(map(_dataset, trained)))
+    return sources, None if evaluated is None else _dataset(evaluated)
 
 
 def write_card(folder: str | os.PathLike, **options: Any) -> ModelCard:
@@ -513,12 +496,11 @@ def _training_sections(
     is_new: bool,
     trained: list[Source],
     evaluated: Source | None,
-    names: _Names,
 ) -> str:
     """What was trained on what, pictures, figures and the recipe; empty where nothing tells of a training."""
     if not (run.summary or run.recipe or run.pictures):
         return ""
-    recipe = {key: names.without_paths(value) for key, value in run.recipe.items() if key not in _PLACES}
+    recipe = {key: _without_paths(value) for key, value in run.recipe.items() if key not in _PLACES}
     command = {
         "LeVLJEPAForImageClassification": "finetune classification",
         "LeVLJEPAForSemanticSegmentation": "finetune segmentation",

@@ -263,7 +263,6 @@ class ModelCardMixin:
             language=language,
             tags=as_list(tags),
             pipeline_tag=first(tasks),
-            trained_here=True,
             token=self.args.hub_token,
         )
 

@@ -5,7 +5,6 @@ with a saved model.
 """
 
 import dataclasses
-import difflib
 import inspect
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -14,6 +13,8 @@ from huggingface_hub.dataclasses import strict
 from transformers import GPT2Config
 from transformers.backbone_utils import BackboneConfigMixin
 from transformers.configuration_utils import PreTrainedConfig
+
+from .hints_levljepa import did_you_mean
 
 # The text tower of the official code: GPT-2 without dropout, used as an encoder.
 TEXT_DEFAULTS = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0, "use_cache": False}
@@ -490,8 +491,7 @@ def check_field_names(config_class: type[PreTrainedConfig], names: Iterable[str]
     known = {name.removeprefix("_") for name in known} | {*config_class.attribute_map}
     for name in names:
         if name not in known:
-            close = difflib.get_close_matches(name, known, n=3, cutoff=0.6)
-            hint = f" Did you mean {' or '.join(prefix + one for one in close)}?" if close else ""
+            hint = did_you_mean(name, known, most=3, prefix=prefix)
             raise ValueError(f"{prefix}{name} is no field of {config_class.__name__}.{hint}")
         if isinstance(names, Mapping) and isinstance(names[name], Mapping) and name in config_class.sub_configs:
             check_field_names(config_class.sub_configs[name], names[name], f"{prefix}{name}.")

@@ -85,6 +85,7 @@ class LeVLJEPALlavaForConditionalGeneration(LlavaForConditionalGeneration):
             vision_feature_select_strategy="default" if vision_model.timm_model.has_class_token else "full",
             tie_word_embeddings=language_model.config.tie_word_embeddings,
         )
+        # On meta, as tower and language model are put in below: real weights would take their memory twice.
         with torch.device("meta"):
             llava = cls(config)
         bridge = llava.model.multi_modal_projector.to_empty(device=language_model.device)
@@ -94,6 +95,7 @@ class LeVLJEPALlavaForConditionalGeneration(LlavaForConditionalGeneration):
         llava.model.language_model = language_model.base_model
         llava.lm_head = language_model.get_output_embeddings()
         llava.generation_config = GenerationConfig.from_model_config(language_model.config)
+        # The hook of `__init__` went with the tower that was replaced, so the new one gets its own.
         read_normed_tokens(llava)
         check_logits(llava, language_model)
         return llava
@@ -121,6 +123,7 @@ def read_normed_tokens(llava: LlavaForConditionalGeneration) -> LlavaForConditio
 def _put_normed_last(
     tower: nn.Module, inputs: tuple, outputs: BaseModelOutputWithPooling
 ) -> BaseModelOutputWithPooling:
+    # LLaVA asks for hidden states and takes the last; other callers of the tower may not ask.
     if outputs.hidden_states is not None:
         outputs.hidden_states = (*outputs.hidden_states[:-1], outputs.last_hidden_state)
     return outputs
@@ -133,6 +136,7 @@ def check_logits(llava: LlavaForConditionalGeneration, language_model: PreTraine
     Raises:
         ValueError: if LLaVA does not give the logits of its language model.
     """
+    # A few tokens show it: soft caps, scales and biases of logits change every position.
     text = torch.arange(min(8, language_model.config.vocab_size), device=language_model.device)[None]
     if not torch.allclose(llava(input_ids=text).logits, language_model(input_ids=text).logits):
         raise ValueError(

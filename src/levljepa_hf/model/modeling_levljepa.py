@@ -9,7 +9,6 @@ Notable features:
 This file travels to the Hub with a saved model, together with the files it imports from this folder.
 """
 
-import difflib
 import functools
 import inspect
 import json
@@ -45,6 +44,7 @@ from .configuration_levljepa import (
 )
 from .contrastive_levljepa import INITIAL_BIAS, ContrastiveLoss
 from .heads_levljepa import predictor, projection_head
+from .hints_levljepa import did_you_mean
 from .prediction_levljepa import multi_view_distance, prediction_loss
 from .released import HUB_KWARGS, find_released_files, released_config, released_state_dict
 from .sigreg_levljepa import SIGReg
@@ -224,8 +224,7 @@ def known_arguments_only(method: Callable[..., Any]) -> Callable[..., Any]:
     def wrapper(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
         for name in [name for name in kwargs if name not in known]:
             if kwargs.pop(name) is not None:  # callers that know many models pass `inputs_embeds=None` and the like
-                close = difflib.get_close_matches(name, known - {"self", "kwargs"}, n=1)
-                hint = f" Did you mean {close[0]!r}?" if close else ""
+                hint = did_you_mean(name, known - {"self", "kwargs"})
                 raise TypeError(
                     f"{type(self).__name__}.{method.__name__}() got an unexpected keyword argument {name!r}.{hint}"
                 )
@@ -560,7 +559,7 @@ class LeVLJEPABackbone(BackboneMixin, LeVLJEPAPreTrainedModel):
     def __init__(self, config: LeVLJEPAVisionConfig) -> None:
         super().__init__(config)
         self.num_features = [config.hidden_size] * (config.num_hidden_layers + 1)
-        self.vision_model = LeVLJEPAVisionModel._from_config(config)
+        self.vision_model = LeVLJEPAVisionModel(config)
         if not config.reshape_hidden_states and not self.vision_model.timm_model.has_class_token:
             raise ValueError(
                 f"reshape_hidden_states=False with architecture={config.architecture!r}: heads that take tokens want "
@@ -730,7 +729,7 @@ class LeVLJEPATextModel(LeVLJEPAPreTrainedModel):
 
     def __init__(self, config: LeVLJEPATextConfig) -> None:
         super().__init__(config)
-        self.text_model = GPT2Model._from_config(config)
+        self.text_model = GPT2Model(config)
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Module:
@@ -797,8 +796,8 @@ class LeVLJEPAModel(LeVLJEPAPreTrainedModel):
         super().__init__(config)
         config = self.config
         config.check_objective()
-        self.vision_model = LeVLJEPAVisionModel._from_config(config.vision_config)
-        self.text_model = GPT2Model._from_config(config.text_config)
+        self.vision_model = LeVLJEPAVisionModel(config.vision_config)
+        self.text_model = GPT2Model(config.text_config)
         dim, dropout = config.projection_dim, config.predictor_dropout
         head_sizes, predictor_sizes = config.head_hidden_sizes, config.predictor_hidden_sizes
         self.vision_projection = projection_head(config.vision_config.hidden_size, head_sizes, dim)
@@ -825,14 +824,6 @@ class LeVLJEPAModel(LeVLJEPAPreTrainedModel):
 
     def set_input_embeddings(self, value: nn.Module) -> None:
         self.text_model.set_input_embeddings(value)
-
-    def freeze_vision(self) -> None:
-        """Stops training the vision tower; it then runs without storing activations. Its head keeps learning."""
-        self.vision_model.requires_grad_(False)
-
-    def freeze_text(self) -> None:
-        """Stops training the text tower; it then runs without storing activations. Its head keeps learning."""
-        self.text_model.requires_grad_(False)
 
     @known_arguments_only
     def encode_image(
@@ -1198,7 +1189,7 @@ class _LinearClassifier(LeVLJEPAPreTrainedModel):
         if type(self).__name__ not in (config.architectures or ()):  # a checkpoint without this head
             self._keys_to_ignore_on_load_missing = [r"^classifier\."]
         self.num_labels = config.num_labels
-        self.vision_model = LeVLJEPAVisionModel._from_config(config.vision_config)
+        self.vision_model = LeVLJEPAVisionModel(config.vision_config)
         self.classifier = nn.Linear(config.vision_config.hidden_size, config.num_labels)
         self.post_init()
 

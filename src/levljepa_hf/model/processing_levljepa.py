@@ -4,7 +4,6 @@ This file travels to the Hub with a saved processor.
 """
 
 import copy
-import difflib
 import importlib.util
 import os
 from pathlib import Path
@@ -20,11 +19,18 @@ from transformers import BatchFeature, GPT2Tokenizer, PreTrainedConfig, PreTrain
 from transformers.image_processing_backends import PilBackend, TorchvisionBackend
 from transformers.image_processing_outputs import SemanticSegmentationPostProcessorOutput
 from transformers.image_processing_utils import BaseImageProcessor
-from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD, PILImageResampling, SizeDict, load_image
+from transformers.image_utils import (
+    OPENAI_CLIP_MEAN,
+    OPENAI_CLIP_STD,
+    PILImageResampling,
+    SizeDict,
+    load_image,
+    make_flat_list_of_images,
+)
 from transformers.processing_utils import ProcessingKwargs, ProcessorMixin
 from transformers.utils import IMAGE_PROCESSOR_NAME, PROCESSOR_NAME, cached_file
 
-from .configuration_levljepa import TEXT_READOUTS, LeVLJEPAConfig, LeVLJEPAVisionConfig
+from .configuration_levljepa import TEXT_READOUTS, LeVLJEPAConfig, LeVLJEPAVisionConfig, did_you_mean
 
 GPT2_REPO = "openai-community/gpt2"
 MAX_LENGTH = 77  # 76 tokens and EOS
@@ -93,17 +99,15 @@ class _ImageProcessing:
         Raises:
             ValueError: if the maps are not as many as the images, or have several channels.
         """
-        return super().preprocess(images, segmentation_maps, **kwargs)
-
-    def _preprocess_image_like_inputs(self, images: Any, segmentation_maps: Any = None, **kwargs: Any) -> BatchFeature:
-        features = super()._preprocess_image_like_inputs(images, **kwargs)
+        features = super().preprocess(images, **kwargs)
         if segmentation_maps is not None:
-            labels = LeVLJEPAImageProcessor()._labels(segmentation_maps, **kwargs)
+            settings = {name: value for name, value in self.to_dict().items() if name in IMAGE_KWARGS}
+            labels = _labels(self.fetch_images(segmentation_maps), {**settings, **kwargs})
             if len(labels) != len(features["pixel_values"]):
                 raise ValueError(
                     f"Got {len(labels)} segmentation_maps for {len(features['pixel_values'])} images: give one each."
                 )
-            features.update(BatchFeature({"labels": labels}, tensor_type=kwargs["return_tensors"]))
+            features.update(BatchFeature({"labels": labels}, tensor_type=kwargs.get("return_tensors")))
         return features
 
     def post_process_semantic_segmentation(
@@ -187,20 +191,6 @@ class LeVLJEPAImageProcessor(_ImageProcessing, TorchvisionBackend):
         """torchvision's own centre crop (it rounds half a pixel where transformers floors), `(..., H, W)`."""
         return tvF.center_crop(image, [size.height, size.width])
 
-    def _labels(self, segmentation_maps: Any, **kwargs: Any) -> list[torch.Tensor]:
-        """Segmentation maps after the geometry of the images, each `(H, W)`: PIL resizes no integers beyond a byte."""
-        kwargs.update(do_convert_rgb=False, input_data_format="channels_first")
-        maps = self._prepare_image_like_inputs(segmentation_maps, expected_ndims=2, **kwargs)
-        for i, one in enumerate(maps):
-            if len(one) != 1:
-                raise ValueError(
-                    f"segmentation_maps[{i}] has shape {tuple(one.shape)}: give class indices of one channel, (H, W)."
-                )
-        kwargs.update(do_rescale=False, do_normalize=False, return_tensors=None)
-        kwargs["resample"] = tvF.InterpolationMode.NEAREST_EXACT
-        shifted = [one.to(torch.int64) - VOID for one in maps]  # crop and padding add zeros
-        return [one[0] + VOID for one in self._preprocess(shifted, **kwargs)["pixel_values"]]
-
 
 class LeVLJEPAImageProcessorPil(_ImageProcessing, PilBackend):
     """The same as `LeVLJEPAImageProcessor` with PIL and NumPy: equal but for rounding within 1/255 in the resize.
@@ -223,6 +213,32 @@ class LeVLJEPAImageProcessorPil(_ImageProcessing, PilBackend):
 
 
 BACKENDS = {"torchvision": LeVLJEPAImageProcessor, "pil": LeVLJEPAImageProcessorPil}
+
+
+def _labels(segmentation_maps: Any, settings: dict[str, Any]) -> list[torch.Tensor]:
+    """Segmentation maps after the geometry of the images, each `(H, W)`, whatever the images' backend: PIL resizes no
+    integers beyond a byte."""
+    shifted = []
+    for i, one in enumerate(make_flat_list_of_images(segmentation_maps, expected_ndims=2)):
+        one = tvF.pil_to_tensor(one) if isinstance(one, PIL.Image.Image) else torch.as_tensor(one)
+        one = one[None] if one.ndim == 2 else one
+        if len(one) != 1:
+            raise ValueError(
+                f"segmentation_maps[{i}] has shape {tuple(one.shape)}: give class indices of one channel, (H, W)."
+            )
+        shifted.append(one.to(torch.int64) - VOID)  # crop and padding add zeros, which are to be void
+    settings = {
+        **settings,
+        "do_convert_rgb": False,
+        "do_rescale": False,
+        "do_normalize": False,
+        "input_data_format": "channels_first",
+        "resample": PILImageResampling.NEAREST,
+        "return_tensors": None,
+    }
+    return [one[0] + VOID for one in LeVLJEPAImageProcessor().preprocess(shifted, **settings)["pixel_values"]]
+
+
 IMAGE_KWARGS = frozenset(LeVLJEPAImageProcessor.valid_kwargs.__annotations__)
 
 
@@ -403,9 +419,8 @@ class LeVLJEPAProcessor(ProcessorMixin):
         _check_choice("transform", transform, TRANSFORMS)
         own_names = {"transform", "text_readout", "backend", *IMAGE_KWARGS}
         for name in kwargs.keys() - own_names:
-            close = difflib.get_close_matches(name, own_names, n=1, cutoff=0.8)
-            if close:
-                raise ValueError(f"{name!r} is no argument of LeVLJEPAProcessor. Did you mean {close[0]!r}?")
+            if hint := did_you_mean(name, own_names, cutoff=0.8):  # others go to the tokenizer
+                raise ValueError(f"{name!r} is no argument of LeVLJEPAProcessor.{hint}")
         try:
             processor = super().from_pretrained(pretrained_model_name_or_path, **kwargs)
         except (OSError, ValueError, TypeError):

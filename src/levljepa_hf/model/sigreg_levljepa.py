@@ -54,19 +54,22 @@ def _normalised(rows: Tensor) -> Tensor:
 
 def _draw_rows(keys: Tensor, dim: int) -> Tensor:
     """A unit vector of R^dim for each of the (R, 1) keys: two rounds of lowbias32 on a counter, then Box-Muller."""
+    # A generator without a state: number i of a row is a hash of i and the row's key, so any part can be made alone.
+    # Of 32 bits, as vector units multiply those; of keys of 64, one half goes into each round.
     half = (dim + 1) // 2
     counter = torch.arange(2 * half, device=keys.device, dtype=torch.int32)
     bits = _lowbias32(_lowbias32(counter ^ keys.to(torch.int32)).bitwise_xor_((keys >> 32).to(torch.int32)))
     first, second = bits.split(half, dim=1)
     uniform = first.float().abs_().add_(1.0).mul_(2.0**-31 - 2.0**-55)  # in (0, 1): no radius is infinite, or 0
     radius = uniform.log_().mul_(-2.0).sqrt_()
-    angle = second.float().mul_(math.pi * 2.0**-31)
+    angle = second.float().mul_(math.pi * 2.0**-31)  # signed bits: in [-pi, pi]
     return _normalised(torch.cat([angle.cos().mul_(radius), angle.sin().mul_(radius)], dim=1)[:, :dim])
 
 
 def _draw(seed: int, step: Tensor, dim: int, number: int) -> Tensor:
     """(number, D) independent unit vectors, uniform on the sphere. Each has a key of 64 bits, by splitmix64."""
-    seed = (seed + (1 << 63)) % (1 << 64) - (1 << 63)
+    seed = (seed + (1 << 63)) % (1 << 64) - (1 << 63)  # any integer of Python, as one of int64
+    # Hashed before the step is added: else seed 1 at step 0 would draw what seed 0 draws at step 1.
     key = _splitmix64(step + _splitmix64(torch.full_like(step, seed) + _GOLDEN))
     # key - ~counter is key + counter + 1, but inductor's arithmetic of indices, which does not wrap around, ends at ~.
     keys = _splitmix64((key - ~torch.arange(number, device=step.device)) * _GOLDEN)[:, None]
@@ -96,6 +99,8 @@ def _reflected(rows: Tensor, group: int) -> Tensor:
 
 def _expand(draws: Tensor, group: int) -> Tensor:
     """(G, D) -> (group * G, D), the directions: those of all draws with the first row of signs, then the second ..."""
+    # The signs alone would leave the four with equal |coordinates|: along an axis they would all see the same. The
+    # reflection spreads each quarter over all of them.
     signs = _signs(group, draws)[:, None, :, None]
     return _reflected((signs * draws.unflatten(-1, (group, -1))).flatten(2), group).flatten(2).flatten(0, 1)
 

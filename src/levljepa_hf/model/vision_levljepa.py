@@ -4,7 +4,6 @@ The one file that imports timm; `modeling_levljepa` imports it when a tower is b
 Hub with a saved model.
 """
 
-import difflib
 from collections.abc import Collection
 from functools import lru_cache
 from typing import Any
@@ -18,6 +17,8 @@ from torch import Tensor
 from transformers import PreTrainedConfig
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from .hints_levljepa import did_you_mean
+
 
 def create_timm_vit(architecture: str, **kwargs: Any) -> VisionTransformer:
     """Builds the timm Vision Transformer `architecture` without a classifier, for any image size.
@@ -26,10 +27,9 @@ def create_timm_vit(architecture: str, **kwargs: Any) -> VisionTransformer:
         ValueError: if timm does not know the name, or the name is not a plain Vision Transformer.
     """
     if not timm.is_model(architecture.split(".")[0]):
-        close = difflib.get_close_matches(architecture, timm.list_models("*vit*"), n=5, cutoff=0.5)
-        hint = f" Close names: {', '.join(close)}." if close else ""
         raise ValueError(
-            f"architecture={architecture!r} is not a model of the installed timm {timm.__version__}.{hint} "
+            f"architecture={architecture!r} is not a model of the installed timm {timm.__version__}."
+            f"{did_you_mean(architecture, timm.list_models('*vit*'), most=5, cutoff=0.5)} "
             "Pick one of `timm.list_models('vit_*')`, or upgrade with `pip install -U timm`."
         )
     try:

@@ -31,6 +31,9 @@ DIVERGED_NAME = "diverged.txt"  # in the folder of a run whose loss was not fini
 _EXPONENT = (re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789"))
 
 
+_SOURCES = {"dataset", "eval_dataset", "mixture", "model_name_or_path"}  # Hub ids, or paths
+
+
 class RecipeLoader(yaml.SafeLoader):
     """YAML in which 2e-4 is a number, as it is everywhere else; PyYAML would read a string."""
 
@@ -90,8 +93,10 @@ def read_recipe(name: str, options: Sequence[str], folder: str | Path = RECIPES)
     unknown = [str(key) for key in recipe if key not in options]
     if unknown:
         close = {key: nearest_option(key, options) for key in unknown}
-        named = ", ".join(key + (f" (did you mean {match}?)" if match else "") for key, match in close.items())
-        raise ValueError(f"Recipe {path} has unknown options: {named}. `--help` lists the known ones.")
+        hints = "".join(f" Did you mean {match!r}?" for match in close.values() if match)
+        raise ValueError(
+            f"Recipe {path} has unknown options: {', '.join(unknown)}.{hints} `--help` lists the known ones."
+        )
     if not isinstance(recipe.get("config") or {}, dict):
         raise ValueError(
             f"Recipe {path}: config={recipe['config']!r} must hold fields, such as {{projection_dim: 128}}."
@@ -166,7 +171,8 @@ def config_from_preset(preset: str, overrides: Sequence[str] = ()) -> LeVLJEPACo
 def save_recipe(folder: str | os.PathLike, argument_groups: Iterable[Any]) -> Path:
     """Writes `recipe.yaml`: every option that differs from its default, which `--recipe` reads back.
 
-    Left out are tokens, which are secret, and `resume_from_checkpoint`, which belongs to one start of a run.
+    Left out are tokens, which are secret, and `resume_from_checkpoint`, which belongs to one start of a run. A local
+    folder is written as ./FOLDER, so that nobody takes it for a Hub id elsewhere.
 
     Args:
         folder: Where it goes; made if need be.
@@ -178,10 +184,20 @@ def save_recipe(folder: str | os.PathLike, argument_groups: Iterable[Any]) -> Pa
     options: dict[str, Any] = {}
     for group in argument_groups:
         options |= changed_options(group)
+    for name in _SOURCES & options.keys():
+        options[name] = [_local(one) for one in options[name]] if name == "mixture" else _local(options[name])
     path = Path(folder, RECIPE_NAME)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(yaml.dump(options, Dumper=_RecipeDumper, sort_keys=False, allow_unicode=True), "utf-8")
     return path
+
+
+def _local(source: Any) -> Any:
+    """OWNER/NAME with a dot before it, where that is a path."""
+    if isinstance(source, dict):
+        return {name: _local(one) if name == "dataset" else one for name, one in source.items()}
+    is_relative = isinstance(source, str) and re.match(r"[\w-].*/", source) is not None and Path(source).exists()
+    return os.path.join(os.curdir, source) if is_relative else source
 
 
 def changed_options(group: Any) -> dict[str, Any]:

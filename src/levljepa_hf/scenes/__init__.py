@@ -7,7 +7,7 @@ __getattr__, __dir__, __all__ = lazy(
     {
         "dataset": (
             "BACKGROUNDS_PER_CLASS BACKGROUND_CORRELATION BackgroundScenes SPLITS SceneDataset "
-            "class_backgrounds load_scenes mixed_scene "
+            "class_backgrounds load_scenes mixed_scene save_scenes "
         ),
         "painting": "render_scene",
         "scene": (

@@ -4,19 +4,12 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from .dataset import (
-    SPLITS,
-    load_scenes,
-)
-from .scene import (
-    CAPTION_KINDS,
-)
+from .dataset import save_scenes
+from .scene import CAPTION_KINDS
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Writes the three splits as a `datasets.DatasetDict` that `load_from_disk` and `levljepa pretrain` read."""
-    from datasets import DatasetDict
-
+    """Writes the three splits, and returns the exit status."""
     parser = argparse.ArgumentParser(
         prog="python -m levljepa_hf.scenes",
         description="Writes captioned scenes as a dataset on disk, with the splits train, validation and test.",
@@ -44,13 +37,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         "caption_kinds": args.captions,
     }
     try:
-        splits = {
-            split: load_scenes(split, num, args.image_size, args.seed, **options)
-            for split, num in zip(SPLITS, args.num_scenes, strict=True)
-        }
+        save_scenes(args.output, args.num_scenes, args.image_size, args.seed, **options)
     except (ValueError, ImportError) as error:
         parser.exit(2, f"{parser.prog}: {error}\n")
-    DatasetDict(splits).save_to_disk(args.output)
     return 0
 
 

@@ -1,6 +1,7 @@
 """Scenes as data sets: captioned, labelled, and with mixed backgrounds."""
 
 import io
+import os
 import random
 from collections.abc import Sequence
 from dataclasses import replace
@@ -8,6 +9,7 @@ from typing import Any
 
 from PIL import Image
 from torch.utils.data import Dataset
+from tqdm.auto import tqdm
 
 from .painting import render_scene
 from .scene import BACKGROUND_NAMES, CAPTION_KINDS, CLASS_NAMES, Scene, describe_scene, sample_scene
@@ -114,7 +116,7 @@ class SceneDataset(Dataset):
         captions = dict(zip(CAPTION_KINDS, describe_scene(scene, rng), strict=True))
         return [captions[kind] for kind in self.caption_kinds]
 
-    def to_datasets(self):
+    def to_datasets(self, show_progress: bool = False):
         """The same scenes as a `datasets.Dataset` held in memory.
 
         Columns: `image` and `mask` (`Image`, PNG), `captions` (strings), `label` and `background` (`ClassLabel`).
@@ -133,7 +135,8 @@ class SceneDataset(Dataset):
             }
         )
         columns: dict[str, list] = {name: [] for name in features}
-        for index in range(self.num_scenes):
+        bar = {"desc": f"rendering scenes, {self.split}", "unit": " scenes", "disable": not show_progress}
+        for index in tqdm(range(self.num_scenes), **bar):
             item = self[index]
             item["image"] = {"bytes": _png(item["image"]), "path": None}
             item["mask"] = {"bytes": _png(Image.fromarray(item["mask"])), "path": None}
@@ -218,6 +221,28 @@ def load_scenes(split: str = "train", num_scenes: int = 10_000, image_size: int 
     return SceneDataset(split, num_scenes, image_size, seed, **options).to_datasets()
 
 
+def save_scenes(
+    folder: str | os.PathLike, num_scenes: Sequence[int], image_size: int = 48, seed: int = 0, **options: Any
+) -> None:
+    """Writes the three splits as a `datasets.DatasetDict` that `load_from_disk` and `levljepa pretrain` read.
+
+    Args:
+        folder: Where they go.
+        num_scenes: Of train, validation and test.
+        image_size, seed, options: as of `SceneDataset`.
+
+    Raises:
+        ValueError: as `SceneDataset`.
+    """
+    from datasets import DatasetDict
+
+    splits = {
+        split: SceneDataset(split, num, image_size, seed, **options).to_datasets(show_progress=True)
+        for split, num in zip(SPLITS, num_scenes, strict=True)
+    }
+    DatasetDict(splits).save_to_disk(folder)
+
+
 __all__ = [
     "BACKGROUNDS_PER_CLASS",
     "BACKGROUND_CORRELATION",
@@ -227,4 +252,5 @@ __all__ = [
     "class_backgrounds",
     "load_scenes",
     "mixed_scene",
+    "save_scenes",
 ]

@@ -8,16 +8,13 @@ from typing import Any, Literal
 from transformers import TrainingArguments
 
 from ..data.streams import MAX_SKIPPED_SHARDS
+from ..evaluation.task import declarations
 from ..options import option, with_field_help
 
 # The probes of `levljepa_hf.training.probing`, and the task of `levljepa evaluate` whose data each reads.
 ONLINE_PROBES = ("online_linear", "online_attentive")
 PROBES = {
-    "zero_shot": "zero-shot",
-    "retrieval": "retrieval",
-    "linear": "linear-probe",
-    "knn": "knn",
-    "attentive": "attentive-probe",
+    **{task.probe: name for name, task in declarations().items() if task.probe},
     **dict.fromkeys(ONLINE_PROBES, "linear-probe"),
 }
 

@@ -1,56 +1,31 @@
-"""Checkpoints that are complete or not there, and runs that stop when they are told to and go on where they were.
+"""Checkpoints that are complete or not there, and runs that go on where they were.
 
 `ResumableTrainer` is transformers' `Trainer` with other ways to save, to resume and to stop; what it trains is not its
 business. A checkpoint is written into `OUTPUT_DIR/_saving`, synced, and renamed to `checkpoint-N`: a process that is
 killed, or a disk that is full, leaves the older ones as they were.
 """
 
-import contextlib
 import json
 import logging
 import os
 import re
 import shutil
-import signal
 import sys
-import threading
 import zipfile
-from collections.abc import Iterator
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
-import torch
 from safetensors import SafetensorError, safe_open
 from torch import nn
-from transformers import Trainer, TrainerCallback, TrainerState
+from transformers import Trainer, TrainerState
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, TrainOutput
+
+from .stopping import AUTO, StopSignals, TrainingStopped
 
 logger = logging.getLogger(__name__)
 
 STAGING = "_saving"  # in the output folder; pushes to the Hub leave out what begins with an underscore
 SETTINGS = "run_settings.json"  # in each checkpoint: what a resumed run is compared with
-AUTO = "auto"
-_STOP_SIGNALS = ("SIGTERM", "SIGINT", "SIGUSR1")
-
-
-class TrainingStopped(SystemExit):
-    """A signal stopped the training after a checkpoint was written. The exit status is 128 + the signal's number.
-
-    Args:
-        signum: the signal.
-        checkpoint: the folder of the checkpoint.
-    """
-
-    def __init__(self, signum: int, checkpoint: Path) -> None:
-        super().__init__(128 + signum)
-        self.signum, self.checkpoint = signum, checkpoint
-
-    def __str__(self) -> str:
-        return (
-            f"Stopped by {signal.Signals(self.signum).name}: {self.checkpoint} is written. To go on: the same command "
-            f"with --resume_from_checkpoint {AUTO}."
-        )
 
 
 # ----------------------------------------------------------------------------------------- which checkpoints there are
@@ -155,16 +130,19 @@ class ResumableTrainer(Trainer):
     - A run that has reached its end is not trained any further.
     - SIGTERM, SIGUSR1 and SIGINT end the run after the step at hand, on every rank, with a checkpoint and the exit
       status 128 + the signal's number (`TrainingStopped`). A second SIGINT ends it at once.
+
+    Args:
+        stopping: what asks for the end.
+        args, kwargs: of `Trainer`.
     """
 
     _staging: Path | None = None  # where a checkpoint is being written
-    _signal: int | None = None  # that asked this process for the end
-    _stopped_by: int | None = None  # the same, once all ranks have agreed
     was_finished = False  # whether `train` found nothing left to do
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, stopping: StopSignals | None = None, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.add_callback(_StopWhenAsked(self))
+        self.stopping = stopping or StopSignals()
+        self.add_callback(self.stopping)
 
     def train(
         self,
@@ -193,11 +171,11 @@ class ResumableTrainer(Trainer):
             self._clean(begins=checkpoint is None)
         if checkpoint is not None:
             self.resume_position(checkpoint)
-        with self._signals_caught():
+        with self.stopping.caught():
             resume = None if checkpoint is None else str(checkpoint)
             output = super().train(resume, trial=trial, ignore_keys_for_eval=ignore_keys_for_eval)
-        if self._stopped_by is not None:
-            stopped = TrainingStopped(self._stopped_by, self._folder_of_step(Path(self.args.output_dir)))
+        if self.stopping.stopped_by is not None:
+            stopped = TrainingStopped(self.stopping.stopped_by, self._folder_of_step(Path(self.args.output_dir)))
             if self.is_world_process_zero():
                 print(stopped, file=sys.stderr, flush=True)
             raise stopped
@@ -414,54 +392,9 @@ class ResumableTrainer(Trainer):
         for path in removable[: max(0, len(checkpoints) - max(limit, len(protected)))]:
             remove_folder(path, run_dir / STAGING)
 
-    # Stopping
-
-    def stop_requested(self) -> int | None:
-        """The signal that asked one of the ranks for the end, the same answer on all; called after each step."""
-        if self.args.world_size == 1:
-            return self._signal
-        number = torch.tensor(self._signal or 0, device=self.args.device)
-        torch.distributed.all_reduce(number, torch.distributed.ReduceOp.MAX)
-        return int(number) or None
-
-    @contextlib.contextmanager
-    def _signals_caught(self) -> Iterator[None]:
-        """While it trains a signal only asks for the end; `stop_requested` tells it at the end of each step."""
-        self._signal = self._stopped_by = None
-        if threading.current_thread() is not threading.main_thread():  # Python delivers signals to the main thread
-            yield
-            return
-
-        def ask(signum: int, frame: FrameType | None) -> None:
-            self._signal = signum
-            signal.signal(signal.SIGINT, signal.SIG_DFL)  # a second one ends the process
-
-        numbers = [getattr(signal, name) for name in _STOP_SIGNALS if hasattr(signal, name)]
-        before = {number: signal.signal(number, ask) for number in numbers}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
-
-
-class _StopWhenAsked(TrainerCallback):
-    """Ends the training after a step, with a checkpoint, if a signal has asked for it."""
-
-    def __init__(self, trainer: ResumableTrainer) -> None:
-        self.trainer = trainer
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
-        self.trainer._stopped_by = self.trainer.stop_requested()
-        if self.trainer._stopped_by is not None:
-            control.should_save = control.should_training_stop = True
-        return control
-
 
 __all__ = [
-    "AUTO",
     "ResumableTrainer",
-    "TrainingStopped",
     "find_checkpoints",
     "last_checkpoint",
     "refuse_used_folder",

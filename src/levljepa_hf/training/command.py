@@ -154,6 +154,28 @@ def pretrain(
         OSError: if the checkpoint or the data are not within reach.
         FloatingPointError: if the loss was not finite; the output folder then has a file that says so.
     """
+    trainer = build_trainer(model_args, data_args, args)
+    start = trainer.find_start(args.resume_from_checkpoint)
+    if start is not None and trainer.is_finished(start) and (results := read_results(args.output_dir, data_args)):
+        print(f"{start} is the end of this run, and its results are in {args.output_dir}: nothing is left to do.")
+        return results
+    push = args.push_to_hub
+    metrics = run(trainer, model_args, data_args)
+    if trainer.is_world_process_zero():
+        report(trainer, metrics)
+    if push:
+        trainer.push_to_hub()
+    return metrics
+
+
+def build_trainer(
+    model_args: ModelArguments, data_args: DataArguments, args: LeVLJEPATrainingArguments
+) -> LeVLJEPATrainer:
+    """The Trainer with model and data; nothing is written yet.
+
+    Raises:
+        ValueError, OSError: as `pretrain`.
+    """
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # the DataLoader's workers are parallel enough
     if not args.resume_from_checkpoint and not args.overwrite_output_dir:
         refuse_used_folder(args.output_dir)
@@ -165,7 +187,7 @@ def pretrain(
     with args.main_process_first(desc="preparing the dataset"):
         train_dataset, columns = load_train_data(data_args)
         eval_dataset, eval_columns = load_eval_data(data_args)
-    trainer = LeVLJEPATrainer(
+    return LeVLJEPATrainer(
         model=model,
         args=args,
         data_collator=replace(collator, **columns),
@@ -174,10 +196,17 @@ def pretrain(
         eval_dataset=eval_dataset,
         processing_class=processor,
     )
-    start = trainer.find_start(args.resume_from_checkpoint)
-    if start is not None and trainer.is_finished(start) and (results := read_results(args.output_dir, data_args)):
-        print(f"{start} is the end of this run, and its results are in {args.output_dir}: nothing is left to do.")
-        return results
+
+
+def run(trainer: LeVLJEPATrainer, model_args: ModelArguments, data_args: DataArguments) -> dict[str, float]:
+    """Trains, evaluates, saves and writes the card, with the recipe beside it; returns the metrics.
+
+    Only checkpoints on the way are pushed: what is in the folder at the end is the caller's to push.
+
+    Raises:
+        FloatingPointError: as `pretrain`.
+    """
+    args = trainer.args
     if args.should_save:
         save_recipe(args.output_dir, (model_args, data_args, args))
     diverged = Path(args.output_dir, DIVERGED_NAME)
@@ -189,19 +218,15 @@ def pretrain(
         raise
     if args.should_save:
         diverged.unlink(missing_ok=True)
-    push, args.push_to_hub = args.push_to_hub, False  # once, when everything is in the folder
+    args.push_to_hub = False  # until everything is in the folder
     trainer.save_model()
     trainer.save_state()
     trainer.save_metrics("train", metrics)
-    if eval_dataset is not None:
+    if trainer.eval_dataset is not None:
         eval_metrics = trainer.evaluate()
         trainer.save_metrics("eval", eval_metrics)
         metrics |= eval_metrics
     trainer.create_model_card()
-    if trainer.is_world_process_zero():
-        report(trainer, metrics)
-    if push:
-        trainer.push_to_hub()
     return metrics
 
 
@@ -382,7 +407,9 @@ __all__ = [
     "RECIPES",
     "build_config",
     "build_model",
+    "build_trainer",
     "main",
     "parse_args",
     "pretrain",
+    "run",
 ]

@@ -5,7 +5,6 @@ steps, losses = run.series("loss")
 figure = plot_runs([run, read_run("runs/other")], smooth=0.6)
 """
 
-import difflib
 import fnmatch
 import json
 import math
@@ -15,7 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..options import Command, option
+from ..evaluation.task import declarations
+from ..options import Command, did_you_mean, option
 from .log_file import LOG_NAME
 
 if TYPE_CHECKING:
@@ -38,7 +38,16 @@ PANELS = {
     "Unexplained variance": ("unexplained_vision", "unexplained_text"),
     "Cosine of pairs": ("cosine_matched", "cosine_shuffled"),
     "Retrieval": ("eval_*_R@1", "eval_*_R@10", "probe_retrieval_*_R@1", "probe_retrieval_*_R@10"),
-    "Zero-shot and probes": ("probe_*_top1",),
+    "Zero-shot and probes": (
+        "probe_*_top1",
+        *(  # the head figures of the others, but for recalls, which have their panel
+            f"probe_{task.probe}_{name}"
+            for task in declarations().values()
+            if task.probe and task.reads != "captions"
+            for names in task.headlines.values()
+            for name in names
+        ),
+    ),
     "Health warnings": ("health_warnings",),
     "Samples a second": ("samples_per_second",),
     "Waiting for data, utilisation": ("data_wait", "mfu"),
@@ -211,8 +220,7 @@ def panels_of(runs: Sequence[RunLog], figures: Sequence[str] | None = None) -> d
         panels = {pattern: fnmatch.filter(known, pattern) for pattern in figures}
         for pattern, found in panels.items():
             if not found:
-                close = difflib.get_close_matches(pattern, known, n=1)
-                hint = f" Did you mean {close[0]!r}?" if close else ""
+                hint = did_you_mean(pattern, known)
                 raise ValueError(f"No run has logged {pattern!r}.{hint} There are {', '.join(sorted(known))}.")
         return panels
     panels, placed = {}, set()

@@ -1,23 +1,30 @@
 """BatchNorm over the global batch, so that data-parallel training equals one process (CUDA and CPU)."""
 
 import os
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 from transformers import TrainingArguments
 
 from ..model.sigreg_levljepa import AllReduce
 
+if TYPE_CHECKING:
+    from .arguments import LeVLJEPATrainingArguments
 
-class GlobalBatchNorm(_BatchNorm):
+
+_KINDS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+
+
+class GlobalBatchNorm(nn.BatchNorm3d):
     """BatchNorm over the samples of all ranks in plain tensor operations, for the CPU, where torch has none.
 
     Input (N, C, ...). In training mode with more than one rank, mean and variance run over the samples of all ranks
     (ranks may hold different numbers, none included), and so do the running statistics. Elsewhere it is BatchNorm.
     It works on any device, so a model may be converted before it is moved.
+
+    Not a `SyncBatchNorm`, which DistributedDataParallel refuses on the CPU.
 
     Raises:
         ValueError: for input of less than 2 dimensions, or a single value per channel in training mode.
@@ -27,18 +34,15 @@ class GlobalBatchNorm(_BatchNorm):
         super().__init__(*args, **kwargs)
         self.process_group = process_group
 
-    def _check_input_dim(self, input: Tensor) -> None:
+    def forward(self, input: Tensor) -> Tensor:
         if input.dim() < 2:
             raise ValueError(f"BatchNorm needs input of shape (N, C, ...), got {tuple(input.shape)}.")
-
-    def forward(self, input: Tensor) -> Tensor:
         ranks = dist.get_world_size(self.process_group) if dist.is_available() and dist.is_initialized() else 1
-        if ranks == 1 or not self.training:
-            return super().forward(input)
+        if ranks == 1 or not self.training:  # the base class's, for any number of dimensions
+            return super().forward(input[(..., *[None] * (5 - input.dim()))]).view_as(input)
         return self._forward_over_ranks(input)
 
     def _forward_over_ranks(self, input: Tensor) -> Tensor:
-        self._check_input_dim(input)
         x = input.float() if input.dtype in (torch.float16, torch.bfloat16) else input
         axes = [axis for axis in range(x.dim()) if axis != 1]
         shape = [1, -1] + [1] * (x.dim() - 2)
@@ -76,14 +80,14 @@ def convert_sync_batchnorm(model: nn.Module, process_group: dist.ProcessGroup | 
     buffers stay the same tensors under the same names, so optimizers and state dicts remain valid. The model is
     changed in place, unless it is itself a BatchNorm: use the value returned.
     """
-    if isinstance(model, _BatchNorm) and not isinstance(model, nn.SyncBatchNorm | GlobalBatchNorm):
+    if isinstance(model, _KINDS) and not isinstance(model, GlobalBatchNorm):
         return _converted(model, process_group)
     for name, child in model.named_children():
         setattr(model, name, convert_sync_batchnorm(child, process_group))
     return model
 
 
-def _converted(norm: _BatchNorm, process_group: dist.ProcessGroup | None) -> _BatchNorm:
+def _converted(norm: nn.Module, process_group: dist.ProcessGroup | None) -> nn.Module:
     tensors = [*norm.parameters(), *norm.buffers()]
     kind = nn.SyncBatchNorm if tensors and tensors[0].is_cuda else GlobalBatchNorm
     arguments = (norm.num_features, norm.eps, norm.momentum, norm.affine, norm.track_running_stats)
@@ -106,23 +110,30 @@ def sharding_of(args: TrainingArguments) -> str | None:
     return "DeepSpeed" if args.deepspeed or asked["DeepSpeed"] else None
 
 
-def check_sharding(args: TrainingArguments) -> None:
-    """Refuses FSDP on the CPU, where accelerate leaves it out in silence.
+def check_sharding(args: "LeVLJEPATrainingArguments") -> None:
+    """Refuses FSDP on the CPU, where accelerate leaves it out in silence, and micro-batches of a model in shards.
 
     Raises:
-        ValueError: on the CPU with FSDP.
+        ValueError: with what to leave out.
     """
-    if sharding_of(args) == "FSDP" and args.device.type == "cpu":
+    sharding = sharding_of(args)
+    if args.encoder_micro_batch_size is not None and (sharding is not None or args.fp16):
+        raise ValueError(
+            "encoder_micro_batch_size runs the model's parts outside of its forward pass and averages the gradients "
+            "by itself: it works with plain data-parallel training in float32 or bf16, not with FSDP, DeepSpeed or "
+            "fp16."
+        )
+    if sharding == "FSDP" and args.device.type == "cpu":
         raise ValueError(
             "fsdp has no effect on the CPU: accelerate shards on accelerators only. Leave it out, or run on a GPU."
         )
 
 
 def check_launch(args: TrainingArguments) -> None:
-    """Refuses to be one process where several were asked for.
+    """Refuses to be one of several processes that take no notice of each other.
 
-    On a CPU `accelerate launch` starts one in silence, and accelerate takes no notice of the others that `torchrun`
-    starts, unless the CPU is asked for: each would train alone, into the same folder.
+    On a CPU accelerate does not see the others that `torchrun` starts, unless the CPU is asked for: each would train
+    alone, into the same folder.
 
     Raises:
         ValueError: with what makes them one run.
@@ -133,31 +144,6 @@ def check_launch(args: TrainingArguments) -> None:
             f"{started} processes were started, and each would train alone: no accelerator was found, and the CPU was "
             "not asked for. Add --use_cpu to train on it."
         )
-    asked = _asked_processes(_parents_command())
-    if args.world_size == 1 and asked > 1:
-        raise ValueError(
-            f"accelerate launch was asked for {asked} processes and started one, as it does on a CPU. Start them with "
-            f"torchrun --nproc_per_node {asked} SCRIPT --use_cpu, or leave --num_processes out."
-        )
-
-
-def _parents_command() -> list[str]:
-    """The words of the command that started this process, where the system shows them (Linux)."""
-    try:
-        return Path(f"/proc/{os.getppid()}/cmdline").read_text().split("\0")
-    except OSError:
-        return []
-
-
-def _asked_processes(command: list[str]) -> int:
-    """How many processes `accelerate launch` was told to start: 1 of any other command."""
-    program = " ".join(Path(word).name for word in command[:4])
-    is_launch = "accelerate launch" in program or "accelerate-launch" in program
-    for word, following in zip(command, [*command[1:], ""], strict=True):
-        name, _, value = word.partition("=")
-        if is_launch and name in ("--num_processes", "--num-processes") and (value or following).isdigit():
-            return int(value or following)
-    return 1
 
 
 def describe_launch(args: TrainingArguments) -> str:

@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 
 import torch
+from accelerate import Accelerator
 from torch import Tensor, nn
 
 from ..model.modeling_levljepa import LeVLJEPAModel, LeVLJEPAOutput
@@ -70,6 +71,42 @@ def large_batch_backward(
     image_tower.backward(image_features.grad, autocast)
     text_tower.backward(text_features.grad, autocast)
     return outputs
+
+
+class LargeBatchStep:
+    """Forward and backward pass of a Trainer's step, the encoders in micro-batches.
+
+    Args:
+        accelerator: Of the run.
+        micro_batch_size: As in `large_batch_backward`.
+        compiles: Whether the encoders are compiled, as the run's `torch_compile` wants it.
+    """
+
+    def __init__(self, accelerator: Accelerator, micro_batch_size: int, compiles: bool = False) -> None:
+        self.accelerator, self.micro_batch_size, self.compiles = accelerator, micro_batch_size, compiles
+        self._encoders: dict[str, Encoder] = {}
+        self._compiled_of: nn.Module | None = None
+
+    def __call__(self, model: nn.Module, inputs: dict[str, Tensor], accumulation: int) -> LeVLJEPAOutput:
+        """Adds to the gradients those of a batch, one of so many that a step accumulates."""
+        model.train()
+        bare = self.accelerator.unwrap_model(model)
+        if self.compiles and self._compiled_of is not bare:
+            options = self.accelerator.state.dynamo_plugin.to_kwargs()
+            names = ("encode_image", "encode_text")
+            self._encoders = {name: torch.compile(getattr(bare, name), **options) for name in names}
+            self._compiled_of = bare
+        outputs = large_batch_backward(
+            bare,
+            inputs,
+            self.micro_batch_size,
+            backward=lambda loss: self.accelerator.backward(loss / accumulation),
+            autocast=self.accelerator.autocast,
+            **self._encoders,
+        )
+        if self.accelerator.num_processes > 1 and self.accelerator.sync_gradients:
+            average_gradients(bare)
+        return outputs
 
 
 class _Tower:
@@ -149,4 +186,4 @@ def average_gradients(model: nn.Module, process_group: torch.distributed.Process
             gradient.copy_(averaged.view_as(gradient))
 
 
-__all__ = ["average_gradients", "large_batch_backward"]
+__all__ = ["LargeBatchStep", "average_gradients", "large_batch_backward"]

@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ..files import write_whole
+
 logger = logging.getLogger(__name__)
 
 LOG_NAME = "log.jsonl"  # in the output folder: what `trainer_state.json` has as `log_history`, a line an entry
@@ -26,9 +28,7 @@ class LogFile:
     def begin(self, history: Sequence[Mapping[str, Any]]) -> None:
         """Starts anew, or from the history of the checkpoint that the run goes on from: later lines are dropped."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        part = self.path.with_name(f"_{LOG_NAME}")
-        part.write_text("".join(map(_line, history)), "utf-8")
-        part.replace(self.path)
+        write_whole(self.path, lambda part: part.write_text("".join(map(_line, history)), "utf-8"))
         self._begun = True
 
     def add(self, entry: Mapping[str, Any]) -> None:

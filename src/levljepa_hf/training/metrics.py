@@ -4,6 +4,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from transformers import EvalPrediction
 
@@ -34,6 +35,27 @@ def retrieval_metrics(prediction: EvalPrediction) -> dict[str, float]:
     return {**terms, **retrieval_recall(**embeds, readout=readout), **embedding_health(**embeds)}
 
 
+def evaluation_rows(outputs: Any, index: Tensor | None, size: int) -> tuple[dict[str, Tensor], Tensor]:
+    """What an evaluation gathers of a batch of N samples: rows by name, and the samples' numbers, (size,).
+
+    Samples that were skipped, and those that are repeated to give each rank as many, leave batches of different
+    sizes: they are filled up to `size`, under the number `FILLED`, to be gathered.
+
+    Args:
+        outputs: Of the model: embeddings (N, D), and terms of the loss, which each sample gets.
+        index: The samples' numbers (N,), where they have any.
+        size: Rows of a whole batch.
+    """
+    n, device = len(outputs["image_embeds"]), outputs["image_embeds"].device
+    missing = max(size - n, 0)
+    rows = {name: F.pad(outputs[name].float(), (0, 0, 0, missing)) for name in EMBEDDINGS if name in outputs}
+    if outputs.loss is not None:
+        terms = {"loss": outputs.loss, **loss_terms(outputs)}
+        rows |= {name: term.float().repeat(n + missing) for name, term in terms.items()}
+    index = torch.full((n,), UNNUMBERED, device=device) if index is None else index
+    return rows, F.pad(index, (0, missing), value=FILLED)
+
+
 def evaluation_figures(config: LeVLJEPAConfig | None = None) -> list[str]:
     """The names of what an evaluation measures, among which `metric_for_best_model` chooses.
 
@@ -57,4 +79,12 @@ def loss_terms(outputs: Any) -> dict[str, Tensor]:
     }
 
 
-__all__ = ["EMBEDDINGS", "FILLED", "UNNUMBERED", "evaluation_figures", "loss_terms", "retrieval_metrics"]
+__all__ = [
+    "EMBEDDINGS",
+    "FILLED",
+    "UNNUMBERED",
+    "evaluation_figures",
+    "evaluation_rows",
+    "loss_terms",
+    "retrieval_metrics",
+]

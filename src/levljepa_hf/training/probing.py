@@ -1,7 +1,7 @@
 """Probes of the model that is being trained, on labelled data that it does not train on.
 
-- `zero_shot`, `retrieval`, `linear`, `knn`, `attentive`: every `probe_steps` steps the protocols of
-  `levljepa evaluate`, on features of the model as it is then; the attentive one learns from tokens encoded once.
+- tasks of `levljepa evaluate` that declare a `probe` (`zero_shot`, `linear`, ...): every `probe_steps` steps, on
+  features of the model as it is then, with the constants that the task declares for that.
 - `online_linear`, `online_attentive`: classifiers that learn beside the model. After each step they see a batch of
   labelled images through the frozen model and take a step of their own; no gradient reaches the model. They lag behind
   a moving model a little, and cost a forward pass on `probe_batch_size` images a step.
@@ -20,25 +20,24 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
-from transformers import Trainer
 from transformers.utils import logging
 
-from ..data.images import open_image
-from ..data.labelled import EvaluationSplit, load_split
+from ..data.images import image_at
+from ..data.splits import EvaluationSplit
 from ..data.workers import prepare_worker
 from ..encoders.embeddings import Embeddings, embed_texts
 from ..encoders.encoders import LeVLJEPAEncoder
-from ..evaluation.attentive import AttentiveProbe, AttentiveProbeProtocol, fitting_heads
+from ..evaluation.attentive_probe import AttentiveProbe, AttentiveProbeProtocol, fitting_heads
 from ..evaluation.classification import class_labels
-from ..evaluation.command import TASKS, read_protocols
-from ..evaluation.knn import KNNProtocol
-from ..evaluation.retrieval import RetrievalProtocol
-from ..evaluation.zero_shot import ZeroShotProtocol, top_k_accuracy
+from ..evaluation.protocols import read_protocols
+from ..evaluation.task import TASKS, load_split
+from ..evaluation.zero_shot import top_k_accuracy
 from ..model.modeling_levljepa import READOUTS, LeVLJEPAModel
-from ..model.processing_levljepa import LeVLJEPAProcessor, to_rgb
+from ..model.processing_levljepa import LeVLJEPAProcessor
 from .arguments import ONLINE_PROBES, PROBES, LeVLJEPATrainingArguments
 from .distributed import sharding_of
 
@@ -76,25 +75,25 @@ class Probes:
             )
         self.args = args
         self.encoder = _ModelInTraining(model, processor)
-        self._protocols = _protocols(self.encoder.readouts, args.probe_protocols)
+        offline = [PROBES[probe] for probe in args.probe_tasks if probe not in ONLINE_PROBES]
+        given = read_protocols(args.probe_protocols) if args.probe_protocols else {}
+        self._protocols = {task: given.get(task) or _protocol(task, self.encoder.readouts) for task in offline}
         self._splits = {task: _load(args, PROBES[task]) for task in args.probe_tasks}
         online = [task for task in args.probe_tasks if task in ONLINE_PROBES]
         self.online = OnlineProbes(online, args, self.encoder, self._splits[online[0]]) if online else None
 
-    # What the trainer calls
+    # What the watcher calls
 
     def begin(self, model: LeVLJEPAModel) -> None:
         """When training begins; a trainer with a `model_init` has made a new model by then."""
         self.encoder.attach(model)
 
-    def on_step_end(self, trainer: Trainer) -> None:
-        """Lets the online classifiers take a step and, when it is time, measures and logs."""
-        step = trainer.state.global_step
-        if self.online is not None and trainer.is_world_process_zero():
-            with self._undisturbed(), trainer.accelerator.autocast():
+    def after_step(self, step: int, accelerator: Accelerator) -> dict[str, float]:
+        """Lets the online classifiers take a step; returns the figures of all probes when it is time, else none."""
+        if self.online is not None and self.args.process_index == 0:
+            with self._undisturbed(), accelerator.autocast():
                 self.online.step(step)
-        if step % self.args.probe_steps == 0:
-            trainer.log(self._measure_together(trainer))
+        return self._measure_together() if step % self.args.probe_steps == 0 else {}
 
     def save(self, folder: Path) -> None:
         """The state of the online classifiers, by the first process."""
@@ -116,10 +115,10 @@ class Probes:
 
     # Measuring
 
-    def _measure_together(self, trainer: Trainer) -> dict[str, float]:
+    def _measure_together(self) -> dict[str, float]:
         """The figures of the first process, on all of them; its error too, so that none waits for another."""
         figures, error = {}, None
-        if trainer.is_world_process_zero():
+        if self.args.process_index == 0:
             try:
                 figures = self.measure()
             except Exception as failure:  # told to the others first
@@ -147,18 +146,18 @@ class Probes:
         return figures
 
     def _run(self, task: str, splits: dict[str, EvaluationSplit], cache: str) -> dict[str, float]:
-        wired = TASKS[PROBES[task]]
+        evaluated = TASKS[PROBES[task]]
         options: dict[str, Any] = {
             "batch_size": self.args.per_device_eval_batch_size,
             "num_workers": self.args.dataloader_num_workers,
             "cache_dir": cache,  # tasks share features
             "show_progress": False,
         }
-        if wired.seeds:
+        if evaluated.seeds:
             options["seeds"] = (self.args.seed,)
-        protocol = self._protocols.get(PROBES[task]) or wired.protocol_class()()
-        inputs = [splits[role] for role in ("train", "test") if role in splits]
-        metrics = wired.run(self.encoder, *inputs, protocol=protocol, **options).metrics
+        protocol = self._protocols[PROBES[task]]
+        inputs = [splits[role] for role in evaluated.roles]
+        metrics = evaluated.run(self.encoder, *inputs, protocol=protocol, **options).metrics
         readouts = getattr(protocol, "readouts", ())
         if len(readouts) == 1:
             metrics = {name.removeprefix(f"{readouts[0]}_"): value for name, value in metrics.items()}
@@ -196,16 +195,13 @@ class _ModelInTraining(LeVLJEPAEncoder):
         return embed_texts(self.model, self.processor, texts, batch_size, show_progress=False)
 
 
-def _protocols(readouts: Sequence[str], file: str | None) -> dict[str, Any]:
-    """By task of `levljepa evaluate`: what differs from the paper's, to be quick and to log one figure of a kind."""
-    readout = "avg" if "avg" in readouts else readouts[0]
-    protocols = {
-        "zero-shot": ZeroShotProtocol(readouts=[readout]),
-        "retrieval": RetrievalProtocol(readouts=[readout]),
-        "knn": KNNProtocol(ks=[20]),
-        "attentive-probe": AttentiveProbeProtocol(augment=False),
-    }
-    return protocols | (read_protocols(file) if file else {})
+def _protocol(name: str, readouts: Sequence[str]) -> Any:
+    """What a task declares for a probe; and of several readouts the one to quote, to log one figure of a kind."""
+    task = TASKS[name]
+    constants = dict(task.probe_constants)
+    if "readouts" in task.protocol.__dataclass_fields__:
+        constants.setdefault("readouts", ["avg" if "avg" in readouts else readouts[0]])
+    return task.protocol(**constants)
 
 
 def _load(args: LeVLJEPATrainingArguments, task: str) -> dict[str, EvaluationSplit]:
@@ -219,7 +215,7 @@ def _load(args: LeVLJEPATrainingArguments, task: str) -> dict[str, EvaluationSpl
     test = load_split(
         args.probe_dataset, task, args.probe_test_split, max_samples=args.probe_max_test_samples, **options
     )
-    if not TASKS[task].train:
+    if "train" not in TASKS[task].roles:
         return {"test": test}
     train = load_split(
         args.probe_dataset, task, args.probe_train_split, max_samples=args.probe_max_train_samples, **options
@@ -229,7 +225,8 @@ def _load(args: LeVLJEPATrainingArguments, task: str) -> dict[str, EvaluationSpl
             f"{train.name} would be both learned from and measured on: choose with --probe_train_split and "
             "--probe_test_split."
         )
-    class_labels(train, test)  # what does not fit is an error now
+    if TASKS[task].reads == "labels":
+        class_labels(train, test)  # what does not fit is an error now
     return {"train": train, "test": test}
 
 
@@ -360,12 +357,7 @@ class _Prepared(Dataset):
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
         prepare_worker()
-        try:
-            image = to_rgb(open_image(self.images[index]))
-        except (OSError, ValueError, SyntaxError) as error:  # PIL's for broken files
-            raise ValueError(
-                f"Labelled image {index} does not decode: {error}. Leave it out or replace it."
-            ) from error
+        image = image_at(self.images, index, f"Labelled image {index}")
         return self.processor(image, return_tensors="pt")["pixel_values"][0], index
 
 

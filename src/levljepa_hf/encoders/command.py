@@ -15,7 +15,6 @@ Batches never cross shards: on the same device, with the same number of threads,
 import datetime
 import hashlib
 import json
-import re
 import shutil
 import sys
 import time
@@ -25,39 +24,37 @@ from pathlib import Path
 from typing import Any
 
 import datasets
-import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
-from torch import Tensor
-from torch.utils.data import DataLoader
-from tqdm.auto import tqdm
 from transformers.utils import logging
 
-from ..data.collator import IMAGE_TYPES, MAX_SKIPPED_RATE, MIN_SAMPLES_TO_JUDGE
-from ..data.images import open_image
-from ..data.loading import find_image_column, load_source, look_up
+from ..data.collator import MAX_SKIPPED_RATE
+from ..data.loading import find_image_column, load_source
+from ..data.sources import encoded
 from ..files import write_whole
-from ..model.modeling_levljepa import retrieval_embeds
-from ..model.processing_levljepa import to_rgb
 from ..options import Command, option
 from ..version import versions
 from .encoders import TRANSFORMS, Encoder, load_encoder
+from .shards import (
+    FEATURES,
+    POOLED,
+    ImageCollection,
+    Shard,
+    available_features,
+    check_skipped,
+    encode_features,
+    list_skipped,
+    write_shards,
+)
 
 logger = logging.get_logger(__name__)
 
-POOLED = ("cls", "mean", "image_embeds", "predictions", "retrieval")
-FEATURES = (*POOLED, "patches")
 DTYPES = ("float16", "float32", "bfloat16")
 FORMATS = ("parquet", "safetensors")
 KEY_COLUMNS = ("__key__", "key", "id", "image_id", "file_name", "filename", "path", "url")
 
 _NAMES = ("model", "dataset", "versions")  # settings that are noted and not compared: fingerprints tell what they hold
-_METADATA = "levljepa"  # in a shard: JSON of the settings' digest and the rows left out (and the keys, in safetensors)
-_ROW_GROUP_BYTES = 64 * 2**20
 _TIMEOUT = datetime.timedelta(days=7)  # ranks wait for the slowest one's last shard
 
 EPILOG = """features:
@@ -162,25 +159,6 @@ class EmbedReport:
         )
 
 
-def encode_features(encoder: Encoder, pixel_values: Tensor, names: Sequence[str]) -> dict[str, Tensor]:
-    """Features of prepared images [n, 3, S, S] by their names in `FEATURES`, [n, ...]."""
-    tokens, embeddings = encoder.encode(pixel_values)
-    found = {"cls": tokens.cls, "patches": tokens.patches}
-    if "mean" in names:
-        found["mean"] = tokens.patches.float().mean(dim=1)
-    if embeddings is not None:
-        z, prediction = (None if one is None else one.float() for one in embeddings)
-        found |= {"image_embeds": z, "predictions": prediction, "retrieval": retrieval_embeds(prediction, z)}
-    return {name: found[name] for name in names}
-
-
-def available_features(encoder: Encoder) -> tuple[str, ...]:
-    """The names in `FEATURES` that an encoder has."""
-    missing = {"image_embeds", "predictions", "retrieval"} if not encoder.readouts else set()
-    missing |= {"predictions"} if len(encoder.readouts) <= 1 else set()
-    return tuple(name for name in FEATURES if name not in missing)
-
-
 def embed(arguments: EmbedArguments) -> EmbedReport:
     """Writes the shards that the output folder lacks. Called by every process alike.
 
@@ -205,7 +183,12 @@ def embed(arguments: EmbedArguments) -> EmbedReport:
         encoder = load_encoder(arguments.model, _device(arguments, state), getattr(torch, arguments.model_dtype))
         settings = _settings(arguments, encoder, images)
         key = _claim(folder, settings, clean=state.is_main_process)
-    shards = [_Shard(folder, arguments, images.num_rows, number) for number in range(settings["num_shards"])]
+    # What a shard holds follows from its number alone, so any process can write any of them, now or in a later run.
+    shards = [
+        Shard(folder, number, images.num_rows, arguments.shard_size, arguments.format, arguments.dtype)
+        for number in range(settings["num_shards"])
+    ]
+    # One process looks and tells the others: each on its own could see files appear that others are writing.
     missing = [shard.number for shard in shards if shard.read_header(key) is None] if state.is_main_process else None
     (missing,) = broadcast_object_list([missing])
     todo = [shards[number] for number in missing]
@@ -213,21 +196,33 @@ def embed(arguments: EmbedArguments) -> EmbedReport:
     _check_room(folder, sum(len(shard.rows) for shard in todo), shapes, arguments.dtype)
 
     start = time.perf_counter()
+    # Every n-th, as neighbours are alike: a run of large photos is shared among all processes.
     mine = todo[state.process_index :: state.num_processes]
-    _write_shards(arguments, encoder, images, mine, shapes, key, show_progress=state.is_main_process)
+    write_shards(
+        encoder,
+        images,
+        mine,
+        shapes,
+        key,
+        transform=arguments.transform,
+        batch_size=arguments.batch_size,
+        num_workers=arguments.num_workers,
+        max_skipped_rate=arguments.max_skipped_rate,
+        show_progress=state.is_main_process,
+    )
     state.wait_for_everyone()
     report = EmbedReport(
         images=sum(len(shard.rows) for shard in todo),
         kept_shards=len(shards) - len(todo),
         num_shards=len(shards),
-        skipped=_list_skipped(folder, shards, key, write=state.is_main_process),
+        skipped=list_skipped(folder, shards, key, write=state.is_main_process),
         seconds=time.perf_counter() - start,
         num_processes=state.num_processes,
         device=encoder.device.type,
         model_dtype=arguments.model_dtype,
         dtype=arguments.dtype,
     )
-    _check_skipped(
+    check_skipped(
         report.skipped, images.num_rows, arguments.max_skipped_rate, f"{folder / 'skipped.jsonl'} lists them"
     )
     return report
@@ -245,23 +240,9 @@ def _device(arguments: EmbedArguments, state: PartialState) -> torch.device:
     return asked
 
 
-@dataclass(frozen=True)
-class _Images:
-    """The collection, images encoded."""
-
-    dataset: datasets.Dataset
-    image_column: str
-    key_column: str | None
-    root: str  # which is left out of the files' names
-    fingerprint: str
-
-    @property
-    def num_rows(self) -> int:
-        return len(self.dataset)
-
-
-def _load_images(arguments: EmbedArguments) -> _Images:
+def _load_images(arguments: EmbedArguments) -> ImageCollection:
     dataset = load_source(arguments.dataset, arguments.split, config_name=arguments.dataset_config)
+    # Before columns are left out and rows drawn, which are compared by settings of their own.
     fingerprint = dataset._fingerprint
     image_column = find_image_column(dataset.features, arguments.image_column)
     key_column = arguments.key_column or next((name for name in KEY_COLUMNS if name in dataset.features), None)
@@ -271,14 +252,11 @@ def _load_images(arguments: EmbedArguments) -> _Images:
         dataset = dataset.select(range(min(arguments.max_samples, len(dataset))))
     if len(dataset) == 0:
         raise ValueError(f"{arguments.dataset} ({arguments.split}) has no images.")
-    if isinstance(dataset.features.get(image_column), datasets.Image):
-        dataset = dataset.cast_column(image_column, datasets.Image(decode=False))
-    roots = {image_column if image_column in dataset.features else image_column.split(".")[0], key_column} - {None}
-    dataset = dataset.select_columns(sorted(roots))
-    return _Images(dataset, image_column, key_column, str(Path(arguments.dataset).absolute()), fingerprint)
+    dataset = encoded(dataset, image_column, *([key_column] if key_column else []))
+    return ImageCollection(dataset, image_column, key_column, str(Path(arguments.dataset).absolute()), fingerprint)
 
 
-def _settings(arguments: EmbedArguments, encoder: Encoder, images: _Images) -> dict[str, Any]:
+def _settings(arguments: EmbedArguments, encoder: Encoder, images: ImageCollection) -> dict[str, Any]:
     available = available_features(encoder)
     if missing := [name for name in arguments.features if name not in available]:
         raise ValueError(f"{encoder.name} has no {', '.join(missing)}: it has {', '.join(available)}.")
@@ -305,6 +283,7 @@ def _settings(arguments: EmbedArguments, encoder: Encoder, images: _Images) -> d
         "batch_size": arguments.batch_size,
         "versions": versions(),
     }
+    # As they will be read again, where tuples are lists: the two are compared.
     return json.loads(json.dumps(settings, default=str))
 
 
@@ -346,186 +325,6 @@ def _check_room(folder: Path, num_images: int, shapes: Mapping[str, tuple[int, .
         )
 
 
-class _Shard:
-    """A file with the features of some rows, which follow one another."""
-
-    def __init__(self, folder: Path, arguments: EmbedArguments, num_rows: int, number: int) -> None:
-        size = arguments.shard_size
-        self.number, self.format, self.dtype = number, arguments.format, getattr(torch, arguments.dtype)
-        self.rows = range(number * size, min((number + 1) * size, num_rows))
-        num_shards = -(-num_rows // size)
-        self.path = folder / f"features-{number:05d}-of-{num_shards:05d}.{self.format}"
-
-    def batches(self, batch_size: int) -> list[range]:
-        return [self.rows[start : start + batch_size] for start in range(0, len(self.rows), batch_size)]
-
-    def read_header(self, key: str) -> dict[str, Any] | None:
-        """What is noted in the file; `None` if it is not there, not whole or of other settings."""
-        if not self.path.exists():
-            return None
-        try:
-            if self.format == "parquet":
-                with pq.ParquetFile(self.path) as file:
-                    num_rows, text = file.metadata.num_rows, file.schema_arrow.metadata[_METADATA.encode()]
-            else:
-                with safe_open(self.path, "pt") as file:
-                    num_rows, text = file.get_slice("index").get_shape()[0], file.metadata()[_METADATA]
-            header = json.loads(text)
-        except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
-            logger.warning(f"{self.path} is no whole shard ({error}): it is written again.")
-            return None
-        whole = header["settings"] == key and num_rows + len(header["skipped"]) == len(self.rows)
-        return header if whole else None
-
-    def write(
-        self,
-        rows: Sequence[int],
-        keys: Sequence[str | None],
-        features: Mapping[str, Tensor],
-        skipped: Sequence[tuple[int, str]],
-        key: str,
-    ) -> None:
-        index = torch.tensor(rows, dtype=torch.int64)
-        header = {"settings": key, "skipped": skipped}
-        if self.format == "safetensors":
-            text = json.dumps({**header, "keys": keys})
-            write_whole(self.path, lambda part: save_file({"index": index, **features}, part, {_METADATA: text}))
-            return
-        columns = {"index": pa.array(index.numpy()), "key": pa.array(keys, pa.string())}
-        table = pa.table(columns | {name: _fixed_size_lists(tensor) for name, tensor in features.items()})
-        table = table.replace_schema_metadata({_METADATA: json.dumps(header)})
-        group = max(1, _ROW_GROUP_BYTES * len(rows) // max(1, table.nbytes))
-
-        def write_table(part: Path) -> None:  # neither compression nor a dictionary gains anything on features
-            with pq.ParquetWriter(part, table.schema, compression="none", use_dictionary=["key"]) as writer:
-                if rows:  # `datasets` does not read a row group of no rows
-                    writer.write_table(table, group)
-
-        write_whole(self.path, write_table)
-
-
-def _fixed_size_lists(tensor: Tensor) -> pa.Array:
-    """A tensor [n, ...] as a column of n (nested) lists."""
-    column = pa.array(tensor.numpy().reshape(-1))
-    for size in reversed(tensor.shape[1:]):
-        column = pa.FixedSizeListArray.from_arrays(column, size)
-    return column
-
-
-def _write_shards(
-    arguments: EmbedArguments,
-    encoder: Encoder,
-    images: _Images,
-    shards: Sequence[_Shard],
-    shapes: Mapping[str, tuple[int, ...]],
-    key: str,
-    show_progress: bool,
-) -> None:
-    batches = [list(rows) for shard in shards for rows in shard.batches(arguments.batch_size)]
-    loader = DataLoader(
-        images.dataset,
-        batch_sampler=batches,
-        num_workers=arguments.num_workers,
-        collate_fn=_Collator(images, encoder.image_processor(arguments.transform)),
-        pin_memory=encoder.device.type == "cuda",
-    )
-    prepared = iter(loader)
-    seen = failed = 0
-    with tqdm(total=sum(map(len, batches)), desc="embedding", unit=" images", disable=not show_progress) as bar:
-        for shard in shards:
-            buffers = {name: torch.empty(len(shard.rows), *shape, dtype=shard.dtype) for name, shape in shapes.items()}
-            rows: list[int] = []
-            keys: list[str | None] = []
-            skipped: list[tuple[int, str]] = []
-            for batch in shard.batches(arguments.batch_size):
-                pixel_values, names, reasons = next(prepared)
-                skipped += [(row, reason) for row, reason in zip(batch, reasons, strict=True) if reason]
-                good = [i for i, reason in enumerate(reasons) if not reason]
-                if good:
-                    features = encode_features(encoder, pixel_values, list(shapes))
-                    for name, tensor in features.items():
-                        buffers[name][len(rows) : len(rows) + len(good)] = tensor.to(shard.dtype)
-                rows += [batch[i] for i in good]
-                keys += [names[i] for i in good]
-                bar.update(len(batch))
-                seen, failed = seen + len(batch), failed + len(batch) - len(good)
-                where = f"the last of them is {skipped[-1:]}"
-                _check_skipped(failed, seen, arguments.max_skipped_rate, where, MIN_SAMPLES_TO_JUDGE)
-            features = {name: buffer[: len(rows)] for name, buffer in buffers.items()}
-            _check_finite(features, rows)
-            shard.write(rows, keys, features, skipped, key)
-
-
-class _Collator:
-    """Decodes and prepares samples: pixel values of those that decode, and of each its key and why it does not."""
-
-    def __init__(self, images: _Images, processor: Any) -> None:
-        self.image_column, self.key_column, self.root = images.image_column, images.key_column, images.root
-        self.processor = processor
-
-    def __call__(
-        self, samples: Sequence[Mapping[str, Any]]
-    ) -> tuple[Tensor | None, list[str | None], list[str | None]]:
-        pixels, reasons = [], []
-        for sample in samples:
-            value = look_up(sample, self.image_column)
-            if value is not None and not isinstance(value, IMAGE_TYPES):
-                raise ValueError(
-                    f"Column {self.image_column!r} holds {value!r:.80} ({type(value).__name__}), which is no image: "
-                    "name another --image_column."
-                )
-            try:
-                image = to_rgb(open_image(value))
-            except Exception as error:  # PIL raises all kinds of them on broken files
-                reasons.append(re.sub(r" at 0x[0-9a-f]+", "", f"{type(error).__name__}: {error}"))
-                continue
-            pixels.append(self.processor(image, return_tensors="pt")["pixel_values"])
-            reasons.append(None)
-        return torch.cat(pixels) if pixels else None, [self._key(sample) for sample in samples], reasons
-
-    def _key(self, sample: Mapping[str, Any]) -> str | None:
-        if self.key_column is not None:
-            key = sample[self.key_column]
-            return None if key is None else str(key)
-        value = look_up(sample, self.image_column)
-        path = value.get("path") if isinstance(value, Mapping) else value if isinstance(value, str) else None
-        if path is None:
-            return None
-        path = Path(path)
-        return path.relative_to(self.root).as_posix() if path.is_relative_to(self.root) else path.name
-
-
-def _check_finite(features: Mapping[str, Tensor], rows: Sequence[int]) -> None:
-    for name, tensor in features.items():
-        bad = ~tensor.isfinite().flatten(1).all(dim=1)
-        if bad.any():
-            raise ValueError(
-                f"{name} of image {rows[int(bad.nonzero()[0])]} is not finite in {str(tensor.dtype)[6:]}: use another "
-                "--dtype or --model_dtype, or look at the weights."
-            )
-
-
-def _check_skipped(skipped: int, total: int, max_rate: float, where: str, judged_by: int = 1) -> None:
-    if skipped > max_rate * max(total, judged_by):
-        raise ValueError(
-            f"{skipped} of {total} images do not decode, which is more than {max_rate:.2%}; {where}. Mend them, name "
-            "another --image_column or raise --max_skipped_rate."
-        )
-
-
-def _list_skipped(folder: Path, shards: Sequence[_Shard], key: str, write: bool) -> int:
-    """Number of all images left out; `write` lists them in a file."""
-    headers = [(shard, shard.read_header(key)) for shard in shards]
-    if lost := [shard.path.name for shard, header in headers if header is None]:
-        raise OSError(f"{folder} lacks {lost[0]} after it was written: do all processes see the same folder?")
-    skipped = [one for _, header in headers for one in header["skipped"]]
-    if write and skipped:
-        lines = (json.dumps({"index": index, "reason": reason}) + "\n" for index, reason in skipped)
-        text = "".join(lines)
-        write_whole(folder / "skipped.jsonl", lambda part: part.write_text(text, "utf-8"))
-    return len(skipped)
-
-
 COMMAND = Command(
     "levljepa embed",
     "Write the features of a large collection of images to sharded files. A second run goes on.",
@@ -553,4 +352,4 @@ if __name__ == "__main__":
     sys.exit(main())
 
 
-__all__ = ["COMMAND", "EmbedArguments", "EmbedReport", "available_features", "embed", "encode_features", "main"]
+__all__ = ["COMMAND", "EmbedArguments", "EmbedReport", "embed", "main"]

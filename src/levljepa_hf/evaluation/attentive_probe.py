@@ -5,7 +5,6 @@ A learned query attends to the patch tokens, without the class token; a multilay
 (arXiv 2607.00784), where it reaches 73 % on ImageNet.
 """
 
-import hashlib
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -20,15 +19,16 @@ from tqdm.auto import tqdm
 from transformers.image_utils import pil_torch_interpolation_mapping
 
 from ..data.collator import draft_size
-from ..data.images import open_image
-from ..data.labelled import EvaluationSplit
+from ..data.images import image_at
+from ..data.seeds import seed_from
+from ..data.splits import EvaluationSplit
 from ..encoders.encoders import Encoder
 from ..encoders.features import PatchFeatures, patch_features
-from ..model.processing_levljepa import to_rgb
 from ..options import option, with_field_help
 from .classification import check_seeds, class_labels, classification_chance, classification_metrics, count_images
 from .pictures import plot_confusion
 from .results import TaskResult
+from .task import Task
 
 MLP_RATIO = 4  # width of the block's multilayer perceptron over that of its tokens
 CROP_SCALE = (0.08, 1.0)  # shares of the image's area
@@ -279,14 +279,23 @@ class _Crops(Dataset):
 
     def __getitem__(self, sample: tuple[int, int]) -> tuple[Tensor, int]:
         epoch, index = sample
-        try:
-            image = to_rgb(open_image(self.images[index], draft_size=self.draft_size))
-        except (OSError, ValueError, SyntaxError) as error:  # PIL's for broken files
-            raise ValueError(f"Image {index} does not decode: {error}. Leave it out or replace it.") from error
-        digest = hashlib.blake2b(f"{self.seed} {epoch} {index}".encode(), digest_size=8).digest()
+        image = image_at(self.images, index, f"Image {index}", self.draft_size)
         with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(int.from_bytes(digest, "little"))
+            torch.default_generator.manual_seed(seed_from(f"{self.seed} {epoch} {index}"))
             return self.crop(image), index
+
+
+TASK = Task(
+    help="attention over frozen patches",
+    protocol=AttentiveProbeProtocol,
+    run=evaluate_attentive_probe,
+    reads="labels",
+    headlines={"top-1": ("top1",)},
+    seeds=(0,),
+    probe="attentive",
+    probe_constants={"augment": False},  # tokens are encoded once, not anew in each epoch
+    position=50,
+)
 
 
 __all__ = ["AttentiveProbe", "AttentiveProbeProtocol", "evaluate_attentive_probe", "fitting_heads"]
