@@ -158,7 +158,7 @@ class Command:
             raise SystemExit(0 if argv else 2)
         if name not in self.parts:
             hint = did_you_mean(name, self.parts)
-            print(f"{self.name}: there is no {name!r}.{hint} One of {', '.join(self.parts)}.", file=sys.stderr)
+            print(f"{self.name}: there is no task {name!r}.{hint} One of {', '.join(self.parts)}.", file=sys.stderr)
             raise SystemExit(2)
         return self.parts[name].part(argv[1:])
 
