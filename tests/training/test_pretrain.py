@@ -166,7 +166,7 @@ def test_one_command_starts_goes_on_and_ends(run, imagefolder: Path, tmp_path: P
 )
 def test_wrong_overrides_are_named_before_anything_is_loaded(run, override: str, message: str, where: str) -> None:
     """The dataset does not exist, and nobody notices."""
-    argv, recipe = ["--dataset", "/nowhere"], RECIPE
+    argv, recipe = ["--dataset", "nowhere"], RECIPE
     if where == "recipe":
         name, _, value = override.partition("=")
         for part in reversed(name.split(".")):
