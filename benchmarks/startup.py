@@ -57,7 +57,7 @@ Row = tuple[list[str], int]  # the arguments of RUN, and the exit status that is
 def rows() -> dict[str, Row]:
     """What is measured, by name."""
     found: dict[str, Row] = {statement: (["statement", statement], 0) for statement in STATEMENTS}
-    cli = ["module", "levljepa_hf.cli"]
+    cli = ["module", "levljepa_command"]
     found["levljepa --help"] = ([*cli, "--help"], 0)
     for command in COMMANDS:
         found[f"levljepa {command} --help"] = ([*cli, command, "--help"], 0)

@@ -127,7 +127,7 @@ def test_help_has_an_example_that_parses(capsys):
     with pytest.raises(SystemExit) as stop:
         demo.main(["--help"])
     assert stop.value.code == 0
-    assert "levljepa demo --output-dir runs/demo" in capsys.readouterr().out
+    assert "levljepa demo --output_dir runs/demo" in capsys.readouterr().out
 
 
 def test_demo_checkpoint_is_the_demos_or_a_quick_one_trained_once(small, tmp_path, capsys):

@@ -2,7 +2,7 @@
 
 Every objective on the scenes that come with the package, within the hour on two CPU cores:
 
-    python -m levljepa_hf.scenes runs/scenes-64 --image-size 64 --seed 1
+    python -m levljepa_hf.scenes runs/scenes-64 --image_size 64 --seed 1
     python training/compare.py --recipe compare-quick --output_dir runs/compare-quick
 
 Training figures alone, with captioned photos (any data that `levljepa pretrain` reads):

@@ -1,12 +1,16 @@
-"""The command `levljepa`: one sub-command a module, each with its own `main(argv)` and `--help`."""
+"""The command `levljepa`: one sub-command a module, which declares it as `COMMAND` and has a `main(argv)`.
 
-import argparse
+What a command declares is read before its module is imported, so that `--help` and a wrong option are answered at
+once, and the help of a command is there without the extra that it needs.
+"""
+
 import sys
 from collections.abc import Sequence
 from importlib import import_module
 
 from .extras import missing
 from .options import did_you_mean
+from .sketch import read
 
 COMMANDS = {
     "demo": ("demo", "pretrain a small model on captioned scenes, evaluate it and draw what it sees"),
@@ -24,34 +28,46 @@ COMMANDS = {
     "card": ("hub.command", "print or write a checkpoint's model card: training, recipe, figures, pictures"),
 }
 
-EPILOG = """commands:
+HELP = """usage: levljepa COMMAND [options]
+
+LeVLJEPA: vision-language pretraining without negatives.
+
 {commands}
 
-example:
-  levljepa demo --help
+options: levljepa COMMAND --help
+example: levljepa demo --output_dir runs/demo
 """
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs a sub-command with the arguments after it, and returns its exit status."""
-    parser = argparse.ArgumentParser(
-        prog="levljepa",
-        description="LeVLJEPA: vision-language pretraining without negatives.",
-        epilog=EPILOG.format(commands="\n".join(f"  {name:10}{text}" for name, (_, text) in COMMANDS.items())),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("command", metavar="command", help="what to do: see below")
-    parser.add_argument("arguments", nargs=argparse.REMAINDER, help="the command's own arguments")
-    args = parser.parse_args(argv)
-    if args.command not in COMMANDS:
-        parser.error(f"no command {args.command!r}.{did_you_mean(args.command, COMMANDS)} See levljepa --help.")
-    module, _ = COMMANDS[args.command]
+    name, *rest = (sys.argv[1:] if argv is None else argv) or [""]
+    if name in ("", "-h", "--help"):
+        print(HELP.format(commands="\n".join(f"  {name:10}{text}" for name, (_, text) in COMMANDS.items())), end="")
+        return 0 if name else 2
+    if name not in COMMANDS:
+        hint = did_you_mean(name, COMMANDS)
+        print(f"levljepa: there is no command {name!r}.{hint} One of {', '.join(COMMANDS)}.", file=sys.stderr)
+        return 2
+    return run(COMMANDS[name][0], f"levljepa {name}", rest)
+
+
+def run(module: str, name: str, argv: Sequence[str]) -> int:
+    """Runs the command of a module of the package; returns the exit status.
+
+    Raises:
+        SystemExit: after the help, or after a line that says what is wrong with the options.
+    """
+    read(f"{__package__}.{module}")["COMMAND"].check(argv)
     try:
+        from .registration import register_auto_classes
+
+        register_auto_classes()
         command = import_module(f".{module}", __package__).main
     except ModuleNotFoundError as error:  # an extra is missing
-        print(f"levljepa {args.command}: {missing(error)}", file=sys.stderr)
+        print(f"{name}: {missing(error)}", file=sys.stderr)
         return 1
-    return command(args.arguments) or 0
+    return command(argv) or 0
 
 
 if __name__ == "__main__":

@@ -4,13 +4,13 @@ It renders scenes (see `levljepa_hf.scenes`), trains by the recipe `demo` as `le
 zero-shot classification and retrieval on scenes that training never saw, and leaves what every run leaves.
 """
 
-import argparse
 import contextlib
 import io
 import math
 import shlex
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ from .evaluation.zero_shot import zero_shot_accuracy, zero_shot_classifier
 from .files import whole_folder
 from .model.modeling_levljepa import READOUTS, LeVLJEPAModel, similarity
 from .model.processing_levljepa import LeVLJEPAProcessor
+from .options import Command, option
 from .scenes.dataset import save_scenes
 from .scenes.scene import CLASS_NAMES, PROMPT_TEMPLATE, with_article
 from .training.checkpoints import find_checkpoints
@@ -46,35 +47,42 @@ CAPTIONS_TO_DRAW = (
 )
 
 EXAMPLE = """example:
-  levljepa demo --output-dir runs/demo
+  levljepa demo --output_dir runs/demo
 
 a quick look, in half a minute:
-  levljepa demo --output-dir runs/quick --steps 60 --scenes 2000
+  levljepa demo --output_dir runs/quick --steps 60 --scenes 2000
 """
+
+
+@dataclass
+class DemoArguments:
+    """What is trained, and where it goes."""
+
+    output_dir: str = option("runs/demo", help="A new folder for it all.")
+    steps: int | None = option(None, help="Training steps; by default those of the recipe, 1200.")
+    scenes: int = option(NUM_TRAIN_SCENES, help="Training scenes.")
+    image_size: int = option(48, help="Side of the scenes in pixels.")
+    seed: int = option(0, help="Of the scenes, the weights and the order.")
+
+
+COMMAND = Command(
+    "levljepa demo",
+    "Pretrain a small LeVLJEPA on captioned scenes, in minutes on two CPU cores, and show the outcome.",
+    (DemoArguments,),
+    more=EXAMPLE,
+    extra="demo",
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the demo with the command line's options, and returns the exit status."""
-    parser = argparse.ArgumentParser(
-        prog="levljepa demo",
-        description=__doc__.split("\n\n")[0].split(": ", 1)[1],
-        epilog=EXAMPLE,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    add = parser.add_argument
-    add("--output-dir", type=Path, default=Path("runs/demo"), help="a new folder for it all (default: %(default)s)")
-    add("--steps", type=int, help="training steps (default: those of the recipe, 1200)")
-    add("--scenes", type=int, default=NUM_TRAIN_SCENES, help="training scenes (default: %(default)s)")
-    add("--image-size", type=int, default=48, help="side of the scenes in pixels (default: %(default)s)")
-    add("--seed", type=int, default=0, help="of the scenes, the weights and the order (default: %(default)s)")
-    args = parser.parse_args(argv)
+    return COMMAND.run(argv, _demo)
+
+
+def _demo(arguments: DemoArguments) -> None:
     transformers_logging.set_verbosity_error()  # the bars, then the report, and nothing between
     datasets.disable_progress_bars()
-    try:
-        run_demo(args.output_dir, args.steps, args.scenes, args.image_size, args.seed)
-    except (ValueError, ImportError, OSError) as error:
-        parser.exit(2, f"{parser.prog}: {' '.join(str(error).split())}\n")
-    return 0
+    run_demo(arguments.output_dir, arguments.steps, arguments.scenes, arguments.image_size, arguments.seed)
 
 
 def demo_checkpoint(folder: str | Path = "runs", steps: int = 150, num_scenes: int = 4096) -> Path:
@@ -167,7 +175,7 @@ def _check(output_dir: Path, steps: int | None, num_scenes: int, seed: int) -> N
     if not 0 <= seed < 2**32:
         raise ValueError(f"seed={seed} must be from 0 to {2**32 - 1}.")
     if find_checkpoints(output_dir) or (output_dir / "model.safetensors").exists():
-        raise ValueError(f"{output_dir} holds a run already: give another --output-dir, or remove it.")
+        raise ValueError(f"{output_dir} holds a run already: give another --output_dir, or remove it.")
 
 
 def fastest_num_threads(model: LeVLJEPAModel) -> int:
@@ -314,4 +322,4 @@ def next_commands(output_dir: Path) -> list[str]:
     ]
 
 
-__all__ = ["demo_checkpoint", "main", "run_demo"]
+__all__ = ["COMMAND", "demo_checkpoint", "main", "run_demo"]

@@ -10,7 +10,6 @@ import torch.nn.functional as F
 from PIL import Image
 from sklearn.linear_model import LogisticRegression
 from sklearn.neighbors import KNeighborsClassifier
-from transformers import HfArgumentParser
 
 from levljepa_hf.data.labelled import EvaluationSplit
 from levljepa_hf.encoders.encoders import LeVLJEPAEncoder
@@ -28,6 +27,7 @@ from levljepa_hf.evaluation.linear_probe import (
     train_linear_probes,
 )
 from levljepa_hf.evaluation.pictures import plot_bars
+from levljepa_hf.options import Parser
 
 NAMES = ("red", "green", "blue", "white", "black", "yellow")
 COLORS = [(200, 40, 40), (40, 200, 40), (40, 40, 200), (230, 230, 230), (25, 25, 25), (210, 210, 40)]
@@ -499,8 +499,8 @@ def test_protocols_are_the_papers_and_become_options():
     assert (a.num_heads, a.learning_rate, a.final_learning_rate, a.weight_decay) == (12, 1e-3, 0.01, 1e-4)
     assert (a.batch_size, a.epochs, a.augment) == (256, 20, True)
     options = ["--learning_rates", "0.1", "0.01", "--bias", "false", "--features", "both"]
-    (found,) = HfArgumentParser([LinearProbeProtocol]).parse_args_into_dataclasses(options)
+    (found,) = Parser([LinearProbeProtocol], prog="probe").parse_groups(options)
     assert found == LinearProbeProtocol(features="both", learning_rates=[0.1, 0.01], bias=False)
     for protocol in (LinearProbeProtocol, KNNProtocol, AttentiveProbeProtocol, BackgroundProtocol):
         assert all(field.metadata["help"] for field in fields(protocol))
-        HfArgumentParser([protocol]).parse_args_into_dataclasses([])
+        Parser([protocol], prog="probe").parse_groups([])

@@ -9,7 +9,6 @@ import torch.nn.functional as F
 from PIL import Image
 from sklearn.metrics import confusion_matrix, jaccard_score
 from torch import nn
-from transformers import HfArgumentParser
 
 from levljepa_hf.data.labelled import EvaluationSplit
 from levljepa_hf.encoders.encoders import Encoder
@@ -18,6 +17,7 @@ from levljepa_hf.evaluation import segmentation
 from levljepa_hf.evaluation.pictures import plot_segmentation
 from levljepa_hf.evaluation.segmentation import LabelMaps, SegmentationProtocol, evaluate_segmentation, iou_per_class
 from levljepa_hf.model.processing_levljepa import LeVLJEPAImageProcessor
+from levljepa_hf.options import Parser
 
 SIDE, PATCH, VOID = 32, 4, 255
 NAMES = ("red", "green", "blue", "white", "black", "pink", "never")
@@ -379,7 +379,7 @@ def test_the_protocol_refuses_what_cannot_be(fields, message):
 
 
 def test_the_protocol_is_the_reproductions_and_makes_options():
-    (protocol,) = HfArgumentParser(SegmentationProtocol).parse_args_into_dataclasses([])
+    (protocol,) = Parser([SegmentationProtocol], prog="probe").parse_groups([])
     assert protocol == SegmentationProtocol("patches", 1e-2, 0.0, 256, 30)
 
 

@@ -82,7 +82,7 @@ def test_bad_input_is_one_line(checkpoints, options, tmp_path, capsys, monkeypat
         ([model, "--dataset", tmp_path / "nowhere", *rest], "is no folder or file here"),
         ([model, "--dataset", tmp_path / "broken", *rest], "None of the 1 images"),
         ([tmp_path / "no-model", *options], "no-model is no folder here"),
-        (["runs/none", *options], "runs/none is no folder here, and as a Hub id it is not within reach"),
+        (["owner/none", *options], "owner/none is no folder here, and as a Hub id it is not within reach"),
         ([model, model, model, *options], "one model or two, not 3: levljepa explore MODEL [MODEL_B]"),
         ([model, *options, "--max_photos", "0"], "max_photos=0"),
         ([model, *options[:-1], "70000"], "port=70000"),
@@ -109,7 +109,7 @@ def test_the_missing_extra_is_said(capsys, monkeypatch) -> None:
         monkeypatch.delitem(sys.modules, name)
     for name in [name for name in sys.modules if name.partition(".")[0] == "starlette"] or ["starlette"]:
         monkeypatch.setitem(sys.modules, name, None)
-    assert cli.main(["explore", "runs/demo"]) == 1
+    assert cli.main(["explore", "random"]) == 1
     error = capsys.readouterr().err
     assert error.startswith("levljepa explore: This needs the package 'starlette'")
     assert error.endswith('Run: pip install "levljepa_hf[app]"\n')

@@ -406,7 +406,7 @@ def spoil(maps: Path, tmp_path: Path, mask: np.ndarray) -> Path:
         ),
         ("classification", ["--test_split", "exam"], "has no split 'exam': it has train, validation.*--test_split"),
         ("classification", ["--train_split", "validation"], "photos.*/validation would serve twice"),
-        ("classification", ["--dataset", "/nowhere/at/all"], "No data set '/nowhere/at/all'"),
+        ("classification", ["--dataset", "/nowhere/at/all"], "--dataset /nowhere/at/all is no folder or file here"),
         ("classification", ["--dataset", "ade20k"], "ade20k is no data for linear-probe"),
         ("classification", ["--model_name_or_path", "/nowhere/at/all"], "/nowhere/at/all"),
         ("classification", ["--image_size", "50"], "image_size=50 is not divisible by the patch size 8"),
@@ -416,7 +416,7 @@ def spoil(maps: Path, tmp_path: Path, mask: np.ndarray) -> Path:
             ["--mode", "lora", "--layer_decay", "0.5"],
             "layer_decay=0.5 has no effect with mode='lora'",
         ),
-        ("classification", ["--lerning_rate", "1"], "not used by the HfArgumentParser: .*--lerning_rate"),
+        ("classification", ["--lerning_rate", "1"], "no option --lerning_rate. Did you mean --learning_rate"),
         ("classification", ["--recipe", "finetune-nothing"], "No recipe 'finetune-nothing'.*finetune-classification"),
     ],
 )

@@ -454,18 +454,22 @@ def test_the_command_prints_and_writes(folder, capsys) -> None:
 def test_a_folder_that_is_no_checkpoint(content, message, tmp_path, capsys) -> None:
     if content:
         (tmp_path / "config.json").write_text(content)
-    assert main([str(tmp_path), "--write"]) == 2
+    with pytest.raises(SystemExit, match="2"):
+        main([str(tmp_path), "--write"])
     error = capsys.readouterr().err
     assert error.startswith("levljepa card: ") and message in error and error.count("\n") == 1
     assert not (tmp_path / "README.md").exists()
 
 
 def test_what_is_no_id_and_what_is_not_within_reach(capsys) -> None:
-    assert main(["runs/nowhere/x"]) == 2
-    assert "runs/nowhere/x is no folder, and no Hub id either" in capsys.readouterr().err
-    assert main(["someone/model", "--write"]) == 2
+    with pytest.raises(SystemExit, match="2"):
+        main(["runs/nowhere/x"])
+    assert "runs/nowhere/x is no folder here" in capsys.readouterr().err
+    with pytest.raises(SystemExit, match="2"):
+        main(["someone/model", "--write"])
     assert "HF_HUB_OFFLINE is set" in capsys.readouterr().err
-    assert main(["someone/model"]) == 2
+    with pytest.raises(SystemExit, match="2"):
+        main(["someone/model"])
     assert capsys.readouterr().err.count("\n") == 1
 
 

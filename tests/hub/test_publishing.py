@@ -336,7 +336,8 @@ def test_converting_sees_it_before_anything_is_loaded(hub: LocalHub, tmp_path: P
 
 
 def test_a_card_of_a_repository_that_is_not_there(hub: LocalHub, capsys) -> None:
-    assert main(["ann/nowhere", "--token", "ann-write"]) == 2
+    with pytest.raises(SystemExit, match="2"):
+        main(["ann/nowhere", "--token", "ann-write"])
     assert capsys.readouterr().err == (
         "levljepa card: ann/nowhere is no folder, and no repository of the Hub that the token may read.\n"
     )

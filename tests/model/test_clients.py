@@ -34,7 +34,7 @@ from levljepa_hf import (
     LeVLJEPAVisionConfig,
     LeVLJEPAVisionModel,
 )
-from levljepa_hf.model import modeling_levljepa
+from levljepa_hf.model import vision_levljepa
 
 # Registers; no class token and attention pooling; no class token and mean pooling; the same with registers; two class
 # tokens; other blocks and mean pooling; a norm before the blocks.
@@ -249,8 +249,8 @@ def test_what_is_missing_is_initialised_and_what_is_loaded_is_kept(architecture)
 
 def test_loading_a_complete_checkpoint_builds_the_tower_once(model, tmp_path, monkeypatch):
     model.vision_model.save_pretrained(tmp_path)
-    calls, create_vit = [], modeling_levljepa.create_vit
-    monkeypatch.setattr(modeling_levljepa, "create_vit", lambda config: calls.append(1) or create_vit(config))
+    calls, create_vit = [], vision_levljepa.create_vit
+    monkeypatch.setattr(vision_levljepa, "create_vit", lambda config: calls.append(1) or create_vit(config))
     LeVLJEPAVisionModel.from_pretrained(tmp_path)
     assert len(calls) == 1
 

@@ -691,13 +691,16 @@ def test_target_is_never_overwritten_by_accident(checkpoint, tmp_path, capsys):
     target = tmp_path / "target"
     target.mkdir()
     (target / "notes.txt").write_text("mine")
-    assert main([str(checkpoint), str(target)]) == 2
+    with pytest.raises(SystemExit, match="2"):
+        main([str(checkpoint), str(target)])
     assert "is there already" in capsys.readouterr().err
-    assert main([str(checkpoint), str(target), "--overwrite"]) == 2
+    with pytest.raises(SystemExit, match="2"):
+        main([str(checkpoint), str(target), "--overwrite"])
     assert "holds no checkpoint" in capsys.readouterr().err
     assert (target / "notes.txt").read_text() == "mine"
     (target / "config.json").write_text("{}")
-    assert main([str(checkpoint), str(target), "--overwrite"]) == 2
+    with pytest.raises(SystemExit, match="2"):
+        main([str(checkpoint), str(target), "--overwrite"])
     assert "also holds 'notes.txt', which convert does not write" in capsys.readouterr().err
     assert (target / "notes.txt").read_text() == "mine" and (target / "config.json").read_text() == "{}"
     (target / "notes.txt").unlink()

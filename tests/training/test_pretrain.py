@@ -166,7 +166,7 @@ def test_one_command_starts_goes_on_and_ends(run, imagefolder: Path, tmp_path: P
 )
 def test_wrong_overrides_are_named_before_anything_is_loaded(run, override: str, message: str, where: str) -> None:
     """The dataset does not exist, and nobody notices."""
-    argv, recipe = ["--dataset", "/nowhere"], RECIPE
+    argv, recipe = ["--dataset", "nowhere"], RECIPE
     if where == "recipe":
         name, _, value = override.partition("=")
         for part in reversed(name.split(".")):
@@ -277,7 +277,7 @@ def test_two_processes_give_the_run_of_one(run, imagefolder: Path, tmp_path: Pat
 # Recipes
 
 
-@pytest.mark.parametrize("name", pretrain.pretraining_recipes())
+@pytest.mark.parametrize("name", pretrain.RECIPES)
 def test_every_recipe_parses_and_its_model_config_is_valid(name: str, tmp_path: Path) -> None:
     argv = ["--recipe", name, "--dataset", "some/dataset", "--use_cpu", "--bf16", "False"]
     model_args, _, args = pretrain.parse_args([*argv, "--output_dir", str(tmp_path)])
@@ -373,8 +373,9 @@ def test_unknown_recipe_and_options_and_what_is_missing(capsys) -> None:
         pretrain.parse_args(["--recipe", "flickr", "--dataset", "x"])
     with pytest.raises(FileNotFoundError, match="No recipe 'nowhere.yaml'"):
         pretrain.parse_args(["--recipe", "nowhere.yaml", "--dataset", "x"])
-    with pytest.raises(ValueError, match="not used by the HfArgumentParser: .*--lerning_rate"):
+    with pytest.raises(SystemExit):
         pretrain.parse_args(["--dataset", "x", "--lerning_rate", "1"])
+    assert "no option --lerning_rate. Did you mean --learning_rate?" in capsys.readouterr().err
     for argv, message in (
         ([], "--dataset is missing"),
         (["--dataset", "x", "--streaming"], "length of the run with --max_steps"),
@@ -498,7 +499,8 @@ def fields_of(*groups: Any) -> list[dict[str, Any]]:
     ],
 )
 @pytest.mark.filterwarnings("ignore:`gradient_checkpointing` is deprecated:FutureWarning")
-def test_a_saved_recipe_gives_the_same_arguments(argv: list[str], tmp_path: Path) -> None:
+def test_a_saved_recipe_gives_the_same_arguments(argv: list[str], tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)  # `runs/a` is an id of the Hub where there is no folder `runs`
     argv = ["--dataset", "photos", "--output_dir", str(tmp_path), "--use_cpu", "--max_steps", "7", *argv]
     groups = pretrain.parse_args(argv)
     path = save_recipe(tmp_path, groups)
@@ -559,9 +561,9 @@ def test_the_command_prints_what_its_user_can_mend_in_one_line(monkeypatch, caps
 
 
 def test_a_user_error_is_one_line_of_the_script() -> None:
-    command = [sys.executable, str(SCRIPT), "--recipe", "flickr8k", "--dataset", "/nowhere", "--config", "a=1"]
+    command = [sys.executable, str(SCRIPT), "--recipe", "flickr8k", "--dataset", "nowhere", "--config", "a=1"]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
     assert done.returncode == 2
-    assert done.stderr.strip().splitlines()[-1].startswith("pretrain.py: a is no field of LeVLJEPAConfig")
+    assert done.stderr.strip().splitlines()[-1].startswith("levljepa pretrain: a is no field of LeVLJEPAConfig")
     assert "Traceback" not in done.stderr

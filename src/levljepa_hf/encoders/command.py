@@ -12,7 +12,6 @@ Batches never cross shards: on the same device, with the same number of threads,
     tensors = safetensors.torch.load_file("features/features-00000-of-00010.safetensors")
 """
 
-import argparse
 import datetime
 import hashlib
 import json
@@ -28,14 +27,13 @@ import datasets
 import torch
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
-from transformers import HfArgumentParser
-from transformers.hf_argparser import HfArg
 from transformers.utils import logging
 
 from ..data.collator import MAX_SKIPPED_RATE
 from ..data.loading import find_image_column, load_source
 from ..data.sources import encoded
 from ..files import write_whole
+from ..options import Command, option
 from ..version import versions
 from .encoders import TRANSFORMS, Encoder, load_encoder
 from .shards import (
@@ -78,42 +76,41 @@ examples:
 class EmbedArguments:
     """What is encoded, by what, and what is written."""
 
-    model: str = HfArg(help="A folder or Hub id of LeVLJEPA, timm:NAME, hf:NAME or random.")
-    dataset: str = HfArg(
-        help="A Hub id, a folder (images, webdataset or parquet shards, what save_to_disk wrote), a file or a glob."
+    model: str = option(help="A folder or Hub id of LeVLJEPA, timm:NAME, hf:NAME or random.", kind="model")
+    dataset: str = option(
+        help="A Hub id, a folder (images, webdataset or parquet shards, what save_to_disk wrote), a file or a glob.",
+        kind="dataset",
     )
-    output: str = HfArg(help="The folder to write to. The shards that it has already are kept.")
-    split: str = HfArg(default="train", help="The split.")
-    dataset_config: str | None = HfArg(default=None, help="Configuration of a data set that has several.")
-    image_column: str | None = HfArg(default=None, help="Column of the images, found by itself where it is left out.")
-    key_column: str | None = HfArg(
+    output: str = option(help="The folder to write to. The shards that it has already are kept.")
+    split: str = option(default="train", help="The split.")
+    dataset_config: str | None = option(default=None, help="Configuration of a data set that has several.")
+    image_column: str | None = option(default=None, help="Column of the images, found by itself where it is left out.")
+    key_column: str | None = option(
         default=None, help="Column that names the images; by default __key__, id, ... or else the name of the file."
     )
-    max_samples: int | None = HfArg(default=None, help="The first so many images.")
-    format: str = HfArg(default="parquet", help="Of the files.", metadata={"choices": FORMATS})
-    features: list[str] = HfArg(
+    max_samples: int | None = option(default=None, help="The first so many images.")
+    format: str = option(default="parquet", help="Of the files.", choices=FORMATS)
+    features: list[str] = option(
         default_factory=list,
         help="What is written (below); by default all but patches that the model has.",
-        metadata={"choices": FEATURES},
+        choices=FEATURES,
     )
-    dtype: str = HfArg(
-        default="float16", help="Of the features; bfloat16 in safetensors alone.", metadata={"choices": DTYPES}
+    dtype: str = option(default="float16", help="Of the features; bfloat16 in safetensors alone.", choices=DTYPES)
+    model_dtype: str = option(
+        default="float32", help="Of the weights, in which features are computed.", choices=DTYPES
     )
-    model_dtype: str = HfArg(
-        default="float32", help="Of the weights, in which features are computed.", metadata={"choices": DTYPES}
-    )
-    transform: str = HfArg(
+    transform: str = option(
         default="evaluation",
         help="How images are prepared: evaluation (short side 256/224 of the crop) or default (no margin).",
-        metadata={"choices": TRANSFORMS},
+        choices=TRANSFORMS,
     )
-    shard_size: int = HfArg(default=4096, help="Images in a shard; each process holds the features of one in memory.")
-    batch_size: int = HfArg(default=64, help="Images encoded at a time.")
-    num_workers: int = HfArg(
+    shard_size: int = option(default=4096, help="Images in a shard; each process holds the features of one in memory.")
+    batch_size: int = option(default=64, help="Images encoded at a time.")
+    num_workers: int = option(
         default=0, help="Processes that decode and prepare images, for each process that encodes."
     )
-    max_skipped_rate: float = HfArg(default=MAX_SKIPPED_RATE, help="The share of the images that may fail to decode.")
-    device: str | None = HfArg(
+    max_skipped_rate: float = option(default=MAX_SKIPPED_RATE, help="The share of the images that may fail to decode.")
+    device: str | None = option(
         default=None, help="Where the model runs, by default the process's GPU where there is one."
     )
 
@@ -328,36 +325,31 @@ def _check_room(folder: Path, num_images: int, shapes: Mapping[str, tuple[int, .
         )
 
 
-class _Help(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter):
-    """Examples as they are written, and the defaults."""
+COMMAND = Command(
+    "levljepa embed",
+    "Write the features of a large collection of images to sharded files. A second run goes on.",
+    (EmbedArguments,),
+    more=EPILOG,
+    extra="train",
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command `levljepa embed`. Returns the exit status."""
-    parser = HfArgumentParser(
-        [EmbedArguments],
-        prog="levljepa embed",
-        description="Write the features of a large collection of images to sharded files. A second run goes on.",
-        epilog=EPILOG,
-        formatter_class=_Help,
-    )
-    try:
-        (arguments,) = parser.parse_args_into_dataclasses(
-            list(sys.argv[1:] if argv is None else argv), look_for_args_file=False
-        )
-        report = embed(arguments)
-    except (ValueError, OSError) as error:
-        parser.exit(2, f"{parser.prog}: {error}\n")
+    return COMMAND.run(argv, _embed_and_report)
+
+
+def _embed_and_report(arguments: EmbedArguments) -> None:
+    report = embed(arguments)
     state = PartialState()
     if state.is_main_process:
         print(report)
     if state.num_processes > 1:
         state.destroy_process_group()
-    return 0
 
 
 if __name__ == "__main__":
     sys.exit(main())
 
 
-__all__ = ["EmbedArguments", "EmbedReport", "embed", "main"]
+__all__ = ["COMMAND", "EmbedArguments", "EmbedReport", "embed", "main"]

@@ -16,16 +16,15 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
 from tqdm.auto import tqdm
-from transformers.hf_argparser import HfArg
 from transformers.image_utils import pil_torch_interpolation_mapping
 
-from .._field_help import with_field_help
 from ..data.collator import draft_size
 from ..data.images import image_at
 from ..data.seeds import seed_from
 from ..data.splits import EvaluationSplit
 from ..encoders.encoders import Encoder
 from ..encoders.features import PatchFeatures, patch_features
+from ..options import option, with_field_help
 from .classification import check_seeds, class_labels, classification_chance, classification_metrics, count_images
 from .pictures import plot_confusion
 from .results import TaskResult
@@ -43,15 +42,15 @@ class AttentiveProbeProtocol:
     `levljepa evaluate attentive-probe` makes options of the fields.
     """
 
-    num_heads: int = HfArg(
+    num_heads: int = option(
         default=12, help="Attention heads; the next smaller number that divides the encoder's width."
     )
-    learning_rate: float = HfArg(default=1e-3, help="At the start.")
-    final_learning_rate: float = HfArg(default=0.01, help="At the end, as a share of that at the start.")
-    weight_decay: float = HfArg(default=1e-4, help="Of AdamW.")
-    batch_size: int = HfArg(default=256, help="Images in a step.")
-    epochs: int = HfArg(default=20, help="Passes over the training images.")
-    augment: bool = HfArg(
+    learning_rate: float = option(default=1e-3, help="At the start.")
+    final_learning_rate: float = option(default=0.01, help="At the end, as a share of that at the start.")
+    weight_decay: float = option(default=1e-4, help="Of AdamW.")
+    batch_size: int = option(default=256, help="Images in a step.")
+    epochs: int = option(default=20, help="Passes over the training images.")
+    augment: bool = option(
         default=True,
         help="Encode a new random crop of each image in each epoch, or (quick) learn from tokens encoded once.",
     )

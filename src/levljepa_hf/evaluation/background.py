@@ -9,11 +9,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from transformers.hf_argparser import HfArg
-
-from .._field_help import with_field_help
 from ..data.splits import EvaluationSplit
 from ..encoders.encoders import Encoder
+from ..options import option, with_field_help
 from .classification import count_images
 from .linear_probe import LinearProbeProtocol, run_linear_probes
 from .pictures import plot_bars
@@ -32,7 +30,7 @@ class BackgroundProtocol(LinearProbeProtocol):
     `levljepa evaluate background` makes options of the fields.
     """
 
-    bias: bool = HfArg(default=False, help="Whether the linear layer has a bias.")
+    bias: bool = option(default=False, help="Whether the linear layer has a bias.")
 
 
 def evaluate_background(

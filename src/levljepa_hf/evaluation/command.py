@@ -1,6 +1,5 @@
 """`levljepa evaluate TASK`: the paper's protocols on any checkpoint, beside peers; a table, JSON, pictures."""
 
-import argparse
 import contextlib
 import re
 import sys
@@ -11,8 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import HfArgumentParser
-from transformers.hf_argparser import HfArg
 from transformers.utils import logging
 
 from ..data.catalogue import DATASETS
@@ -21,6 +18,7 @@ from ..data.splits import EvaluationSplit
 from ..encoders.encoders import Encoder, LeVLJEPAEncoder, load_encoder
 from ..encoders.features import DEFAULT_CACHE
 from ..files import write_whole
+from ..options import Command, option
 from .card import check_card, write_to_card
 from .protocols import read_protocols
 from .results import EvaluationRecord, format_table, save_records
@@ -36,104 +34,109 @@ ALL = "all"
 class EvaluationArguments:
     """What is measured, on what, and where the figures go."""
 
-    model: list[str] = HfArg(
+    model: list[str] = option(
         default_factory=list,
         help="One or several: folders or Hub ids of LeVLJEPA, timm:NAME, hf:NAME (CLIP, SigLIP, DINO, ...), random "
         "(fresh weights, of the first LeVLJEPA model's size).",
+        kind="model",
     )
-    dataset: str = HfArg(
+    dataset: str = option(
         default="scenes",
         help=f"One of {', '.join(DATASETS)}, or any source that `datasets` loads: folder, file, Hub id.",
+        kind="dataset",
+        known=DATASETS,
     )
-    dataset_path: str | None = HfArg(default=None, help="A local copy of a data set known by name.")
-    dataset_config: str | None = HfArg(
+    dataset_path: str | None = option(default=None, help="A local copy of a data set known by name.")
+    dataset_config: str | None = option(
         default=None,
         help="Configuration of a source that has several; of the scenes, their side in pixels (48) "
         "and the objects' scale, as in 64:0.2-0.3; of imagenet9, "
         "halves: to train and test on halves of Original's test images (the mixed ones, not halved, may show training "
         "foregrounds again, so drops may come out too small).",
     )
-    train_split: str | None = HfArg(default=None, help="Split to learn from, by default the data set's own.")
-    test_split: str | None = HfArg(default=None, help="Split to measure on, by default the data set's own.")
-    max_samples: int | None = HfArg(default=None, help="Test samples at most, drawn at random.")
-    max_train_samples: int | None = HfArg(
+    train_split: str | None = option(default=None, help="Split to learn from, by default the data set's own.")
+    test_split: str | None = option(default=None, help="Split to measure on, by default the data set's own.")
+    max_samples: int | None = option(default=None, help="Test samples at most, drawn at random.")
+    max_train_samples: int | None = option(
         default=None, help="Training samples at most, drawn at random; by default all."
     )
-    image_column: str | None = HfArg(default=None, help="Column of the images.")
-    label_column: str | None = HfArg(default=None, help="Column of the classes.")
-    caption_column: str | None = HfArg(default=None, help="Column of the captions.")
-    mask_column: str | None = HfArg(default=None, help="Column of the masks.")
-    question_column: str | None = HfArg(default=None, help="Column of the questions.")
-    answer_column: str | None = HfArg(default=None, help="Column of the answers.")
-    class_names: str | None = HfArg(
+    image_column: str | None = option(default=None, help="Column of the images.")
+    label_column: str | None = option(default=None, help="Column of the classes.")
+    caption_column: str | None = option(default=None, help="Column of the captions.")
+    mask_column: str | None = option(default=None, help="Column of the masks.")
+    question_column: str | None = option(default=None, help="Column of the questions.")
+    answer_column: str | None = option(default=None, help="Column of the answers.")
+    class_names: str | None = option(
         default=None, help="JSON or text file of the class names, in the order of the labels."
     )
-    seeds: list[int] = HfArg(default_factory=list, help="A run for each; by default 0 1 2, of the attentive probe 0.")
-    protocols: str | None = HfArg(
+    seeds: list[int] = option(default_factory=list, help="A run for each; by default 0 1 2, of the attentive probe 0.")
+    protocols: str | None = option(
         default=None, help="Of `all`: YAML file of constants, by task, or evaluate-scenes; by default the paper's."
     )
-    output: str | None = HfArg(default=None, help="JSON file to write; pictures go beside it.")
-    card: bool = HfArg(default=False, help="Write the figures into the checkpoint's model card.")
-    transform: str | None = HfArg(
+    output: str | None = option(default=None, help="JSON file to write; pictures go beside it.")
+    card: bool = option(default=False, help="Write the figures into the checkpoint's model card.")
+    transform: str | None = option(
         default=None,
         help="How images are prepared: evaluation (short side 256/224 of the crop) or default (no margin), each with "
         "-bicubic behind it for that resampling; by default the data set's.",
     )
-    encode_batch_size: int = HfArg(default=64, help="Images encoded at a time.")
-    num_workers: int = HfArg(default=0, help="Processes that decode and prepare images.")
-    cache_dir: str = HfArg(default=str(DEFAULT_CACHE), help="Where features are kept.")
-    no_cache: bool = HfArg(default=False, help="Keep no features.")
-    device: str | None = HfArg(default=None, help="Where encoders run, by default a GPU where there is one.")
-    dtype: str = HfArg(default="float32", help="Of the encoders' weights: float32, bfloat16, float16.")
+    encode_batch_size: int = option(default=64, help="Images encoded at a time.")
+    num_workers: int = option(default=0, help="Processes that decode and prepare images.")
+    cache_dir: str = option(default=str(DEFAULT_CACHE), help="Where features are kept.")
+    no_cache: bool = option(default=False, help="Keep no features.")
+    device: str | None = option(default=None, help="Where encoders run, by default a GPU where there is one.")
+    dtype: str = option(default="float32", help="Of the encoders' weights: float32, bfloat16, float16.")
 
 
 COLUMN_ROLES = ("image", "label", "caption", "mask", "question", "answer")
 DTYPES = ("float32", "bfloat16", "float16")
 
-EPILOG = """tasks:
-{tasks}
-  all              every task that the data set and the model allow
-
-options: levljepa evaluate TASK --help
-
-examples:
+EXAMPLES = """examples:
   levljepa evaluate zero-shot --model runs/demo --dataset scenes
   levljepa evaluate all --model runs/demo random --dataset scenes --output runs/scenes.json
   levljepa evaluate linear-probe --model runs/demo timm:vit_base_patch16_224 --dataset imagenet --max_samples 5000
 """
+# What each task's command is given: what it does, and its protocol, which is read where it stands.
+_PARTS = {
+    **{
+        name: (task.help, (f"levljepa_hf.evaluation.{name.replace('-', '_')}:{task.protocol}",))
+        for name, task in declarations().items()
+    },
+    ALL: ("every task that the data set and the model allow", ()),
+}
+COMMAND = Command(
+    "levljepa evaluate",
+    "Measure frozen features by the paper's protocols.",
+    more=EXAMPLES,
+    extra="eval",
+    parts={
+        name: Command(
+            f"levljepa evaluate {name}",
+            about[0].upper() + about[1:] + ".",
+            (EvaluationArguments, *protocol),
+            f"example:\n  levljepa evaluate {name} --model runs/demo random --dataset scenes --output runs/new.json",
+            extra="eval",
+        )
+        for name, (about, protocol) in _PARTS.items()
+    },
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command `levljepa evaluate`. Returns the exit status."""
-    argv = list(sys.argv[1:] if argv is None else argv)
-    chooser = argparse.ArgumentParser(
-        prog="levljepa evaluate",
-        description="Measure frozen features by the paper's protocols.",
-        epilog=EPILOG.format(tasks="\n".join(f"  {name:17}{task.help}" for name, task in declarations().items())),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    chooser.add_argument("task", choices=(*TASKS, ALL), help="see below")
-    name = chooser.parse_args(argv[:1]).task
+    command, rest = COMMAND.part(sys.argv[1:] if argv is None else argv)
+    name = command.name.split()[-1]
     tasks = TASKS if name == ALL else {name: TASKS[name]}
 
-    parser = HfArgumentParser(
-        [EvaluationArguments] if name == ALL else [EvaluationArguments, tasks[name].protocol],
-        prog=f"levljepa evaluate {name}",
-        description="Every task that the data set and the model allow." if name == ALL else tasks[name].help,
-        epilog=f"example: levljepa evaluate {name} --model runs/demo random --dataset scenes --output runs/new.json",
-    )
-    try:
-        arguments, *given = parser.parse_args_into_dataclasses(argv[1:], look_for_args_file=False)
+    def measure(arguments: EvaluationArguments, *given: Any) -> None:
         protocols = dict(zip(tasks, given, strict=False))
         if arguments.protocols:
             if name != ALL:
                 raise ValueError(f"--protocols is for {ALL}: the constants of {name} are options of their own.")
             protocols = read_protocols(arguments.protocols)
-        records = evaluate(arguments, tasks, protocols)
-    except (ValueError, ImportError, OSError) as error:
-        parser.exit(2, f"{parser.prog}: {error}\n")
-    print(f"\n{format_table(records)}")
-    return 0
+        print(f"\n{format_table(evaluate(arguments, tasks, protocols))}")
+
+    return command.run(rest, measure)
 
 
 def evaluate(
@@ -344,4 +347,4 @@ def _draw(record: EvaluationRecord, output: Path) -> None:
         write_whole(path, draw)
 
 
-__all__ = ["EvaluationArguments", "add_gains", "evaluate", "main"]
+__all__ = ["COMMAND", "EvaluationArguments", "add_gains", "evaluate", "main"]

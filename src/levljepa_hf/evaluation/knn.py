@@ -7,11 +7,10 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from transformers.hf_argparser import HfArg
 
-from .._field_help import with_field_help
 from ..data.splits import EvaluationSplit
 from ..encoders.encoders import Encoder
+from ..options import option, with_field_help
 from .classification import (
     check_features,
     class_labels,
@@ -33,11 +32,11 @@ class KNNProtocol:
     `levljepa evaluate knn` makes options of the fields.
     """
 
-    features: str = HfArg(
+    features: str = option(
         default="cls", help="cls (class token), mean (of the patch tokens) or both, which count alike."
     )
-    ks: list[int] = HfArg(default_factory=lambda: [10, 20, 100, 200], help="Numbers of neighbours that vote.")
-    temperature: float = HfArg(default=0.07, help="Of the votes: lower, and the nearest count for more.")
+    ks: list[int] = option(default_factory=lambda: [10, 20, 100, 200], help="Numbers of neighbours that vote.")
+    temperature: float = option(default=0.07, help="Of the votes: lower, and the nearest count for more.")
 
     def __post_init__(self) -> None:
         check_features(self.features)

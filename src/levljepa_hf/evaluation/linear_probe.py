@@ -15,11 +15,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from tqdm.auto import tqdm
-from transformers.hf_argparser import HfArg
 
-from .._field_help import with_field_help
 from ..data.splits import EvaluationSplit
 from ..encoders.encoders import Encoder
+from ..options import option, with_field_help
 from .classification import (
     check_features,
     check_seeds,
@@ -48,17 +47,17 @@ class LinearProbeProtocol:
     `levljepa evaluate linear-probe` makes options of the fields.
     """
 
-    features: str = HfArg(
+    features: str = option(
         default="cls", help="cls (class token), mean (of the patch tokens) or both; each is brought to unit length."
     )
-    learning_rates: list[float] = HfArg(
+    learning_rates: list[float] = option(
         default_factory=lambda: [0.1], help="One, or several to choose from on a held-out part of the training images."
     )
-    weight_decay: float = HfArg(default=1e-4, help="Of AdamW.")
-    batch_size: int = HfArg(default=4096, help="Images in a step.")
-    epochs: int = HfArg(default=50, help="Passes over the training images.")
-    bias: bool = HfArg(default=True, help="Whether the linear layer has a bias.")
-    held_out: float = HfArg(
+    weight_decay: float = option(default=1e-4, help="Of AdamW.")
+    batch_size: int = option(default=4096, help="Images in a step.")
+    epochs: int = option(default=50, help="Passes over the training images.")
+    bias: bool = option(default=True, help="Whether the linear layer has a bias.")
+    held_out: float = option(
         default=0.1, help="Share of each class's training images on which a learning rate is chosen."
     )
 

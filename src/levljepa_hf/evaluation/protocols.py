@@ -1,14 +1,12 @@
 """Options from a mapping, as a YAML file or a recipe has them: the constants of protocols, and any other dataclass."""
 
-import argparse
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import yaml
-from transformers import HfArgumentParser
 
-from ..options import did_you_mean
+from ..options import Parser, did_you_mean
 from ..recipes import recipe_path
 from .task import TASKS
 
@@ -53,11 +51,7 @@ def parse_options(group: Any, given: Mapping[str, Any], where: str) -> Any:
     Raises:
         ValueError: if a value does not fit.
     """
-    parser = HfArgumentParser([group], prog=where, exit_on_error=False)
-    try:
-        (parsed,) = parser.parse_args_into_dataclasses(as_words(given), look_for_args_file=False)
-    except argparse.ArgumentError as error:
-        raise ValueError(f"{where}: {error}") from error
+    (parsed,) = Parser([group], prog=where, raises=True).parse_groups(as_words(given))
     return parsed
 
 

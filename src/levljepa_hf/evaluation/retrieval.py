@@ -12,12 +12,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from PIL import Image
 from torch import Tensor
-from transformers.hf_argparser import HfArg
 
-from .._field_help import with_field_help
 from ..data.images import open_image
 from ..encoders.encoders import Encoder
 from ..model.modeling_levljepa import similarity
+from ..options import option, with_field_help
 from .pictures import plot_nearest
 from .results import TaskResult
 from .task import Task
@@ -120,9 +119,9 @@ class RetrievalProtocol:
     `levljepa evaluate retrieval` makes options of the fields.
     """
 
-    ks: list[int] = HfArg(default_factory=lambda: [1, 5, 10], help="The k of recall at k.")
-    max_captions: int = HfArg(default=5, help="Captions of an image that take part, the first so many.")
-    readouts: list[str] = HfArg(
+    ks: list[int] = option(default_factory=lambda: [1, 5, 10], help="The k of recall at k.")
+    max_captions: int = option(default=5, help="Captions of an image that take part, the first so many.")
+    readouts: list[str] = option(
         default_factory=list,
         help="Of zeroshot, proj, proj_text, avg, predictor_pair; by default all that the model has.",
     )

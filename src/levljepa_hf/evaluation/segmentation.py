@@ -21,16 +21,15 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from torchmetrics.classification import MulticlassConfusionMatrix
 from tqdm.auto import tqdm
-from transformers.hf_argparser import HfArg
 from transformers.utils import logging
 
-from .._field_help import with_field_help
 from ..data.images import image_at, open_image
 from ..data.masks import read_mask
 from ..data.splits import check_same_classes
 from ..encoders.encoders import Encoder
 from ..encoders.features import PatchFeatures, patch_features
 from ..model.processing_levljepa import to_rgb
+from ..options import option, with_field_help
 from .classification import check_seeds
 from .pictures import plot_segmentation
 from .results import TaskResult
@@ -60,15 +59,15 @@ class SegmentationProtocol:
     `levljepa evaluate segmentation` makes options of the fields.
     """
 
-    loss_at: str = HfArg(
+    loss_at: str = option(
         default="patches",
         help="Where the loss is taken: patches (labels brought down to the patches, as in the reproduction) or "
         "pixels (logits brought up to the image size). The paper does not say.",
     )
-    learning_rate: float = HfArg(default=1e-2, help="Of AdamW, constant.")
-    weight_decay: float = HfArg(default=0.0, help="Of AdamW.")
-    batch_size: int = HfArg(default=256, help="Images in a step.")
-    epochs: int = HfArg(default=30, help="Passes over the training images.")
+    learning_rate: float = option(default=1e-2, help="Of AdamW, constant.")
+    weight_decay: float = option(default=0.0, help="Of AdamW.")
+    batch_size: int = option(default=256, help="Images in a step.")
+    epochs: int = option(default=30, help="Passes over the training images.")
 
     def __post_init__(self) -> None:
         if self.loss_at not in LOSS_PLACES:

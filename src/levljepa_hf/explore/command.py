@@ -1,6 +1,5 @@
 """`levljepa explore`: what a checkpoint sees, in the browser."""
 
-import argparse
 import sys
 import webbrowser
 from collections.abc import Sequence
@@ -8,11 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from transformers import HfArgumentParser
-from transformers.hf_argparser import HfArg
 
 from ..encoders.encoders import TRANSFORMS, Encoder, load_encoder
 from ..encoders.features import DEFAULT_CACHE
+from ..options import Command, option
 from ..training.curves import read_run
 from .export import export
 from .photos import embed_photos, load_photos
@@ -35,45 +33,54 @@ folder that --export writes can be put on any static host. Stop it with Ctrl-C.
 class ExploreArguments:
     """Which photos are explored, and where the page is served or written."""
 
-    dataset: str = HfArg(
+    models: list[str] = option(
+        default_factory=list,
+        help="One or two: a folder or Hub id of LeVLJEPA, timm:NAME, hf:NAME.",
+        positional=True,
+        metavar="MODEL",
+        kind="model",
+    )
+    dataset: str = option(
         default="scenes",
         help="A folder of photos (folders in it are classes, metadata.jsonl may hold captions), a file, a Hub id, or "
         "scenes, which come with the package.",
+        kind="dataset",
+        known=("scenes",),
     )
-    split: str | None = HfArg(
+    split: str | None = option(
         default=None, help="The split, or several: train+validation. By default all of a folder."
     )
-    dataset_config: str | None = HfArg(
+    dataset_config: str | None = option(
         default=None, help="Configuration of a data set that has several; of the scenes, their side in pixels."
     )
-    image_column: str | None = HfArg(default=None, help="Column of the images, found by itself where it is left out.")
-    label_column: str | None = HfArg(default=None, help="Column of the labels, found by itself where it is left out.")
-    max_photos: int = HfArg(default=10_000, help="Photos at most, drawn at random.")
-    transform: str | None = HfArg(
+    image_column: str | None = option(default=None, help="Column of the images, found by itself where it is left out.")
+    label_column: str | None = option(default=None, help="Column of the labels, found by itself where it is left out.")
+    max_photos: int = option(default=10_000, help="Photos at most, drawn at random.")
+    transform: str | None = option(
         default=None,
         help="How photos are prepared for maps, search and zero-shot: by default evaluation, of the scenes default.",
-        metadata={"choices": TRANSFORMS},
+        choices=TRANSFORMS,
     )
-    prompts: list[str] = HfArg(
+    prompts: list[str] = option(
         default_factory=list, help="Texts that the page offers first, and those that --export can be searched for."
     )
-    runs: list[str] = HfArg(
+    runs: list[str] = option(
         default_factory=list, help="Folders of training runs, for their curves; by default those of the models."
     )
-    export: str | None = HfArg(
+    export: str | None = option(
         default=None, help="Write what can be computed ahead to this folder, which opens from disk, and serve nothing."
     )
-    host: str = HfArg(default="127.0.0.1", help="Address to serve; 0.0.0.0 lets the whole network in, unasked.")
-    port: int = HfArg(default=7860, help="Port to serve; 0 takes any that is free.")
-    open_browser: bool = HfArg(default=True, help="Open the page in the browser.")
-    batch_size: int = HfArg(default=64, help="Photos encoded at a time.")
-    num_workers: int = HfArg(default=0, help="Processes that decode and prepare photos.")
-    cache_dir: str = HfArg(
+    host: str = option(default="127.0.0.1", help="Address to serve; 0.0.0.0 lets the whole network in, unasked.")
+    port: int = option(default=7860, help="Port to serve; 0 takes any that is free.")
+    open_browser: bool = option(default=True, help="Open the page in the browser.")
+    batch_size: int = option(default=64, help="Photos encoded at a time.")
+    num_workers: int = option(default=0, help="Processes that decode and prepare photos.")
+    cache_dir: str = option(
         default=str(DEFAULT_CACHE),
         help="Where features are kept by content, and beside it thumbnails and projections.",
     )
-    device: str | None = HfArg(default=None, help="Where the models run, by default a GPU where there is one.")
-    dtype: str = HfArg(default="float32", help="Of the weights.", metadata={"choices": DTYPES})
+    device: str | None = option(default=None, help="Where the models run, by default a GPU where there is one.")
+    dtype: str = option(default="float32", help="Of the weights.", choices=DTYPES)
 
 
 def build_session(models: Sequence[str], arguments: ExploreArguments) -> Session:
@@ -143,34 +150,22 @@ def run(models: Sequence[str], arguments: ExploreArguments) -> None:
         serve(session, listening, arguments.host)
 
 
-class _Help(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter):
-    """Examples as they are written, and the defaults."""
+COMMAND = Command(
+    "levljepa explore",
+    "Look at it: what a checkpoint sees in photos, in the browser.",
+    (ExploreArguments,),
+    more=EPILOG,
+    extra="app",
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command `levljepa explore`. Returns the exit status."""
-    parser = HfArgumentParser(
-        [ExploreArguments],
-        prog="levljepa explore",
-        description="Look at it: what a checkpoint sees in photos, in the browser.",
-        epilog=EPILOG,
-        formatter_class=_Help,
-    )
-    parser.add_argument(
-        "models", nargs="+", metavar="MODEL", help="One or two: a folder or Hub id of LeVLJEPA, timm:NAME, hf:NAME."
-    )
-    try:
-        arguments, rest = parser.parse_args_into_dataclasses(
-            list(sys.argv[1:] if argv is None else argv), look_for_args_file=False
-        )
-        run(rest.models, arguments)
-    except (ValueError, ImportError, OSError) as error:
-        parser.exit(2, f"{parser.prog}: {' '.join(str(error).split())}\n")
-    return 0
+    return COMMAND.run(argv, lambda arguments: run(arguments.models, arguments))
 
 
 if __name__ == "__main__":
     sys.exit(main())
 
 
-__all__ = ["ExploreArguments", "build_session", "main", "run"]
+__all__ = ["COMMAND", "ExploreArguments", "build_session", "main", "run"]

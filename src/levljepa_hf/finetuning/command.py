@@ -1,23 +1,23 @@
 """`levljepa finetune classification` and `levljepa finetune segmentation`: their options, and the run."""
 
-import argparse
 import os
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from torchvision.transforms import v2
-from transformers import HfArgumentParser, set_seed
-from transformers.hf_argparser import HfArg
+from transformers import set_seed
 from transformers.image_processing_utils import BaseImageProcessor
 
+from ..data.catalogue import DATASETS
 from ..data.splits import EvaluationSplit
 from ..evaluation.task import load_split
 from ..hub.publishing import prepare_push
-from ..options import did_you_mean
-from ..recipes import add_overrides, config_from_preset, parse_arguments, recipe_names, run_script, save_recipe
+from ..options import Command, option
+from ..recipes import add_overrides, config_from_preset, parse_arguments, run_script, save_recipe
+from ..recipes.shelf import recipe_names
 from ..training.distributed import check_launch
 from .data import AUGMENTATIONS, classification_transform, count_classes, segmentation_transform
 from .trainer import (
@@ -76,19 +76,19 @@ _SPLITS_OF = {"classification": "linear-probe", "segmentation": "segmentation"} 
 class ModelArguments:
     """What is fine-tuned: a checkpoint, or a new model to compare it with."""
 
-    model_name_or_path: str | None = HfArg(
-        default=None, help="Any LeVLJEPA checkpoint with a vision tower, a folder or Hub id."
+    model_name_or_path: str | None = option(
+        default=None, help="Any LeVLJEPA checkpoint with a vision tower, a folder or Hub id.", kind="checkpoint"
     )
-    from_scratch: bool = HfArg(
+    from_scratch: bool = option(
         default=False, help="Take the checkpoint's configuration and processor, and random weights."
     )
-    preset: str | None = HfArg(
+    preset: str | None = option(
         default=None, help="Size of a new model, without a checkpoint: tiny, small, base, released or debug."
     )
-    config: list[str] = HfArg(
+    config: list[str] = option(
         default_factory=list, help="Fields that replace the preset's, beside the recipe's: vision_config.image_size=96"
     )
-    image_size: int | None = HfArg(
+    image_size: int | None = option(
         default=None, help="Side of the images in pixels, a multiple of the patch size; by default the checkpoint's."
     )
 
@@ -97,48 +97,50 @@ class ModelArguments:
 class DataArguments:
     """The data, as `levljepa evaluate` takes it."""
 
-    dataset: str | None = HfArg(
+    dataset: str | None = option(
         default=None,
         help="A name that `levljepa evaluate` knows (pets, ade20k, scenes, ...), or any source that `datasets` loads: "
         "folder, file, Hub id.",
+        kind="dataset",
+        known=DATASETS,
     )
-    dataset_path: str | None = HfArg(default=None, help="A local copy of a data set known by name.")
-    dataset_config: str | None = HfArg(
+    dataset_path: str | None = option(default=None, help="A local copy of a data set known by name.")
+    dataset_config: str | None = option(
         default=None, help="Configuration of a source that has several; of the scenes, their side in pixels (48)."
     )
-    train_split: str = HfArg(default="train", help="Split to train on; parts are written like train[:80%%].")
-    test_split: str = HfArg(
+    train_split: str = option(default="train", help="Split to train on; parts are written like train[:80%].")
+    test_split: str = option(
         default="test", help="Split to evaluate on; where a source has no `test`, it is its `validation`."
     )
-    validation_split: str | None = HfArg(
+    validation_split: str | None = option(
         default=None,
-        help="Split by which the best checkpoint is chosen, such as train[80%%:]; by default the test split, whose "
+        help="Split by which the best checkpoint is chosen, such as train[80%:]; by default the test split, whose "
         "figures are then flattered.",
     )
-    max_train_samples: int | None = HfArg(default=None, help="Training samples at most, drawn at random.")
-    max_samples: int | None = HfArg(default=None, help="Test (and validation) samples at most, drawn at random.")
-    image_column: str | None = HfArg(default=None, help="Column of the images; found by itself by its usual names.")
-    class_names: str | None = HfArg(
+    max_train_samples: int | None = option(default=None, help="Training samples at most, drawn at random.")
+    max_samples: int | None = option(default=None, help="Test (and validation) samples at most, drawn at random.")
+    image_column: str | None = option(default=None, help="Column of the images; found by itself by its usual names.")
+    class_names: str | None = option(
         default=None, help="JSON or text file of the class names, in the order of the labels or of the masks' values."
     )
-    flip_probability: float = HfArg(default=0.5, help="Probability of mirroring.")
+    flip_probability: float = option(default=0.5, help="Probability of mirroring.")
 
 
 @dataclass
 class ClassificationDataArguments(DataArguments):
     """The data of classification, and how images are augmented."""
 
-    label_column: str | None = HfArg(default=None, help="Column of the classes, integers or names.")
-    crop_scale: list[float] = field(
-        default_factory=lambda: [0.35, 1.0], metadata={"help": "Range of the random crop's share of the area."}
+    label_column: str | None = option(default=None, help="Column of the classes, integers or names.")
+    crop_scale: list[float] = option(
+        default_factory=lambda: [0.35, 1.0], help="Range of the random crop's share of the area."
     )
-    augmentation: str = HfArg(
+    augmentation: str = option(
         default="trivial",
         help="After crop and flip: trivial (TrivialAugment), randaugment or none.",
-        metadata={"choices": AUGMENTATIONS},
+        choices=AUGMENTATIONS,
     )
-    mixup_alpha: float = HfArg(default=0.0, help="MixUp of a batch, with shares from Beta(alpha, alpha); 0: none.")
-    cutmix_alpha: float = HfArg(default=0.0, help="CutMix; beside MixUp, one of the two at random.")
+    mixup_alpha: float = option(default=0.0, help="MixUp of a batch, with shares from Beta(alpha, alpha); 0: none.")
+    cutmix_alpha: float = option(default=0.0, help="CutMix; beside MixUp, one of the two at random.")
 
     def transform(self, processor: BaseImageProcessor, void: int) -> v2.Compose:
         return classification_transform(processor, self.crop_scale, self.flip_probability, self.augmentation)
@@ -151,12 +153,12 @@ class ClassificationDataArguments(DataArguments):
 class SegmentationDataArguments(DataArguments):
     """The data of segmentation, and how images and masks are augmented."""
 
-    mask_column: str | None = HfArg(default=None, help="Column of the masks: a class a pixel, 255 is void.")
-    scale_range: list[float] = field(
+    mask_column: str | None = option(default=None, help="Column of the masks: a class a pixel, 255 is void.")
+    scale_range: list[float] = option(
         default_factory=lambda: [0.5, 2.0],
-        metadata={"help": "The longer side of an image becomes the crop's times a factor of this range."},
+        help="The longer side of an image becomes the crop's times a factor of this range.",
     )
-    photometric_probability: float = HfArg(default=0.5, help="Probability of each distortion of the colours.")
+    photometric_probability: float = option(default=0.5, help="Probability of each distortion of the colours.")
 
     def transform(self, processor: BaseImageProcessor, void: int) -> v2.Compose:
         return segmentation_transform(
@@ -174,44 +176,49 @@ OPTIONS: dict[str, tuple[type, ...]] = {
 Groups = tuple[ModelArguments, Any, FineTuningArguments]
 
 
+RECIPES = tuple(name for name in recipe_names() if name.startswith("finetune-"))
+COMMAND = Command(
+    "levljepa finetune",
+    "Fine-tune a checkpoint: full, linear (the paper's probe as training) or LoRA.",
+    more="example:\n"
+    "  levljepa finetune segmentation --recipe finetune-scenes-segmentation --model_name_or_path runs/demo",
+    extra="lora",
+    parts={
+        task: Command(
+            f"levljepa finetune {task}",
+            DESCRIPTIONS[task].partition("\n\n")[0],
+            OPTIONS[task],
+            more=DESCRIPTIONS[task].partition("\n\n")[2],
+            extra="lora",
+            recipes=RECIPES,
+        )
+        for task in OPTIONS
+    },
+)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """`levljepa finetune TASK`: returns the exit status."""
-    parser = argparse.ArgumentParser(
-        prog="levljepa finetune", description="Fine-tune a checkpoint: full, linear or LoRA."
-    )
-    parser.add_argument("task", metavar="task", help=f"{' or '.join(OPTIONS)}; each has a --help of its own")
-    parser.add_argument("arguments", nargs=argparse.REMAINDER, help="the task's options")
-    args = parser.parse_args(argv)
-    if args.task not in OPTIONS:
-        parser.error(f"no task {args.task!r}.{did_you_mean(args.task, OPTIONS)} There are {' and '.join(OPTIONS)}.")
-    prog = f"{parser.prog} {args.task}"
-    run_script(lambda: fine_tune(args.task, *parse_options(args.task, args.arguments, prog)), prog)
+    command, rest = COMMAND.part(sys.argv[1:] if argv is None else argv)
+    task = command.name.split()[-1]
+    run_script(lambda: fine_tune(task, *parse_options(task, rest)), command.name)
     return 0
 
 
-def parse_options(task: str, argv: Sequence[str] | None = None, prog: str | None = None) -> Groups:
+def parse_options(task: str, argv: Sequence[str] | None = None) -> Groups:
     """The three groups of options, from the recipe and, over it, from the command line.
 
     Args:
         task: classification or segmentation.
         argv: The command line.
-        prog: Name of the command, by default the script's.
 
     Raises:
         SystemExit: if options contradict each other, or one is missing; after a message.
         ValueError, FileNotFoundError: as `parse_arguments`.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
-    parser = HfArgumentParser(
-        OPTIONS[task],
-        prog=prog,
-        usage="%(prog)s [--recipe RECIPE] --dataset DATASET --model_name_or_path CHECKPOINT [options]",
-        description=DESCRIPTIONS[task],
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    names = [name for name in recipe_names() if name.startswith("finetune-")]
-    (model_args, data_args, args), recipe_config = parse_arguments(parser, argv, names)
+    parser = COMMAND.parts[task].parser()
+    (model_args, data_args, args), recipe_config = parse_arguments(parser, argv)
     model_args.config = add_overrides(recipe_config, model_args.config)
     for wrong, message in (
         (data_args.dataset is None, "--dataset is missing: a name, a Hub id, a folder or a file."),
@@ -348,6 +355,7 @@ def evaluated(trainer: FineTuningTrainer, prefix: str, dataset: Any = None) -> d
 
 
 __all__ = [
+    "COMMAND",
     "ClassificationDataArguments",
     "DataArguments",
     "ModelArguments",

@@ -17,7 +17,6 @@ from transformers import (
     TrainerCallback,
     TrainingArguments,
 )
-from transformers.hf_argparser import HfArg
 from transformers.image_processing_utils import BaseImageProcessor
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 from transformers.utils import IMAGE_PROCESSOR_NAME, PROCESSOR_NAME, cached_file, logging
@@ -32,6 +31,7 @@ from ..model.configuration_levljepa import LeVLJEPAConfig
 from ..model.modeling_levljepa import LeVLJEPAForImageClassification, LeVLJEPAForSemanticSegmentation
 from ..model.processing_levljepa import LeVLJEPAImageProcessor, to_rgb
 from ..model.released import QUIET
+from ..options import option
 from ..training.checkpoints import ResumableTrainer
 from ..training.order import data_loader, train_batch_size
 from .data import (
@@ -83,48 +83,48 @@ class FineTuningArguments(TrainingArguments):
 
     figures: ClassVar[tuple[str, ...]] = ()  # of an evaluation
 
-    mode: str = HfArg(
+    mode: str = option(
         default="full",
         help="What is trained: full (everything), linear (the classifier on the frozen tower, the paper's probe) or "
         "lora (low-rank adapters and the classifier; needs peft).",
-        metadata={"choices": MODES},
+        choices=MODES,
     )
-    layer_decay: float = HfArg(
+    layer_decay: float = option(
         default=1.0,
         help="With mode full, the factor of the learning rate from one layer to the one below, such as 0.75. The "
         "classifier has learning_rate itself.",
     )
-    lora_rank: int = HfArg(default=16, help="Of the adapters, with mode lora.")
-    lora_alpha: int = HfArg(
+    lora_rank: int = option(default=16, help="Of the adapters, with mode lora.")
+    lora_alpha: int = option(
         default=16, help="With mode lora: the adapters' output is scaled by lora_alpha / lora_rank."
     )
-    lora_dropout: float = HfArg(default=0.0, help="On the adapters' input, with mode lora.")
-    class_balance: str = HfArg(
+    lora_dropout: float = option(default=0.0, help="On the adapters' input, with mode lora.")
+    class_balance: str = option(
         default="none",
         help="Against classes of unequal size: sampler (each class is drawn as often; classification) or weights (in "
         "the loss, inverse to the images or pixels of a class).",
-        metadata={"choices": CLASS_BALANCES},
+        choices=CLASS_BALANCES,
     )
-    early_stopping_patience: int | None = HfArg(
+    early_stopping_patience: int | None = option(
         default=None, help="Stop after so many evaluations without a better figure (metric_for_best_model)."
     )
-    learning_rate: float = HfArg(default=1e-4, help="The peak learning rate of AdamW.")
-    weight_decay: float = HfArg(default=0.05, help="The weight decay of AdamW.")
-    per_device_train_batch_size: int = HfArg(default=32, help="The batch size of training, on each device.")
-    per_device_eval_batch_size: int = HfArg(default=32, help="The batch size of evaluation, on each device.")
-    eval_strategy: IntervalStrategy | str = HfArg(default="epoch", help="When to evaluate: no, steps, epoch.")
-    save_strategy: SaveStrategy | str = HfArg(
+    learning_rate: float = option(default=1e-4, help="The peak learning rate of AdamW.")
+    weight_decay: float = option(default=0.05, help="The weight decay of AdamW.")
+    per_device_train_batch_size: int = option(default=32, help="The batch size of training, on each device.")
+    per_device_eval_batch_size: int = option(default=32, help="The batch size of evaluation, on each device.")
+    eval_strategy: IntervalStrategy | str = option(default="epoch", help="When to evaluate: no, steps, epoch.")
+    save_strategy: SaveStrategy | str = option(
         default="epoch", help="When to save a checkpoint: no, steps, epoch, best."
     )
-    save_total_limit: int | None = HfArg(default=1, help="Checkpoints to keep, the best one aside.")
-    load_best_model_at_end: bool = HfArg(default=True, help="End with the best checkpoint, not with the last step.")
-    batch_eval_metrics: bool = HfArg(default=True, help="Keep True: figures are counted batch by batch.")
-    remove_unused_columns: bool = HfArg(default=False, help="Keep False: the dataset gives what the model takes.")
-    label_names: list[str] | None = HfArg(default_factory=lambda: ["labels"], help="Keep: the models' labels.")
-    overwrite_output_dir: bool = HfArg(
+    save_total_limit: int | None = option(default=1, help="Checkpoints to keep, the best one aside.")
+    load_best_model_at_end: bool = option(default=True, help="End with the best checkpoint, not with the last step.")
+    batch_eval_metrics: bool = option(default=True, help="Keep True: figures are counted batch by batch.")
+    remove_unused_columns: bool = option(default=False, help="Keep False: the dataset gives what the model takes.")
+    label_names: list[str] | None = option(default_factory=lambda: ["labels"], help="Keep: the models' labels.")
+    overwrite_output_dir: bool = option(
         default=False, help="Begin a new run in a folder with checkpoints, which are removed when training begins."
     )
-    ddp_find_unused_parameters: bool | None = HfArg(
+    ddp_find_unused_parameters: bool | None = option(
         default=False, help="Every trained parameter takes part in the loss, so DDP need not look for others."
     )
 
@@ -161,7 +161,7 @@ class ClassificationArguments(FineTuningArguments):
 
     figures = ("accuracy", "top5_accuracy", "mean_per_class_accuracy")
 
-    metric_for_best_model: str | None = HfArg(
+    metric_for_best_model: str | None = option(
         default="accuracy",
         help="Figure of the best checkpoint: accuracy, top5_accuracy, mean_per_class_accuracy or loss.",
     )
@@ -173,7 +173,7 @@ class SegmentationArguments(FineTuningArguments):
 
     figures = ("mean_iou", "mean_accuracy", "pixel_accuracy")
 
-    metric_for_best_model: str | None = HfArg(
+    metric_for_best_model: str | None = option(
         default="mean_iou", help="Figure of the best checkpoint: mean_iou, mean_accuracy, pixel_accuracy or loss."
     )
 

@@ -1,9 +1,9 @@
 """The command `levljepa card`: prints or writes a checkpoint's model card."""
 
-import argparse
 import sys
 import tempfile
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
 )
 
+from ..options import Command, option
 from .cards import (
     CARD_NAME,
     HUB_ID,
@@ -32,57 +33,65 @@ EPILOG = """examples:
 """
 
 
+@dataclass
+class CardArguments:
+    """Whose card it is, and what it says."""
+
+    checkpoint: str = option(help="A folder or a Hub id.", positional=True, kind="checkpoint")
+    write: bool = option(
+        False,
+        help="Write the card, and the picture of the losses, into the folder, or push them to the Hub. The text is "
+        "made anew; of the metadata, figures of `levljepa evaluate --card` and what is not known better stay.",
+    )
+    name: str | None = option(
+        None,
+        help="What loads it, as the card shows it; by default the Hub id of its recipe, or its folder's name.",
+    )
+    license: str | None = option(
+        None,
+        help="Licence id of the Hub; by default the present card's, or that of the checkpoint it started from.",
+    )
+    base_model: str | None = option(
+        None,
+        help="What the training started from; by default what the recipe says, if that is an id or a folder here.",
+        metavar="ID",
+    )
+    datasets: list[str] = option(
+        default_factory=list, help="Hub ids of the data sets; by default the recipe's.", metavar="ID"
+    )
+    token: str | None = option(None, help="Of the Hub; by default that of `hf auth login`.")
+
+
+COMMAND = Command(
+    "levljepa card",
+    "Print the model card of a checkpoint, made of what lies beside its weights; or write it.",
+    (CardArguments,),
+    more=EPILOG,
+)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """The command `levljepa card`. Returns the exit status."""
-    parser = argparse.ArgumentParser(
-        prog="levljepa card",
-        description="Print the model card of a checkpoint, made of what lies beside its weights; or write it.",
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    add = parser.add_argument
-    add("checkpoint", help="a folder or a Hub id")
-    add(
-        "--write",
-        action="store_true",
-        help="write the card, and the picture of the losses, into the folder, or push them to the Hub. The text is "
-        "made anew; of the metadata, figures of `levljepa evaluate --card` and what is not known better stay",
-    )
-    add(
-        "--name",
-        help="what loads it, as the card shows it (default: the Hub id of its recipe, or its folder's name)",
-    )
-    add(
-        "--license",
-        help="licence id of the Hub (default: the present card's, or that of the checkpoint it started from)",
-    )
-    add(
-        "--base_model",
-        metavar="ID",
-        help="what the training started from (default: what the recipe says, if that is an id or a folder here)",
-    )
-    add("--datasets", nargs="+", default=[], metavar="ID", help="Hub ids of the data sets (default: the recipe's)")
-    add("--token", help="of the Hub (default: that of `hf auth login`)")
-    args = parser.parse_args(argv)
-    options = {name: getattr(args, name) for name in ("name", "license", "base_model", "datasets", "token")}
+    return COMMAND.run(argv, _card)
+
+
+def _card(arguments: CardArguments) -> None:
+    options = vars(arguments).copy()
+    checkpoint, write = options.pop("checkpoint"), options.pop("write")
     try:
-        if Path(args.checkpoint).is_dir():
-            card = (write_card if args.write else checkpoint_card)(args.checkpoint, **options)
-            place = Path(args.checkpoint, CARD_NAME)
+        if Path(checkpoint).is_dir():
+            card = (write_card if write else checkpoint_card)(checkpoint, **options)
+            place = Path(checkpoint, CARD_NAME)
         else:
-            card = _card_of_repository(args.checkpoint, args.write, **options)
-            place = f"{constants.ENDPOINT}/{args.checkpoint}"
-    except RepositoryNotFoundError:
-        print(
-            f"levljepa card: {args.checkpoint} is no folder, and no repository of the Hub that the token may read.",
-            file=sys.stderr,
-        )
-        return 2
-    except (OSError, ValueError, *NETWORK_ERRORS) as error:
-        print(f"levljepa card: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
-    print(f"Wrote {place}" if args.write else card)
-    return 0
+            card = _card_of_repository(checkpoint, write, **options)
+            place = f"{constants.ENDPOINT}/{checkpoint}"
+    except RepositoryNotFoundError as error:
+        raise ValueError(
+            f"{checkpoint} is no folder, and no repository of the Hub that the token may read."
+        ) from error
+    except NETWORK_ERRORS as error:
+        raise OSError(str(error)) from error
+    print(f"Wrote {place}" if write else card)
 
 
 def _card_of_repository(repo_id: str, write: bool, token: str | None, **options: Any) -> ModelCard:
@@ -108,7 +117,7 @@ def _card_of_repository(repo_id: str, write: bool, token: str | None, **options:
     return card
 
 
-__all__ = ["main"]
+__all__ = ["COMMAND", "main"]
 
 
 if __name__ == "__main__":

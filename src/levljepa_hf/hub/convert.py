@@ -3,7 +3,6 @@
 A native checkpoint is one `model.safetensors` with configuration, code, processor and model card.
 """
 
-import argparse
 import glob
 import os
 import re
@@ -12,6 +11,7 @@ import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,7 @@ from ..model.released import (
     save_released,
     some_of,
 )
+from ..options import Command, option
 from .cards import CARD_NAME, LICENSE, RELEASES, add_figures, card_on_hub, license_of, model_card
 from .publishing import check_push, push_folder
 
@@ -317,56 +318,63 @@ EPILOG = f"""examples:
 """
 
 
+@dataclass
+class ConvertArguments:
+    """What is converted, and where it goes."""
+
+    source: str = option(
+        help="A folder or a Hub id; or a .pt pair: either file, its folder, or FOLDER/RUN_stepN for "
+        "RUN_vision_stepN.pt and RUN_text_stepN.pt.",
+        positional=True,
+        kind="pair",
+    )
+    target: str = option(help="The folder to write.", positional=True)
+    to: str = option("native", help="The layout.", choices=("native", "released"))
+    overwrite: bool = option(
+        False,
+        help="Replace a checkpoint that is there already; a folder that holds anything else too, such as checkpoint-* "
+        "or notes, is left alone with an error that names it.",
+    )
+    license: str | None = option(
+        None,
+        help=f"Licence that the model card states; by default that of the source's card, {LICENSE} for the releases.",
+    )
+    base_model: str | None = option(None, help="Hub id that the model card names as source.")
+    text_readout: str | None = option(
+        None,
+        help="Where the text feature is read, whatever the source says: pad77 for pairs of older official code.",
+        choices=TEXT_READOUTS,
+    )
+    revision: str | None = option(None, help="Branch, tag or commit of a Hub source.")
+    push_to_hub: str | None = option(None, help="Push what was written to this repository of the Hub.", metavar="ID")
+    private: bool = option(False, help="Make a new repository a private one.")
+    token: str | None = option(None, help="Of the Hub, to fetch and to push; by default that of `hf auth login`.")
+
+    def __post_init__(self) -> None:
+        if self.private and self.push_to_hub is None:
+            raise ValueError("--private is for the repository that --push_to_hub names.")
+
+
+COMMAND = Command(
+    "levljepa convert",
+    "Convert a LeVLJEPA checkpoint between the released two-file layout and the native one.",
+    (ConvertArguments,),
+    more=EPILOG,
+)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """The command `levljepa convert`. Returns the exit status."""
-    parser = argparse.ArgumentParser(
-        prog="levljepa convert",
-        description="Convert a LeVLJEPA checkpoint between the released two-file layout and the native one.",
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument(
-        "source",
-        help="a folder or a Hub id; or a .pt pair: either file, its folder, or FOLDER/RUN_stepN for "
-        "RUN_vision_stepN.pt and RUN_text_stepN.pt",
-    )
-    parser.add_argument("target", help="the folder to write")
-    parser.add_argument("--to", choices=("native", "released"), default="native", help="layout (default: native)")
-    parser.add_argument(
-        "--overwrite",
-        action="store_true",
-        help="replace a checkpoint that is there already; a folder that holds anything else too, such as checkpoint-* "
-        "or notes, is left alone with an error that names it",
-    )
-    parser.add_argument(
-        "--license",
-        help=f"licence that the model card states (default: that of the source's card; {LICENSE} for the releases)",
-    )
-    parser.add_argument("--base_model", metavar="ID", help="Hub id that the model card names as source")
-    parser.add_argument(
-        "--text_readout",
-        choices=TEXT_READOUTS,
-        help="where the text feature is read, whatever the source says: pad77 for pairs of older official code",
-    )
-    parser.add_argument("--revision", help="branch, tag or commit of a Hub source")
-    parser.add_argument("--push_to_hub", metavar="ID", help="push what was written to this repository of the Hub")
-    parser.add_argument("--private", action="store_true", help="make a new repository a private one")
-    parser.add_argument("--token", help="of the Hub, to fetch and to push (default: that of `hf auth login`)")
-    args = vars(parser.parse_args(argv))
-    if args["private"] and args["push_to_hub"] is None:
-        parser.error("--private is for the repository that --push_to_hub names.")
-    args = {name: value for name, value in args.items() if value is not None and value is not False}
-    try:
-        target = convert(**args)
-    except (OSError, ValueError) as error:
-        print(f"levljepa convert: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
-    pushed = args.get("push_to_hub")
+    return COMMAND.run(argv, _convert)
+
+
+def _convert(arguments: ConvertArguments) -> None:
+    target = convert(**{name: value for name, value in vars(arguments).items() if value is not None})
+    pushed = arguments.push_to_hub
     print(f"Wrote {target}{f' and pushed it to {pushed}' if pushed else ''}. Load it with:\n")
     print("from levljepa_hf import LeVLJEPAModel, LeVLJEPAProcessor")
     print(f"model = LeVLJEPAModel.from_pretrained({str(target)!r})")
     print(f"processor = LeVLJEPAProcessor.from_pretrained({str(target)!r})")
-    return 0
 
 
 if __name__ == "__main__":

@@ -5,19 +5,16 @@ with a saved model.
 """
 
 import dataclasses
-import difflib
 import inspect
 from collections.abc import Iterable, Mapping
-from functools import lru_cache
 from typing import Any
 
-import timm
-import torch
 from huggingface_hub.dataclasses import strict
-from timm.models.vision_transformer import VisionTransformer
 from transformers import GPT2Config
 from transformers.backbone_utils import BackboneConfigMixin
 from transformers.configuration_utils import PreTrainedConfig
+
+from .hints_levljepa import did_you_mean
 
 # The text tower of the official code: GPT-2 without dropout, used as an encoder.
 TEXT_DEFAULTS = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0, "use_cache": False}
@@ -64,79 +61,6 @@ PRESETS: dict[str, dict[str, Any]] = {
     },
 }
 PRESETS["released"] = {**PRESETS["base"], "projection_dim": 256}
-
-
-def did_you_mean(name: str, known: Iterable[str], most: int = 1, cutoff: float = 0.6, prefix: str = "") -> str:
-    """`" Did you mean 'depth' or 'width'?"` for a name like some of those known, the nearest first; else nothing."""
-    close = difflib.get_close_matches(name, known, n=most, cutoff=cutoff)
-    return f" Did you mean {' or '.join(repr(prefix + one) for one in close)}?" if close else ""
-
-
-def create_timm_vit(architecture: str, **kwargs: Any) -> VisionTransformer:
-    """Builds the timm Vision Transformer `architecture` without a classifier, for any image size.
-
-    Raises:
-        ValueError: if timm does not know the name, or the name is not a plain Vision Transformer.
-    """
-    if not timm.is_model(architecture.split(".")[0]):
-        raise ValueError(
-            f"architecture={architecture!r} is not a model of the installed timm {timm.__version__}."
-            f"{did_you_mean(architecture, timm.list_models('*vit*'), most=5, cutoff=0.5)} "
-            "Pick one of `timm.list_models('vit_*')`, or upgrade with `pip install -U timm`."
-        )
-    try:
-        model = timm.create_model(architecture, pretrained=False, num_classes=0, dynamic_img_size=True, **kwargs)
-    except TypeError as error:  # convolutional models take no dynamic_img_size
-        raise ValueError(_not_a_vit(architecture)) from error
-    if not isinstance(model, VisionTransformer):
-        raise ValueError(_not_a_vit(architecture, type(model).__name__))
-    return model
-
-
-def create_vit(config: "LeVLJEPAVisionConfig") -> VisionTransformer:
-    """Builds the timm Vision Transformer that `config` describes, whose dimensions replace the architecture's."""
-    mlp = {}
-    if config.intermediate_size is not None:  # timm truncates hidden_size * mlp_ratio
-        mlp = {"mlp_ratio": (config.intermediate_size + 0.5) / config.hidden_size}
-    return create_timm_vit(
-        config.architecture,
-        img_size=config.image_size,
-        patch_size=config.patch_size,
-        in_chans=config.num_channels,
-        embed_dim=config.hidden_size,
-        depth=config.num_hidden_layers,
-        num_heads=config.num_attention_heads,
-        reg_tokens=config.num_register_tokens,
-        drop_path_rate=config.drop_path_rate,
-        **({"weight_init": config.weight_init} if config.weight_init else {}),
-        **mlp,
-    )
-
-
-def _not_a_vit(architecture: str, class_name: str = "another model class") -> str:
-    return (
-        f"architecture={architecture!r} builds {class_name}, but LeVLJEPA's vision tower is timm's VisionTransformer "
-        "(a class token and patch tokens). Pick one of `timm.list_models('vit_*')`, such as 'vit_base_patch16_224'."
-    )
-
-
-@lru_cache(maxsize=64)
-def timm_dimensions(architecture: str) -> dict[str, int]:
-    """What timm makes of `architecture`, under the names of `LeVLJEPAVisionConfig`; nothing is allocated."""
-    with torch.device("meta"):
-        model = create_timm_vit(architecture)
-    dimensions = {
-        "hidden_size": model.embed_dim,
-        "num_hidden_layers": len(model.blocks),
-        "num_attention_heads": next(m.num_heads for m in model.blocks.modules() if hasattr(m, "num_heads")),
-        "image_size": model.patch_embed.img_size[0],
-        "patch_size": model.patch_embed.patch_size[0],
-        "num_register_tokens": model.num_reg_tokens,
-    }
-    hidden_layers = [m for name, m in model.blocks[0].named_modules() if name.endswith(("mlp.fc1", "mlp.fc1_g"))]
-    if hidden_layers:
-        dimensions["intermediate_size"] = hidden_layers[0].out_features
-    return dimensions
 
 
 @strict
@@ -231,6 +155,8 @@ class LeVLJEPAVisionConfig(BackboneConfigMixin, PreTrainedConfig):
         names += ("num_register_tokens", "intermediate_size")
         if all(getattr(self, name) is not None for name in names):
             return
+        from .vision_levljepa import timm_dimensions  # timm takes a while, and a class alone needs none
+
         defaults = timm_dimensions(self.architecture)
         for name in names[:-1]:
             if getattr(self, name) is None:

@@ -14,7 +14,7 @@ import inspect
 import json
 import math
 import os
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,14 +22,10 @@ from typing import Any, Unpack
 
 import torch
 import torch.nn.functional as F
-from timm.layers import Attention
-from timm.models.deit import VisionTransformerDistilled
-from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 from transformers import GPT2Model, PreTrainedConfig, PreTrainedModel
 from transformers import initialization as init
 from transformers.backbone_utils import BackboneMixin
-from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import (
     BackboneOutput,
     BaseModelOutputWithPooling,
@@ -43,13 +39,12 @@ from .configuration_levljepa import (
     LeVLJEPAConfig,
     LeVLJEPATextConfig,
     LeVLJEPAVisionConfig,
-    create_vit,
-    did_you_mean,
     other_tower,
     whole_config,
 )
 from .contrastive_levljepa import INITIAL_BIAS, ContrastiveLoss
 from .heads_levljepa import predictor, projection_head
+from .hints_levljepa import did_you_mean
 from .prediction_levljepa import multi_view_distance, prediction_loss
 from .released import HUB_KWARGS, find_released_files, released_config, released_state_dict
 from .sigreg_levljepa import SIGReg
@@ -238,54 +233,6 @@ def known_arguments_only(method: Callable[..., Any]) -> Callable[..., Any]:
     return wrapper
 
 
-class LeVLJEPAVisionLayer(GradientCheckpointingLayer, Block):
-    """timm's block, with transformers' gradient checkpointing."""
-
-
-class LeVLJEPAVisionTransformer(VisionTransformer):
-    """timm's Vision Transformer, whose `forward` can return the tokens and hidden states too.
-
-    All its own parameters are read inside `forward`, where accelerate's hooks bring offloaded weights back.
-    """
-
-    def forward(
-        self, x: Tensor, hidden_state_indices: Collection[int] | None = None, **kwargs: Any
-    ) -> Tensor | tuple[Tensor, Tensor, tuple[Tensor | None, ...]]:
-        """
-        Args:
-            x: Normalised images `(N, C, H, W)`.
-            hidden_state_indices: The hidden states wanted, 0 for the embeddings and i for the output of block i.
-            kwargs: What timm's own `forward` takes.
-
-        Returns:
-            The tokens after the final norm `(N, prefix + patches, hidden_size)`, the pooled feature `(N, hidden_size)`
-            and the hidden states before the final norm, `None` where not wanted. Without `hidden_state_indices` it is
-            timm's own `forward`.
-        """
-        if hidden_state_indices is None:
-            return super().forward(x, **kwargs)
-        x = self.patch_embed(x.to(self.patch_embed.proj.weight.dtype))  # (N, H / patch, W / patch, C)
-        x = self.norm_pre(self.patch_drop(self._pos_embed(x)))  # (N, prefix + patches, C)
-        hidden_states = (x if 0 in hidden_state_indices else None,)
-        for index, block in enumerate(self.blocks, start=1):
-            x = block(x)
-            hidden_states += (x if index in hidden_state_indices else None,)
-        x = self.norm(x)
-        return x, self.forward_head(x, pre_logits=True), hidden_states
-
-
-class LeVLJEPADistilledVisionTransformer(LeVLJEPAVisionTransformer, VisionTransformerDistilled):
-    """The same of DeiT's distilled models, which have a second class token."""
-
-
-# What timm's classes become in the vision tower.
-TIMM_SUBCLASSES = {
-    Block: LeVLJEPAVisionLayer,
-    VisionTransformer: LeVLJEPAVisionTransformer,
-    VisionTransformerDistilled: LeVLJEPADistilledVisionTransformer,
-}
-
-
 class LeVLJEPAPreTrainedModel(PreTrainedModel):
     """Loading (native and released layouts) and initialisation, common to all classes.
 
@@ -444,11 +391,10 @@ class LeVLJEPAVisionModel(LeVLJEPAPreTrainedModel):
     _keys_to_ignore_on_load_unexpected = [r"^(text|sigreg|contrastive|vision_projection|vision_predictor|classifier)"]
 
     def __init__(self, config: LeVLJEPAVisionConfig) -> None:
+        from .vision_levljepa import create_tower
+
         super().__init__(config)
-        self.timm_model = create_vit(config)
-        for module in self.timm_model.modules():
-            if type(module) in TIMM_SUBCLASSES:
-                module.__class__ = TIMM_SUBCLASSES[type(module)]
+        self.timm_model = create_tower(config)
         # A tower stays on one device, as its own parameters meet those of its layers; FSDP wraps the layers too.
         self._no_split_modules = [type(module).__name__ for module in (self.timm_model, *self.timm_model.blocks)]
         self._fused_attention = True
@@ -457,6 +403,8 @@ class LeVLJEPAVisionModel(LeVLJEPAPreTrainedModel):
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         """timm's own initialisation, whatever the architecture: what was not loaded is copied from a fresh model."""
+        from .vision_levljepa import VisionTransformer, create_vit
+
         if not isinstance(module, VisionTransformer):
             return
         tensors = {**dict(module.named_parameters()), **dict(module.named_buffers())}
@@ -566,8 +514,10 @@ class LeVLJEPAVisionModel(LeVLJEPAPreTrainedModel):
                 'attention maps: load the model with `attn_implementation="eager"`, or call '
                 '`model.set_attn_implementation("eager")`.'
             )
+        from .vision_levljepa import has_plain_blocks
+
         blocks = self.timm_model.blocks
-        if not all(isinstance(block, LeVLJEPAVisionLayer) and type(block.attn) is Attention for block in blocks):
+        if not has_plain_blocks(self.timm_model):
             raise ValueError(
                 f"output_attentions=True with architecture={self.config.architecture!r}, whose blocks do not have one "
                 "attention map each: pick an architecture of timm's plain blocks, such as 'vit_base_patch16_224'."

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from transformers import GPT2Config, GPT2Model, PreTrainedConfig
 from transformers.utils import cached_file, has_file, logging
 
-from .configuration_levljepa import RELEASED_KEYS, LeVLJEPAConfig, LeVLJEPAVisionConfig, create_vit
+from .configuration_levljepa import RELEASED_KEYS, LeVLJEPAConfig, LeVLJEPAVisionConfig
 from .heads_levljepa import predictor, projection_head
 
 logger = logging.get_logger(__name__)
@@ -518,6 +518,8 @@ def _layout(
     predictor_hidden_sizes: list[int] | None,
 ) -> dict[str, Shape]:
     """The names and shapes of the tensors of one released file (no memory is allocated)."""
+    from .vision_levljepa import create_vit  # imports timm
+
     is_text = isinstance(encoder_config, GPT2Config)
     with torch.device("meta"):
         parts = nn.ModuleDict(

@@ -1,7 +1,7 @@
 """Recipes as options: they stand below the command line, and are written beside what it trains.
 
-    parser = HfArgumentParser((ModelArguments, TrainingArguments))
-    (model_args, args), recipe_config = parse_arguments(parser, argv, recipe_names())
+    parser = Parser((ModelArguments, TrainingArguments), prog="train.py", recipes=recipe_names())
+    (model_args, args), recipe_config = parse_arguments(parser, argv)
     save_recipe(args.output_dir, (model_args, args))  # recipe.yaml, which `--recipe` reads back
 
 An option named `config` is a list of `name=value`, fields of a model's configuration. In a recipe it is a mapping.
@@ -20,10 +20,9 @@ from typing import Any
 
 import yaml
 from huggingface_hub.errors import StrictDataclassError
-from transformers import HfArgumentParser
 
 from ..model.configuration_levljepa import LeVLJEPAConfig
-from ..options import did_you_mean
+from ..options import Parser, nearest_option
 from .shelf import RECIPES, recipe_path
 
 RECIPE_NAME = "recipe.yaml"
@@ -50,15 +49,12 @@ for _class in (RecipeLoader, _RecipeDumper):
 # ------------------------------------------------------------------------------------------------------------ reading
 
 
-def parse_arguments(
-    parser: HfArgumentParser, argv: Sequence[str], names: Sequence[str]
-) -> tuple[tuple[Any, ...], dict[str, Any]]:
+def parse_arguments(parser: Parser, argv: Sequence[str]) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """The groups of options, from a recipe and, over it, from the command line.
 
     Args:
-        parser: Of the groups; it gets the option `--recipe`.
+        parser: Of the groups, with the option `--recipe`.
         argv: The command line.
-        names: Recipes that the help lists.
 
     Returns:
         The groups, and the recipe's `config` as it stands there (empty without one): a group's `config` has the
@@ -68,16 +64,11 @@ def parse_arguments(
         FileNotFoundError: if there is no such recipe.
         ValueError: if the recipe or the command line has an option that does not exist or is of the wrong type.
     """
-    parser.add_argument("--recipe", help=f"A YAML file, or one of: {', '.join(names)}. The command line wins.")
-    selector = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    selector.add_argument("--recipe")
-    name = selector.parse_known_args(argv)[0].recipe
-    actions = {action.dest: action for action in parser._actions}
-    recipe = {} if name is None else read_recipe(name, tuple(actions))
+    name = parser.parse_args(argv).recipe
+    recipe = {} if name is None else read_recipe(name, tuple(parser.actions))
     config = recipe.pop("config", None) or {}
-    parser.set_defaults(**{key: _converted(actions[key], value) for key, value in recipe.items()})
-    *groups, _ = parser.parse_args_into_dataclasses(list(argv), look_for_args_file=False)
-    return tuple(groups), config
+    parser.set_defaults(**{key: _converted(parser.actions[key], value) for key, value in recipe.items()})
+    return parser.parse_groups(argv), config
 
 
 def read_recipe(name: str, options: Sequence[str], folder: str | Path = RECIPES) -> dict[str, Any]:
@@ -101,7 +92,8 @@ def read_recipe(name: str, options: Sequence[str], folder: str | Path = RECIPES)
         raise ValueError(f"Recipe {path} must hold options, one a line, such as `learning_rate: 2e-4`.")
     unknown = [str(key) for key in recipe if key not in options]
     if unknown:
-        hints = "".join(did_you_mean(key, options) for key in unknown)
+        close = {key: nearest_option(key, options) for key in unknown}
+        hints = "".join(f" Did you mean {match!r}?" for match in close.values() if match)
         raise ValueError(
             f"Recipe {path} has unknown options: {', '.join(unknown)}.{hints} `--help` lists the known ones."
         )
@@ -125,14 +117,10 @@ def _converted(action: argparse.Action, value: Any) -> Any:
         else:
             converted = convert(str(value))
     except (ValueError, TypeError, argparse.ArgumentTypeError) as error:
-        raise ValueError(f"The recipe's {action.dest}={value!r} is of the wrong type: {error}.") from error
-    if action.choices is not None and not set(_listed(converted)) <= set(action.choices):
-        raise ValueError(f"The recipe's {action.dest}={value!r} is none of {', '.join(map(str, action.choices))}.")
+        _, is_none_of, choices = str(error).partition(" is none of ")
+        reason = f"{is_none_of}{choices}" if choices else f" is of the wrong type: {error}"
+        raise ValueError(f"The recipe's {action.dest}={value!r}{reason}.") from error
     return converted
-
-
-def _listed(value: Any) -> list[Any]:
-    return value if isinstance(value, list) else [value]
 
 
 def as_overrides(config: dict[str, Any]) -> list[str]:

@@ -1,8 +1,9 @@
 """`levljepa recipes`: the recipes that come with the package, and one of them to copy."""
 
-import argparse
 from collections.abc import Sequence
+from dataclasses import dataclass
 
+from ..options import Command, option
 from .shelf import recipe_names, recipe_path, recipe_summary
 
 EPILOG = """`levljepa pretrain` and `levljepa finetune` take a name or a YAML file as --recipe, and
@@ -13,29 +14,38 @@ EPILOG = """`levljepa pretrain` and `levljepa finetune` take a name or a YAML fi
 """
 
 
+@dataclass
+class RecipesArguments:
+    """What is printed."""
+
+    action: str = option("list", help="list or show.", choices=("list", "show"), positional=True)
+    name: str | None = option(None, help="Of the recipe to show.", positional=True)
+
+    def __post_init__(self) -> None:
+        if (self.action == "show") != (self.name is not None):
+            raise ValueError("`show` takes the name of a recipe, and `list` none: levljepa recipes show demo")
+
+
+COMMAND = Command(
+    "levljepa recipes",
+    "List the recipes that come with the package, or print one to copy.",
+    (RecipesArguments,),
+    more=EPILOG,
+)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Lists the recipes, or prints one, and returns the exit status."""
-    parser = argparse.ArgumentParser(
-        prog="levljepa recipes",
-        description="List the recipes that come with the package, or print one to copy.",
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("action", nargs="?", choices=("list", "show"), default="list", help="(default: list)")
-    parser.add_argument("name", nargs="?", help="of the recipe to show")
-    args = parser.parse_args(argv)
-    if (args.action == "show") != (args.name is not None):
-        parser.error("`show` takes the name of a recipe, and `list` none: levljepa recipes show demo")
-    if args.action == "show":
-        try:
-            print(recipe_path(args.name).read_text("utf-8"), end="")
-        except OSError as error:
-            parser.exit(2, f"{parser.prog}: {error}\n")
-        return 0
+    return COMMAND.run(argv, _print)
+
+
+def _print(arguments: RecipesArguments) -> None:
+    if arguments.name is not None:
+        print(recipe_path(arguments.name).read_text("utf-8"), end="")
+        return
     names = recipe_names()
     for name in names:
         print(f"{name:{max(map(len, names))}s}  {recipe_summary(name)}")
-    return 0
 
 
-__all__ = ["main"]
+__all__ = ["COMMAND", "main"]

@@ -2,14 +2,14 @@
 
 import dataclasses
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from transformers import TrainingArguments
 
-from .._field_help import with_field_help
 from ..data.streams import MAX_SKIPPED_SHARDS
 from ..evaluation.task import declarations
+from ..options import option, with_field_help
 
 # The probes of `levljepa_hf.training.probing`, and the task of `levljepa evaluate` whose data each reads.
 ONLINE_PROBES = ("online_linear", "online_attentive")
@@ -24,45 +24,38 @@ PROBES = {
 class ProbeArguments:
     """Probes of the model while it is trained, on labelled data (`levljepa_hf.training.probing`)."""
 
-    probe_dataset: str | None = field(
+    probe_dataset: str | None = option(
         default=None,
-        metadata={
-            "help": "Labelled data to probe the model on while it is trained: scenes, another name that `levljepa "
-            "evaluate` knows, or any source that `datasets` loads. Needs the extra `eval`."
-        },
+        help="Labelled data to probe the model on while it is trained: scenes, another name that `levljepa "
+        "evaluate` knows, or any source that `datasets` loads. Needs the extra `eval`.",
     )
-    probe_steps: int = field(default=500, metadata={"help": "Every so many steps the probes are measured."})
-    probe_tasks: list[str] = field(
+    probe_steps: int = option(default=500, help="Every so many steps the probes are measured.")
+    probe_tasks: list[str] = option(
         default_factory=lambda: ["zero_shot", "linear"],
-        metadata={
-            "help": f"Of {', '.join(PROBES)}: protocols of `levljepa evaluate`, and classifiers that learn online, "
-            "beside the model and without a gradient into it."
-        },
+        help=f"Of {', '.join(PROBES)}: protocols of `levljepa evaluate`, and classifiers that learn online, "
+        "beside the model and without a gradient into it.",
     )
-    probe_dataset_config: str | None = field(
-        default=None, metadata={"help": "Its configuration; of the scenes, their side in pixels (48)."}
+    probe_dataset_config: str | None = option(
+        default=None, help="Its configuration; of the scenes, their side in pixels (48)."
     )
-    probe_train_split: str = field(default="train", metadata={"help": "The split that probes learn from."})
-    probe_test_split: str = field(default="test", metadata={"help": "The split that they are measured on."})
-    probe_image_column: str | None = field(default=None, metadata={"help": "The column of the images."})
-    probe_label_column: str | None = field(default=None, metadata={"help": "The column of the classes."})
-    probe_caption_column: str | None = field(
-        default=None, metadata={"help": "The column of the captions, for retrieval."}
+    probe_train_split: str = option(default="train", help="The split that probes learn from.")
+    probe_test_split: str = option(default="test", help="The split that they are measured on.")
+    probe_image_column: str | None = option(default=None, help="The column of the images.")
+    probe_label_column: str | None = option(default=None, help="The column of the classes.")
+    probe_caption_column: str | None = option(default=None, help="The column of the captions, for retrieval.")
+    probe_class_names: str | None = option(
+        default=None, help="JSON or text file of the class names, in the order of the labels."
     )
-    probe_class_names: str | None = field(
-        default=None, metadata={"help": "JSON or text file of the class names, in the order of the labels."}
+    probe_max_train_samples: int = option(
+        default=10_000, help="Images that probes learn from at most, drawn at random."
     )
-    probe_max_train_samples: int = field(
-        default=10_000, metadata={"help": "Images that probes learn from at most, drawn at random."}
+    probe_max_test_samples: int = option(
+        default=5_000, help="Images that they are measured on at most, drawn at random."
     )
-    probe_max_test_samples: int = field(
-        default=5_000, metadata={"help": "Images that they are measured on at most, drawn at random."}
+    probe_protocols: str | None = option(
+        default=None, help="YAML file of constants of the protocols, by task, as `levljepa evaluate all` takes it."
     )
-    probe_protocols: str | None = field(
-        default=None,
-        metadata={"help": "YAML file of constants of the protocols, by task, as `levljepa evaluate all` takes it."},
-    )
-    probe_batch_size: int = field(default=64, metadata={"help": "Labelled images in a step of the online probes."})
+    probe_batch_size: int = option(default=64, help="Labelled images in a step of the online probes.")
 
 
 def _check_probes(args: ProbeArguments) -> None:
@@ -85,76 +78,60 @@ def _check_probes(args: ProbeArguments) -> None:
 class LeVLJEPATrainingArguments(ProbeArguments, TrainingArguments):
     """`TrainingArguments` with the released recipe's optimiser settings, and the options of `LeVLJEPATrainer`."""
 
-    learning_rate: float = field(default=2e-4, metadata={"help": "The peak learning rate of AdamW."})
-    weight_decay: float = field(default=0.01, metadata={"help": "The weight decay of AdamW."})
-    weight_decay_parameters: Literal["matrices", "all"] = field(
+    learning_rate: float = option(default=2e-4, help="The peak learning rate of AdamW.")
+    weight_decay: float = option(default=0.01, help="The weight decay of AdamW.")
+    weight_decay_parameters: Literal["matrices", "all"] = option(
         default="matrices",
-        metadata={
-            "help": "What weight decay applies to: 'matrices' leaves out biases, norms, class tokens and the vision "
-            "tower's position embeddings; 'all' is every parameter, as in the released recipe, but a contrastive "
-            "loss's scale and bias."
-        },
+        help="What weight decay applies to: 'matrices' leaves out biases, norms, class tokens and the vision "
+        "tower's position embeddings; 'all' is every parameter, as in the released recipe, but a contrastive "
+        "loss's scale and bias.",
     )
-    warmup_start_factor: float = field(
+    warmup_start_factor: float = option(
         default=0.0,
-        metadata={
-            "help": "The share of the peak at which the warm-up of the learning rate starts; it is linear from there. "
-            "The official code's is 0.01. Needs a scheduler with a warm-up."
-        },
+        help="The share of the peak at which the warm-up of the learning rate starts; it is linear from there. "
+        "The official code's is 0.01. Needs a scheduler with a warm-up.",
     )
-    wsd_decay_frac: float = field(
+    wsd_decay_frac: float = option(
         default=0.15,
-        metadata={
-            "help": "With lr_scheduler_type=warmup_stable_decay, the share of all steps that the final decay takes (a "
-            "cosine). lr_scheduler_kwargs may have num_decay_steps instead, and min_lr_ratio, the floor as a share of "
-            "the peak."
-        },
+        help="With lr_scheduler_type=warmup_stable_decay, the share of all steps that the final decay takes (a "
+        "cosine). lr_scheduler_kwargs may have num_decay_steps instead, and min_lr_ratio, the floor as a share of "
+        "the peak.",
     )
-    health_steps: int = field(
+    health_steps: int = option(
         default=100,
-        metadata={
-            "help": "Every so many steps the health of the embeddings is logged and judged: effective rank, cosine of "
-            "matched and of shuffled pairs, unexplained variance, and what SIGReg would be on a Gaussian and on a "
-            "single point. 0 turns it off."
-        },
+        help="Every so many steps the health of the embeddings is logged and judged: effective rank, cosine of "
+        "matched and of shuffled pairs, unexplained variance, and what SIGReg would be on a Gaussian and on a "
+        "single point. 0 turns it off.",
     )
-    encoder_micro_batch_size: int | None = field(
+    encoder_micro_batch_size: int | None = option(
         default=None,
-        metadata={
-            "help": "Run the encoders on so many samples of a device's batch at a time, heads and losses on all: the "
-            "gradients of the whole batch, exactly, for the memory of a micro-batch and a second forward pass."
-        },
+        help="Run the encoders on so many samples of a device's batch at a time, heads and losses on all: the "
+        "gradients of the whole batch, exactly, for the memory of a micro-batch and a second forward pass.",
     )
-    stream_buffer_size: int = field(
-        default=1000, metadata={"help": "Samples of a streamed dataset held in memory to shuffle among."}
+    stream_buffer_size: int = option(
+        default=1000, help="Samples of a streamed dataset held in memory to shuffle among."
     )
-    max_skipped_shards: float = field(
+    max_skipped_shards: float = option(
         default=MAX_SKIPPED_SHARDS,
-        metadata={
-            "help": "The share of a stream's shards that may be broken (and one of few). They are used as far as they "
-            "can be read, and named."
-        },
+        help="The share of a stream's shards that may be broken (and one of few). They are used as far as they "
+        "can be read, and named.",
     )
-    per_device_eval_batch_size: int = field(default=64, metadata={"help": "The batch size of evaluation."})
-    dataloader_drop_last: bool = field(default=True, metadata={"help": "In training, drop an incomplete last batch."})
-    remove_unused_columns: bool = field(
-        default=False, metadata={"help": "Keep False: the collator needs the image and the caption columns."}
+    per_device_eval_batch_size: int = option(default=64, help="The batch size of evaluation.")
+    dataloader_drop_last: bool = option(default=True, help="In training, drop an incomplete last batch.")
+    remove_unused_columns: bool = option(
+        default=False, help="Keep False: the collator needs the image and the caption columns."
     )
-    label_names: list[str] | None = field(
-        default_factory=list, metadata={"help": "Keep empty: the model returns its loss without labels."}
+    label_names: list[str] | None = option(
+        default_factory=list, help="Keep empty: the model returns its loss without labels."
     )
-    logging_nan_inf_filter: bool = field(
-        default=False, metadata={"help": "Keep False: a loss that is not finite stops the run."}
-    )
-    ddp_find_unused_parameters: bool | None = field(
-        default=False, metadata={"help": "Every parameter takes part in the loss, so DDP need not look for others."}
+    logging_nan_inf_filter: bool = option(default=False, help="Keep False: a loss that is not finite stops the run.")
+    ddp_find_unused_parameters: bool | None = option(
+        default=False, help="Every parameter takes part in the loss, so DDP need not look for others."
     )
 
-    overwrite_output_dir: bool = field(
+    overwrite_output_dir: bool = option(
         default=False,
-        metadata={
-            "help": "Begin a new run in a folder that holds checkpoints; they are removed when training begins."
-        },
+        help="Begin a new run in a folder that holds checkpoints; they are removed when training begins.",
     )
 
     def __post_init__(self) -> None:

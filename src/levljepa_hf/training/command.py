@@ -17,17 +17,16 @@ Several datasets, 70 % of the samples from the first:
 A recipe is a YAML file of the options below, by its path or by its name in `levljepa recipes`. The command line wins.
 """
 
-import argparse
 import json
 import logging
 import os
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from transformers import HfArgumentParser, IntervalStrategy, set_seed
+from transformers import IntervalStrategy, set_seed
 
 from ..data.collator import LeVLJEPADataCollator, image_size, objective_transform
 from ..data.loading import find_columns, load_pretraining_dataset
@@ -36,16 +35,17 @@ from ..hub.publishing import prepare_push
 from ..model.configuration_levljepa import LeVLJEPAConfig
 from ..model.modeling_levljepa import LeVLJEPAModel
 from ..model.processing_levljepa import LeVLJEPAProcessor
+from ..options import Command, option
 from ..recipes import (
     DIVERGED_NAME,
     add_overrides,
     as_overrides,
     config_from_preset,
     parse_arguments,
-    recipe_names,
     run_script,
     save_recipe,
 )
+from ..recipes.shelf import recipe_names
 from .arguments import LeVLJEPATrainingArguments
 from .checkpoints import refuse_used_folder
 from .distributed import check_launch
@@ -55,23 +55,20 @@ from .trainer import LeVLJEPATrainer
 logger = logging.getLogger(__name__)
 
 
-def _option(default: Any, help: str) -> Any:
-    return field(default=default, metadata={"help": help})
-
-
 @dataclass
 class ModelArguments:
     """The model: a preset with overrides, or a checkpoint to go on from."""
 
-    preset: str = _option(
-        "small", "Size of a new model: tiny, small, base, released (base with embeddings of 256), or debug."
+    preset: str = option(
+        "small", help="Size of a new model: tiny, small, base, released (base with embeddings of 256), or debug."
     )
-    config: list[str] = field(
-        default_factory=list,
-        metadata={"help": "Fields that replace the preset's, beside the recipe's: projection_dim=128 ..."},
+    config: list[str] = option(
+        default_factory=list, help="Fields that replace the preset's, beside the recipe's: projection_dim=128 ..."
     )
-    model_name_or_path: str | None = _option(
-        None, "Start from this checkpoint (weights and processor), a folder or Hub id, and not from a preset."
+    model_name_or_path: str | None = option(
+        None,
+        help="Start from this checkpoint (weights and processor), a folder or Hub id, and not from a preset.",
+        kind="checkpoint",
     )
 
 
@@ -79,61 +76,71 @@ class ModelArguments:
 class DataArguments:
     """The dataset and how it is augmented."""
 
-    dataset: str | None = _option(
-        None, "Hub id; folder of images, webdataset or parquet shards; a file or glob; or what save_to_disk wrote."
+    dataset: str | None = option(
+        None,
+        help="Hub id; folder of images, webdataset or parquet shards; a file or glob; or what save_to_disk wrote.",
+        kind="dataset",
     )
-    mixture: list[str] = field(
+    mixture: list[str] = option(
         default_factory=list,
-        metadata={
-            "help": "Several datasets in place of --dataset: their names, or mappings in YAML of what is their own, "
-            "'{dataset: shards/*.tar, streaming: true, weight: 0.7}'; also name, split, image_column, caption_column, "
-            "config, max_samples. What it leaves out is that of the options here."
-        },
+        help="Several datasets in place of --dataset: their names, or mappings in YAML of what is their own, "
+        "'{dataset: shards/*.tar, streaming: true, weight: 0.7}'; also name, split, image_column, caption_column, "
+        "config, max_samples. What it leaves out is that of the options here.",
     )
-    mixture_weights: list[float] = field(
+    mixture_weights: list[float] = option(
         default_factory=list,
-        metadata={
-            "help": "How likely a sample is from each of them; where left out, in proportion to their sizes, which "
-            "streams do not have."
-        },
+        help="How likely a sample is from each of them; where left out, in proportion to their sizes, which "
+        "streams do not have.",
     )
-    dataset_config: str | None = _option(None, "Configuration of a Hub dataset that has several.")
-    image_column: str | None = _option(None, "Column of the images; found by itself where it has a usual name.")
-    caption_column: str | None = _option(
-        None, "Column of the caption or of the list of captions; dots address nested fields, as in json.captions."
+    dataset_config: str | None = option(None, help="Configuration of a Hub dataset that has several.")
+    image_column: str | None = option(None, help="Column of the images; found by itself where it has a usual name.")
+    caption_column: str | None = option(
+        None, help="Column of the caption or of the list of captions; dots address nested fields, as in json.captions."
     )
-    train_split: str = _option("train", "Split to train on.")
-    eval_split: str | None = _option(None, "Split to evaluate on; without it there is no evaluation.")
-    eval_dataset: str | None = _option(None, "Another dataset to evaluate on; by default the same one.")
-    eval_image_column: str | None = _option(None, "Its column of images, as --image_column.")
-    eval_caption_column: str | None = _option(None, "Its column of captions, as --caption_column.")
-    streaming: bool = _option(False, "Read the data as a stream; needs --max_steps.")
-    max_train_samples: int | None = _option(None, "Keep the first so many training samples, of each dataset.")
-    max_eval_samples: int = _option(1000, "Evaluate on the first so many samples at most.")
-    cache_dir: str | None = _option(None, "Where `datasets` keeps what it prepares.")
-    crop_scale: list[float] | None = _option(
-        None, "Range of the random crop's share of the area; by default 0.8 1.0, and 0.4 1.0 of global views."
+    train_split: str = option("train", help="Split to train on.")
+    eval_split: str | None = option(None, help="Split to evaluate on; without it there is no evaluation.")
+    eval_dataset: str | None = option(
+        None, help="Another dataset to evaluate on; by default the same one.", kind="dataset"
     )
-    local_crop_scale: list[float] | None = _option(None, "The same of local views; by default 0.05 0.4.")
-    flip_probability: float | None = _option(
-        None, "Probability of mirroring, by default 0.5; 0 for captions that tell left from right."
+    eval_image_column: str | None = option(None, help="Its column of images, as --image_column.")
+    eval_caption_column: str | None = option(None, help="Its column of captions, as --caption_column.")
+    streaming: bool = option(False, help="Read the data as a stream; needs --max_steps.")
+    max_train_samples: int | None = option(None, help="Keep the first so many training samples, of each dataset.")
+    max_eval_samples: int = option(1000, help="Evaluate on the first so many samples at most.")
+    cache_dir: str | None = option(None, help="Where `datasets` keeps what it prepares.")
+    crop_scale: list[float] | None = option(
+        None, help="Range of the random crop's share of the area; by default 0.8 1.0, and 0.4 1.0 of global views."
     )
-    color_jitter_probability: float | None = _option(
-        None, "Probability of the colour jitter; by default 0.3, and 0.8 where there are several views."
+    local_crop_scale: list[float] | None = option(None, help="The same of local views; by default 0.05 0.4.")
+    flip_probability: float | None = option(
+        None, help="Probability of mirroring, by default 0.5; 0 for captions that tell left from right."
     )
-    grayscale_probability: float | None = _option(
-        None, "Probability of removing the colour; by default 0.05, and 0.2 where there are several views."
+    color_jitter_probability: float | None = option(
+        None, help="Probability of the colour jitter; by default 0.3, and 0.8 where there are several views."
     )
-    pad_to_multiple_of: int | None = _option(None, "Pad captions to a multiple of this many tokens.")
+    grayscale_probability: float | None = option(
+        None, help="Probability of removing the colour; by default 0.05, and 0.2 where there are several views."
+    )
+    pad_to_multiple_of: int | None = option(None, help="Pad captions to a multiple of this many tokens.")
 
 
 OPTIONS = (ModelArguments, DataArguments, LeVLJEPATrainingArguments)
 
 
+RECIPES = tuple(name for name in recipe_names() if not name.startswith(("compare-", "evaluate-", "finetune-")))
+COMMAND = Command(
+    "levljepa pretrain",
+    "Pretrain a model on captioned images: a recipe, a dataset, and overrides from the command line.",
+    OPTIONS,
+    more=__doc__.partition("\n\n")[2],
+    extra="train",
+    recipes=RECIPES,
+)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """`levljepa pretrain`: returns the exit status."""
-    prog = "levljepa pretrain"
-    run_script(lambda: pretrain(*parse_args(argv, prog)), prog)
+    run_script(lambda: pretrain(*parse_args(argv)), COMMAND.name)
     return 0
 
 
@@ -224,28 +231,20 @@ def run(trainer: LeVLJEPATrainer, model_args: ModelArguments, data_args: DataArg
 
 
 def parse_args(
-    argv: Sequence[str] | None = None, prog: str | None = None
+    argv: Sequence[str] | None = None,
 ) -> tuple[ModelArguments, DataArguments, LeVLJEPATrainingArguments]:
     """The three groups of options, from the recipe and, over it, from the command line.
 
     Args:
         argv: The command line.
-        prog: Name of the command, by default the script's.
 
     Raises:
         SystemExit: if options contradict each other, or one is missing; after a message.
         ValueError, FileNotFoundError: as `parse_arguments`.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
-    parser = HfArgumentParser(
-        OPTIONS,
-        prog=prog,
-        usage="%(prog)s [--recipe RECIPE] --dataset DATASET [options]",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    (model_args, data_args, args), recipe_config = parse_arguments(parser, argv, pretraining_recipes())
+    parser = COMMAND.parser()
+    (model_args, data_args, args), recipe_config = parse_arguments(parser, argv)
     if model_args.model_name_or_path is None:
         model_args.config = add_overrides(recipe_config, model_args.config)
     elif any(argument.partition("=")[0] == "--preset" for argument in argv):
@@ -293,11 +292,6 @@ def parse_args(
     if data_args.eval_split is None:
         args.eval_strategy = IntervalStrategy.NO
     return model_args, data_args, args
-
-
-def pretraining_recipes() -> list[str]:
-    """Names of the recipes that are for pretraining."""
-    return [name for name in recipe_names() if not name.startswith(("evaluate-", "finetune-"))]
 
 
 def build_model(model_args: ModelArguments) -> tuple[LeVLJEPAModel, LeVLJEPAProcessor]:
@@ -406,15 +400,16 @@ def report(trainer: LeVLJEPATrainer, metrics: dict[str, float]) -> None:
 
 
 __all__ = [
+    "COMMAND",
     "DataArguments",
     "ModelArguments",
     "OPTIONS",
+    "RECIPES",
     "build_config",
     "build_model",
     "build_trainer",
     "main",
     "parse_args",
     "pretrain",
-    "pretraining_recipes",
     "run",
 ]

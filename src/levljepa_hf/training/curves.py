@@ -5,19 +5,17 @@ steps, losses = run.series("loss")
 figure = plot_runs([run, read_run("runs/other")], smooth=0.6)
 """
 
-import argparse
 import fnmatch
 import json
 import math
 import os
-import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..evaluation.task import declarations
-from ..options import did_you_mean
+from ..options import Command, did_you_mean, option
 from .log_file import LOG_NAME
 
 if TYPE_CHECKING:
@@ -300,31 +298,40 @@ def _smoothed(values: Sequence[float], weight: float) -> list[float]:
 # ----------------------------------------------------------------------------------------------------------- command
 
 
+@dataclass
+class PlotArguments:
+    """What is drawn, and where it goes."""
+
+    runs: list[str] = option(
+        help="Output folders of trainings, or checkpoints in them.", positional=True, metavar="RUN", kind="folder"
+    )
+    output: str | None = option(None, help="The picture; by default curves.png in the folder of the first run.")
+    figures: list[str] | None = option(None, help="A panel for each of these figures; * stands for anything.")
+    smooth: float = option(0.0, help="Weight of the past in a running mean, 0 to 1.")
+
+
+COMMAND = Command(
+    "levljepa plot",
+    "Draw the curves of one or several runs, finished or still going, as one picture.",
+    (PlotArguments,),
+    more=_EXAMPLE,
+    extra="eval",
+)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """The command `levljepa plot`. Returns the exit status."""
-    parser = argparse.ArgumentParser(
-        prog="levljepa plot",
-        description="Draw the curves of one or several runs, finished or still going, as one picture.",
-        epilog=_EXAMPLE,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    add: Callable[..., Any] = parser.add_argument
-    add("runs", nargs="+", metavar="RUN", help="output folders of trainings, or checkpoints in them")
-    add("--output", type=Path, help="the picture (default: curves.png in the folder of the first run)")
-    add("--figures", nargs="+", metavar="NAME", help="a panel for each of these figures; * stands for anything")
-    add("--smooth", type=float, default=0.0, help="weight of the past in a running mean, 0 to 1 (default: none)")
-    args = parser.parse_args(list(sys.argv[1:] if argv is None else argv))
-    try:
-        runs = [read_run(folder) for folder in args.runs]
-        output = args.output or Path(args.runs[0], "curves.png")
-        output.parent.mkdir(parents=True, exist_ok=True)
-        plot_runs(runs, output, args.figures, args.smooth)
-    except (ValueError, ImportError, OSError) as error:
-        parser.exit(2, f"{parser.prog}: {error}\n")
+    return COMMAND.run(argv, _plot)
+
+
+def _plot(arguments: PlotArguments) -> None:
+    runs = [read_run(folder) for folder in arguments.runs]
+    output = Path(arguments.output or Path(arguments.runs[0], "curves.png"))
+    output.parent.mkdir(parents=True, exist_ok=True)
+    plot_runs(runs, output, arguments.figures, arguments.smooth)
     for run in runs:
         print(f"{run.folder}: {run.step}{f' of {run.max_steps}' if run.max_steps else ''} steps")
     print(output)
-    return 0
 
 
-__all__ = ["LOGARITHMIC", "PANELS", "RunLog", "main", "panels_of", "plot_runs", "read_run"]
+__all__ = ["COMMAND", "LOGARITHMIC", "PANELS", "RunLog", "main", "panels_of", "plot_runs", "read_run"]
