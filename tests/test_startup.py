@@ -103,7 +103,7 @@ def test_what_is_mistyped_is_one_line_with_the_nearest_name(answer, words: str, 
     assert status == 2 and text.count("\n") == 1 and said in text, (status, text)
 
 
-@pytest.mark.parametrize("script", ["pretrain", "finetune_classification", "finetune_segmentation"])
+@pytest.mark.parametrize("script", ["pretrain", "finetune_classification", "finetune_segmentation", "compare"])
 def test_scripts_help_without_torch(script: str) -> None:
     path = ROOT / "training" / f"{script}.py"
     command = [sys.executable, "-X", "importtime", path, "--help"]

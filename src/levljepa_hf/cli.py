@@ -58,11 +58,13 @@ def run(module: str, name: str, argv: Sequence[str]) -> int:
     Raises:
         SystemExit: after the help, or after a line that says what is wrong with the options.
     """
-    read(f"{__package__}.{module}")["COMMAND"].check(argv)
+    declared = read(f"{__package__}.{module}")["COMMAND"]
+    declared.check(argv)
     try:
-        from .registration import register_auto_classes
+        if declared.models:
+            from .registration import register_auto_classes
 
-        register_auto_classes()
+            register_auto_classes()
         command = import_module(f".{module}", __package__).main
     except ModuleNotFoundError as error:  # an extra is missing
         print(f"{name}: {missing(error)}", file=sys.stderr)

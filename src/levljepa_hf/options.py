@@ -119,6 +119,7 @@ class Command:
         extra: The extra of the package that it needs.
         recipes: Names of the recipes that `--recipe` takes; `None` for a command that takes none.
         parts: Commands below it, by name; it has no options of its own then.
+        models: Whether it has to do with models, so that the Auto classes are to know ours.
     """
 
     name: str
@@ -128,6 +129,7 @@ class Command:
     extra: str | None = None
     recipes: tuple[str, ...] | None = None
     parts: Mapping[str, "Command"] = field(default_factory=dict)
+    models: bool = True
 
     def parser(self, sketched: bool = False) -> "Parser":
         """The parser; with `sketched`, groups that are named by their place are read and not imported."""
@@ -313,7 +315,8 @@ class Parser(argparse.ArgumentParser):
                     hint = f" Did you mean --{close}?" if close else " --help lists what there is."
                     self.error(f"there is no option {flag}.{hint}")
         namespace = super().parse_args(args, namespace)
-        if namespace.__dict__.get("recipe") is not None and (wrong := _wrong_recipe(namespace.recipe, self.recipes)):
+        recipe = None if self.recipes is None else namespace.recipe
+        if recipe is not None and (wrong := _wrong_recipe(recipe, self.recipes)):
             self.error(wrong)
         for name, one in self.fields.items():
             value = getattr(namespace, name)

@@ -1,6 +1,5 @@
 """training/compare.py: what it plans, trains, repeats, refuses and writes."""
 
-import importlib.util
 import json
 import math
 import random
@@ -8,6 +7,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,24 +16,15 @@ from matplotlib.figure import Figure
 from scipy.stats import spearmanr, ttest_ind
 
 import comparison
+from compare import main
+from comparison import command as compare
 from levljepa_hf import LeVLJEPAConfig, LeVLJEPAProcessor, LeVLJEPAVisionModel
-from levljepa_hf.recipes import RecipeLoader
+from levljepa_hf.recipes import RecipeLoader, recipe_names
 from levljepa_hf.training import command as pretrain
 from levljepa_hf.training.curves import RunLog
 from test_data import captions, imagefolder  # noqa: F401  (fixtures)
 
 SCRIPTS = Path(__file__).parents[2] / "training"
-
-
-def _load(name: str) -> Any:
-    spec = importlib.util.spec_from_file_location(name, SCRIPTS / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-compare = _load("compare")
 
 SMALL = {
     "preset": "debug",
@@ -78,7 +69,7 @@ def started(monkeypatch) -> list[list[str]]:
 def test_objectives_side_by_side(recipe: Path, started, tmp_path: Path, capsys) -> None:
     folder = tmp_path / "runs"
     argv = ["--recipe", str(recipe), "--output_dir", str(folder), "--eval_split", "validation"]
-    compare.main([*argv, "--objectives", "levljepa", "siglip"])
+    main([*argv, "--objectives", "levljepa", "siglip"])
     assert len(started) == 2
     table = (folder / "comparison.md").read_text()
     header, _, *rows = [line.strip("| ").split(" | ") for line in table.splitlines() if line.startswith("|")]
@@ -95,9 +86,9 @@ def test_objectives_side_by_side(recipe: Path, started, tmp_path: Path, capsys) 
     assert "| evaluation: text to image" in printed
 
     # What is there is not repeated; another objective and seed are added.
-    compare.main([*argv, "--objectives", "levljepa", "siglip"])
+    main([*argv, "--objectives", "levljepa", "siglip"])
     assert len(started) == 2
-    compare.main([*argv, "--objectives", "levljepa", "--seeds", "0", "1"])
+    main([*argv, "--objectives", "levljepa", "--seeds", "0", "1"])
     assert len(started) == 3 and "levljepa-1" in " ".join(started[-1])
     assert " +- " in (folder / "comparison.md").read_text()
     runs = json.loads((folder / "comparison.json").read_text())["runs"]
@@ -105,7 +96,7 @@ def test_objectives_side_by_side(recipe: Path, started, tmp_path: Path, capsys) 
 
 
 def test_all_runs_share_what_does_not_differ(recipe: Path, tmp_path: Path) -> None:
-    args = compare.argparse.Namespace(recipe=str(recipe), objectives=None, seeds=[3], output_dir=str(tmp_path))
+    args = SimpleNamespace(recipe=str(recipe), objectives=None, seeds=[3], output_dir=str(tmp_path))
     words = ["--max_steps", "5", "--config", "projection_dim=16"]
     runs = {run.objective: run for run in compare.plan(compare.read_comparison(str(recipe)), args, words)}
     assert list(runs) == list(OBJECTIVES)
@@ -139,19 +130,17 @@ def test_options_of_the_command_line_as_a_recipe_has_them() -> None:
 def test_a_run_that_was_stopped_is_gone_on_with(recipe: Path, started, tmp_path: Path) -> None:
     """Several processes are started by torchrun; a run that fails ends the comparison, and says how to go on."""
     argv = ["--recipe", str(recipe), "--output_dir", str(tmp_path / "runs"), "--objectives", "levljepa"]
-    args = compare.argparse.Namespace(
-        recipe=str(recipe), objectives=["levljepa"], seeds=None, output_dir=str(tmp_path / "runs")
-    )
+    args = SimpleNamespace(recipe=str(recipe), objectives=["levljepa"], seeds=None, output_dir=str(tmp_path / "runs"))
     (run,) = compare.plan(compare.read_comparison(str(recipe)), args, [])
     assert run.results() is None
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(comparison.runs, "_call", lambda command: started.append(command) or 143)
         with pytest.raises(RuntimeError, match="levljepa, seed 0, ended with status 143"):
-            compare.main([*argv, "--processes", "2"])
+            main([*argv, "--processes", "2"])
     words = " ".join(started[-1])
     assert "torch.distributed.run --standalone --nproc_per_node=2" in words
     assert words.endswith("--resume_from_checkpoint auto")
-    compare.main(argv)
+    main(argv)
     assert run.results()["train_loss"] > 0
 
 
@@ -182,9 +171,9 @@ def test_what_ends_the_comparison_ends_the_training() -> None:
 
 def test_a_folder_with_other_runs_is_refused(recipe: Path, started, tmp_path: Path) -> None:
     argv = ["--recipe", str(recipe), "--output_dir", str(tmp_path / "runs"), "--objectives", "levljepa"]
-    compare.main(argv)
+    main(argv)
     with pytest.raises(ValueError, match="other options .max_steps: 2 there, 3 now."):
-        compare.main([*argv, "--max_steps", "3"])
+        main([*argv, "--max_steps", "3"])
     assert len(started) == 1
 
 
@@ -199,7 +188,7 @@ def test_a_folder_with_other_runs_is_refused(recipe: Path, started, tmp_path: Pa
 )
 def test_what_does_not_exist_stops_it_first(recipe: Path, started, more, message, tmp_path, capsys) -> None:
     with pytest.raises((ValueError, SystemExit)) as raised:
-        compare.main(["--recipe", str(recipe), "--output_dir", str(tmp_path / "runs"), *more])
+        main(["--recipe", str(recipe), "--output_dir", str(tmp_path / "runs"), *more])
     assert message in str(raised.value) + capsys.readouterr().err
     assert not started and not (tmp_path / "runs").exists()
 
@@ -213,7 +202,7 @@ def test_a_recipe_without_objectives(tmp_path: Path) -> None:
 def test_a_split_of_the_recipe_below_counts(recipe: Path, tmp_path: Path) -> None:
     """A run is not at its end before its evaluation, wherever that was asked for."""
     change(recipe, pretrain={"recipe": "demo", "use_cpu": True})
-    args = compare.argparse.Namespace(recipe=str(recipe), objectives=["siglip"], seeds=None, output_dir=str(tmp_path))
+    args = SimpleNamespace(recipe=str(recipe), objectives=["siglip"], seeds=None, output_dir=str(tmp_path))
     (run,) = compare.plan(compare.read_comparison(str(recipe)), args, [])
     run.folder.mkdir()
     (run.folder / "all_results.json").write_text('{"train_loss": 1}')
@@ -233,11 +222,9 @@ def _each(one: str | dict[str, str]) -> list[str]:
     return [one] if isinstance(one, str) else list(one.values())
 
 
-@pytest.mark.parametrize(
-    "name", [name for name in compare.recipe_names(compare.RECIPES) if name.startswith("compare-")]
-)
+@pytest.mark.parametrize("name", [name for name in recipe_names(compare.RECIPES) if name.startswith("compare-")])
 def test_the_recipes_here_are_whole(name: str) -> None:
-    args = compare.argparse.Namespace(recipe=name, objectives=None, seeds=None, output_dir="runs/x")
+    args = SimpleNamespace(recipe=name, objectives=None, seeds=None, output_dir="runs/x")
     words = ["--dataset", "x", "--eval_dataset", "y", "--eval_split", "validation", "--use_cpu", "--bf16", "false"]
     read = compare.read_comparison(name)
     runs, tuning = compare.plan(read, args, words), compare.plan_tuning(read, args, words)
@@ -316,12 +303,12 @@ def test_every_model_is_evaluated_once(evaluated: Path, no_curves, started, tmp_
     argv = ["--recipe", str(evaluated), "--output_dir", str(folder), "--objectives", "levljepa", "siglip"]
     argv += ["--peers", "random:debug"]
     with pytest.raises(KeyboardInterrupt):  # a killed call goes on where it was
-        compare.main(argv)
+        main(argv)
     assert len(started) == 2 and not list(folder.glob(".*"))
-    table = compare.main(argv)
+    table = main(argv)
     names = ("random-0", "random:debug", "levljepa-0", "siglip-0")
     assert sorted(measured) == sorted([(n, t) for n in names for t in ("zero-shot", "knn")] + [("siglip-0", "knn")])
-    assert compare.main(argv) == table and len(measured) == 9 and len(started) == 2
+    assert main(argv) == table and len(measured) == 9 and len(started) == 2
 
     rows = [[cell.strip() for cell in line.strip("| ").split("|")] for line in table.splitlines()]
     assert rows[0] == ["%", "levljepa", "siglip", "random", "random:debug", "chance"]
@@ -352,7 +339,7 @@ def test_every_model_is_evaluated_once(evaluated: Path, no_curves, started, tmp_
     # What is measured otherwise is measured again; what is trained stays.
     entry = yaml.safe_load(evaluated.read_text())["evaluation"][0] | {"protocols": {"knn": {"ks": [5]}}}
     change(evaluated, evaluation=[entry])
-    compare.main(argv)
+    main(argv)
     assert measured[9:] == [(name, "knn") for name in names] and len(started) == 2
 
 
@@ -387,10 +374,10 @@ def test_tuning_chooses_on_validation(recipe: Path, no_curves, started, tmp_path
     folder = tmp_path / "runs"
     argv = ["--recipe", str(recipe), "--output_dir", str(folder), "--objectives", "levljepa", "siglip"]
     with pytest.raises(ValueError, match="give --eval_split, and no test data"):
-        compare.main(argv)
+        main(argv)
     assert not started
     argv += ["--eval_split", "validation"]
-    compare.main(argv)
+    main(argv)
     assert len(started) == 6
     options = {p.name: json.loads((p / "compared_as.json").read_text()) for p in folder.glob("*-0")}
     assert options["levljepa-0"]["learning_rate"] == 1e-3 and options["levljepa-0"]["config"]["logit_scale"] == 10
@@ -402,7 +389,7 @@ def test_tuning_chooses_on_validation(recipe: Path, no_curves, started, tmp_path
     written = (folder / "comparison.md").read_text()
     assert "**learning_rate=0.001 logit_scale=10**" in written and "text_to_image_R@1" in written
     assert json.loads((folder / "comparison.json").read_text())["chosen"]["siglip"] == {"learning_rate": 1e-5}
-    compare.main(argv)
+    main(argv)
     assert len(started) == 6
 
 
@@ -431,25 +418,25 @@ def test_a_point_that_diverges_is_not_chosen(recipe: Path, no_curves, started, t
     change(recipe, tuning=TUNING)
     folder = tmp_path / "runs"
     argv = ["--recipe", str(recipe), "--output_dir", str(folder), "--eval_split", "validation"]
-    compare.main([*argv, "--objectives", "levljepa"])
+    main([*argv, "--objectives", "levljepa"])
     written = (folder / "comparison.md").read_text()
     assert "| learning_rate=0.001 logit_scale=10 | diverged |" in written and "**learning_rate=1e-05**" in written
     assert json.loads((folder / "comparison.json").read_text())["tuning"]["levljepa"][1]["diverged"] is True
     assert (folder / "tuning" / "levljepa-1" / "diverged.txt").read_text() == "Not finite since step 1: loss.\n"
-    compare.main([*argv, "--objectives", "levljepa"])
+    main([*argv, "--objectives", "levljepa"])
     assert len(started) == 3
     change(recipe, tuning=TUNING | {"grid": {name: [{"learning_rate": 1e-3}] for name in OBJECTIVES}})
     with pytest.raises(ValueError, match="All 1 points that cosine tried diverged"):
-        compare.main([*argv, "--objectives", "cosine"])
+        main([*argv, "--objectives", "cosine"])
     change(recipe, tuning=None)
     # A run of the table does not stop the others either, and is not repeated.
-    compare.main([*argv, "--objectives", "siglip", "cosine", "--seeds", "0", "1"])
+    main([*argv, "--objectives", "siglip", "cosine", "--seeds", "0", "1"])
     count = len(started)
     written = (folder / "comparison.md").read_text()
     assert "Not in the tables: siglip, seed 1, diverged." in written and "| | cosine |" in written
-    compare.main([*argv, "--objectives", "siglip", "cosine", "--seeds", "0", "1"])
+    main([*argv, "--objectives", "siglip", "cosine", "--seeds", "0", "1"])
     assert len(started) == count
-    args = compare.argparse.Namespace(objectives=["siglip"], seeds=[0], output_dir=str(folder))
+    args = SimpleNamespace(objectives=["siglip"], seeds=[0], output_dir=str(folder))
     (run,) = compare.plan(compare.read_comparison(str(recipe)), args, ["--eval_split", "validation"])
     with pytest.raises(FloatingPointError, match="siglip, seed 0: Not finite since step 1: loss"):
         run.train(compare.SCRIPT, 1)
@@ -503,7 +490,7 @@ def test_a_recipe_that_is_wrong_says_where(recipe: Path, keys: dict, message: st
 def test_a_point_that_does_not_exist_stops_it_first(recipe: Path, started, tmp_path: Path, capsys) -> None:
     change(recipe, tuning=TUNING | {"grid": GRID | {"siglip": [{"learning_rat": 1}, {}]}})
     with pytest.raises((SystemExit, ValueError)) as raised:
-        compare.main(["--recipe", str(recipe), "--output_dir", str(tmp_path / "runs"), "--eval_split", "validation"])
+        main(["--recipe", str(recipe), "--output_dir", str(tmp_path / "runs"), "--eval_split", "validation"])
     assert "learning_rat" in str(raised.value) + capsys.readouterr().err and not started
 
 
@@ -511,19 +498,19 @@ def test_a_peer_without_texts(evaluated: Path, no_curves, started, tmp_path: Pat
     """Its name is an error before any training; a task that it does not serve is noted, once."""
     argv = ["--recipe", str(evaluated), "--output_dir", str(tmp_path / "runs"), "--objectives", "levljepa"]
     with pytest.raises(ValueError, match="no known kind"):
-        compare.main([*argv, "--peers", "tim:vit_tiny"])
+        main([*argv, "--peers", "tim:vit_tiny"])
     assert not started
     tower = str(tmp_path / "tower")
     LeVLJEPAVisionModel(LeVLJEPAConfig.from_preset("debug").vision_config).save_pretrained(tower)
     LeVLJEPAProcessor.from_image_size(32).save_pretrained(tower)
-    table = compare.main([*argv, "--peers", tower])
+    table = main([*argv, "--peers", tower])
     row = next(line for line in table.splitlines() if line.startswith("| zero-shot"))
     assert row.split("|")[4].strip() == "" and "| knn on scenes (32), top-1 | " in table
     assert "lacks figures" in (tmp_path / "runs" / "comparison.md").read_text()
     monkeypatch.setattr(comparison.evaluations, "evaluate", None)
-    assert compare.main([*argv, "--peers", tower]) == table
+    assert main([*argv, "--peers", tower]) == table
     with pytest.raises(SystemExit):
-        compare.main(["--recipe", "compare-photos", "--dataset", "x", "--peers", tower])
+        main(["--recipe", "compare-photos", "--dataset", "x", "--peers", tower])
     assert "--peers are for recipes with `evaluation`" in capsys.readouterr().err
 
 
@@ -564,19 +551,19 @@ def test_means_spreads_stars_and_the_paper_in_a_table() -> None:
 def test_only_some_tasks_now(evaluated: Path, no_curves, started, tmp_path: Path) -> None:
     argv = ["--recipe", str(evaluated), "--output_dir", str(tmp_path / "runs"), "--objectives", "levljepa"]
     with pytest.raises(ValueError, match="'segmentation' is no task of this recipe"):
-        compare.main([*argv, "--tasks", "segmentation"])
+        main([*argv, "--tasks", "segmentation"])
     assert not started
-    first = compare.main([*argv, "--tasks", "zero-shot"])
+    first = main([*argv, "--tasks", "zero-shot"])
     assert "| zero-shot on scenes (32), top-1 |" in first and "knn" not in first
-    both = compare.main(argv)
+    both = main(argv)
     assert "| knn on scenes (32), top-1 |" in both and len(started) == 1
     assert first.splitlines()[2] == both.splitlines()[2]
-    assert compare.main([*argv, "--tasks", "knn"]) == both  # what was measured stays
+    assert main([*argv, "--tasks", "knn"]) == both  # what was measured stays
     for file in (tmp_path / "runs").glob("*/evaluation.json"):
         content = json.loads(file.read_text())
         content["results"] = {key: one for key, one in content["results"].items() if "zero" in key}
         file.write_text(json.dumps(content))
-    assert compare.main([*argv, "--tasks", "knn"]) == both  # also where only the other is measured again
+    assert main([*argv, "--tasks", "knn"]) == both  # also where only the other is measured again
 
 
 # ------------------------------------------------------------------------------------------------ sweeps and health
@@ -649,9 +636,9 @@ def test_sweeps_of_a_recipe_are_drawn(evaluated: Path, no_curves, started, tmp_p
     }
     change(evaluated, sweeps=sweeps)
     argv = ["--recipe", str(evaluated), "--output_dir", str(tmp_path / "runs"), "--objectives", "levljepa", "cosine"]
-    compare.main([*argv, "--tasks", "zero-shot"])
+    main([*argv, "--tasks", "zero-shot"])
     assert not list((tmp_path / "runs").glob("sweep-*"))
-    compare.main(argv)
+    main(argv)
     written = (tmp_path / "runs" / "comparison.md").read_text()
     kept = [json.loads((tmp_path / "runs" / f"{n}-0" / "evaluation.json").read_text()) for n in ("levljepa", "cosine")]
     cells = " | ".join(f"{100 * one['results']['knn on scenes (32)']['metrics']['k10_top1']:.1f}" for one in kept)
@@ -717,7 +704,7 @@ def test_health_without_probes_or_change() -> None:
 
 def test_a_run_shorter_than_its_logging_steps(recipe: Path, started, tmp_path: Path) -> None:
     argv = ["--recipe", str(recipe), "--output_dir", str(tmp_path / "runs"), "--objectives", "levljepa"]
-    compare.main([*argv, "--logging_steps", "50", "--health_steps", "50"])
+    main([*argv, "--logging_steps", "50", "--health_steps", "50"])
     assert "| samples a second |" in (tmp_path / "runs" / "comparison.md").read_text()
 
 

@@ -2,26 +2,17 @@
 
 import json
 import re
-import sys
 from pathlib import Path
 
 import pytest
 
 import comparison
+from comparison import command as compare
 from levljepa_hf.training.curves import RunLog
 
 TRAINING = Path(__file__).parents[2] / "training"
 RESULTS = (TRAINING / "RESULTS.md").read_text("utf-8")
 FILES = sorted((TRAINING / "results").glob("*.json"))
-
-
-@pytest.fixture
-def compare(monkeypatch):
-    monkeypatch.syspath_prepend(str(TRAINING))
-    monkeypatch.delitem(sys.modules, "compare", raising=False)
-    import compare
-
-    return compare
 
 
 def read(path: Path) -> dict:
@@ -34,7 +25,7 @@ def test_there_is_a_file_for_each_part_of_the_study():
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
-def test_every_table_is_of_the_json(path: Path, compare):
+def test_every_table_is_of_the_json(path: Path):
     """And the recipe of today is the one that was run."""
     content, recipe = read(path), compare.read_comparison(path.stem)
     rows = [comparison.Row(**row) for row in content["evaluation"]["rows"]]

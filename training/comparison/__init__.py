@@ -9,60 +9,19 @@ Imports point from `report` to `runs`, from there to `sweeps`, `tables` and `eva
 `correlations` reads logs alone.
 """
 
-from .correlations import (
-    ALONG,
-    EARLY,
-    HEALTH_FIGURES,
-    MIN_RUNS,
-    RESULTS,
-    Trajectory,
-    correlations,
-    format_health,
-    plot_health,
-    probed,
-    trajectories,
-)
-from .evaluations import EVALUATION_FILE, Evaluation, evaluate_model, read_evaluations, read_results
-from .report import ROWS, Report, rounded
-from .runs import OPTIONS_FILE, Comparison, Run, Tuning, check_folder, score
-from .sweeps import Sweep, format_sweep, plot_sweep, read_sweeps
-from .tables import CONFIDENCE, Row, comparison_rows, differs, format_rows, plot_rows, row_titles
+from levljepa_hf.extras import lazy
 
-__all__ = [
-    "ALONG",
-    "CONFIDENCE",
-    "Comparison",
-    "EARLY",
-    "EVALUATION_FILE",
-    "Evaluation",
-    "HEALTH_FIGURES",
-    "MIN_RUNS",
-    "OPTIONS_FILE",
-    "RESULTS",
-    "ROWS",
-    "Report",
-    "Row",
-    "Run",
-    "Sweep",
-    "Trajectory",
-    "Tuning",
-    "check_folder",
-    "comparison_rows",
-    "correlations",
-    "differs",
-    "evaluate_model",
-    "format_health",
-    "format_rows",
-    "format_sweep",
-    "plot_health",
-    "plot_rows",
-    "plot_sweep",
-    "probed",
-    "read_evaluations",
-    "read_results",
-    "read_sweeps",
-    "rounded",
-    "row_titles",
-    "score",
-    "trajectories",
-]
+__getattr__, __dir__, __all__ = lazy(
+    __name__,
+    {
+        "correlations": (
+            "ALONG EARLY HEALTH_FIGURES MIN_RUNS RESULTS Trajectory correlations format_health "
+            "plot_health probed trajectories "
+        ),
+        "evaluations": "EVALUATION_FILE Evaluation evaluate_model read_evaluations read_results",
+        "report": "ROWS Report rounded",
+        "runs": "OPTIONS_FILE Comparison Run Tuning check_folder score",
+        "sweeps": "Sweep format_sweep plot_sweep read_sweeps",
+        "tables": "CONFIDENCE Row comparison_rows differs format_rows plot_rows row_titles",
+    },
+)

@@ -31,6 +31,7 @@ COMMAND = Command(
     "List the recipes that come with the package, or print one to copy.",
     (RecipesArguments,),
     more=EPILOG,
+    models=False,
 )
 
 
