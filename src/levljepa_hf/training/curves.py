@@ -316,6 +316,7 @@ COMMAND = Command(
     (PlotArguments,),
     more=_EXAMPLE,
     extra="eval",
+    models=False,
 )
 
 
