@@ -145,7 +145,7 @@ class Tuning:
 
 @dataclass(frozen=True)
 class Comparison:
-    """A recipe of training/compare.py; its head says what the keys mean.
+    """A recipe of training/compare.py, whose help says what the keys mean.
 
     Args:
         pretrain: Options of all runs.
