@@ -1,6 +1,6 @@
 """Compares objectives: the same towers, data, order, steps and seeds, and one table, curves and picture of them.
 
-What it takes, and what the keys of its recipes mean, is in comparison/options.py; what it does in comparison/command.py.
+What it takes, and what the keys of its recipes mean, is in comparison/options.py; what it does, in command.py there.
 
     python -m levljepa_hf.scenes runs/scenes-64 --image_size 64 --seed 1
     python training/compare.py --recipe compare-quick --output_dir runs/compare-quick
