@@ -193,7 +193,7 @@ def inherited_private_names() -> set[str]:
             inherited, own = set(), set()
             for base in cls.__mro__:
                 names_of_base = own if base.__module__.startswith("levljepa_hf") else inherited
-                names_of_base.update(vars(base), vars(base).get("__annotations__", ()), attributes_set(base))
+                names_of_base.update(vars(base), inspect.get_annotations(base), attributes_set(base))
             names.update(name for name in own & inherited if is_private(name))
     return names
 

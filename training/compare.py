@@ -32,7 +32,8 @@ def run(arguments: CompareArguments, more: Sequence[str], argv: Sequence[str]) -
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # an exception, which ends a training too
     words = sys.argv[1:]
     own, more = split_options(words)
+    COMMAND.check(own)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # an exception, which ends a training too
     sys.exit(COMMAND.run(own, lambda arguments: run(arguments, more, words)))

@@ -40,7 +40,11 @@ example: levljepa demo --output_dir runs/demo
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs a sub-command with the arguments after it, and returns its exit status."""
+    """Runs a sub-command with the arguments after it, and returns its exit status.
+
+    Raises:
+        SystemExit: after a help, or after a line that says what is wrong with the options.
+    """
     name, *rest = (sys.argv[1:] if argv is None else argv) or [""]
     if name in ("", "-h", "--help"):
         print(HELP.format(commands="\n".join(f"  {name:10}{text}" for name, (_, text) in COMMANDS.items())), end="")
@@ -48,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if name not in COMMANDS:
         hint = did_you_mean(name, COMMANDS)
         print(f"levljepa: there is no command {name!r}.{hint} One of {', '.join(COMMANDS)}.", file=sys.stderr)
-        return 2
+        raise SystemExit(2)
     return run(COMMANDS[name][0], f"levljepa {name}", rest)
 
 

@@ -143,10 +143,12 @@ def run_demo(
     """
     output_dir = Path(output_dir)
     _check(output_dir, steps, num_scenes, seed)
-    argv = ["--recipe", "demo", "--dataset", str(output_dir / "scenes"), "--output_dir", str(output_dir)]
+    # Data that are not there are refused, and the scenes are not there yet: `.` stands for them.
+    argv = ["--recipe", "demo", "--dataset", ".", "--output_dir", str(output_dir)]
     argv += ["--seed", str(seed), "--config", f"vision_config.image_size={image_size}"]
     argv += ["--disable_tqdm", "True"]  # for a bar of its own
     model_args, data_args, args = parse_args([*argv, *([] if steps is None else ["--max_steps", str(steps)])])
+    data_args.dataset = str(output_dir / "scenes")
     build_config(model_args)  # an error here, or in the folder's name, comes before the work
     output_dir.mkdir(parents=True, exist_ok=True)
     counts = (num_scenes, NUM_TEST_SCENES, NUM_TEST_SCENES)

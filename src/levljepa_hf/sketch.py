@@ -139,7 +139,10 @@ def read(module: str) -> Sketch:
     spec = importlib.util.find_spec(top)
     if spec is None or spec.origin is None:
         raise FileNotFoundError(f"There is no package {top!r} to read {module} from.")
-    path = Path(spec.origin).parent.joinpath(*below)
+    # Where the package looks for its modules, if it is imported: that may be more than one folder.
+    folders = getattr(sys.modules.get(module.rpartition(".")[0]), "__path__", ())
+    places = [Path(folder, below[-1]) for folder in folders if below] + [Path(spec.origin).parent.joinpath(*below)]
+    path = next((one for one in places if one.is_dir() or one.with_suffix(".py").is_file()), places[-1])
     return Sketch(module, path / "__init__.py" if path.is_dir() else path.with_suffix(".py"))
 
 

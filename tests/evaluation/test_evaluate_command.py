@@ -272,7 +272,7 @@ def test_one_task_that_fails_does_not_end_several(arguments, tmp_path):
         (["knn"], "no model to measure"),
         (["knn", "--model", "CHECKPOINT", "--dtype", "float8"], "dtype='float8' is unknown"),
         (["knn", "--model", "CHECKPOINT", "--output", "results.csv"], "end in .json"),
-        (["knn", "--model", "torch:resnet18"], "of no known kind"),
+        (["knn", "--model", "torch:resnet18"], "is no model. Use timm:NAME, hf:NAME or random"),
         (["knn", "--model", "random", "--card"], "belongs to a checkpoint"),
         (["knn", "--model", "CHECKPOINT", "--dataset", "petz"], "pets"),
         (["retrieval", "--model", "CHECKPOINT", "--dataset", "pets"], "pets is no data for retrieval"),
@@ -315,7 +315,7 @@ def test_help_shows_options_and_an_example_that_parses(task, capsys, monkeypatch
         cli.main(["evaluate", task, "--help"])
     text = capsys.readouterr().out
     assert stop.value.code == 0 and "--max_samples" in text
-    example = text.rpartition("example: ")[2]
+    example = text.rpartition("example:")[2]
     words = shlex.split(example.replace("\n", " "))
     assert words[:3] == ["levljepa", "evaluate", task]
     parsed = []

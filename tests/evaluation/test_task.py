@@ -2,14 +2,16 @@
 
 import dataclasses
 import re
+import sys
 import textwrap
 from pathlib import Path
 
 import pytest
 
 import levljepa_hf.evaluation
-from levljepa_hf import cli
+from levljepa_hf import cli, sketch
 from levljepa_hf.data.catalogue import DATASETS
+from levljepa_hf.evaluation import command
 from levljepa_hf.evaluation.task import TASKS, declarations, load_split, serves
 from levljepa_hf.evaluation.zero_shot import PROMPT_ENSEMBLES
 from levljepa_hf.model.modeling_levljepa import READOUTS
@@ -40,11 +42,18 @@ def add_task(tmp_path, monkeypatch):
 
     def add(name: str, text: str) -> None:
         (folder / f"{name}.py").write_text(textwrap.dedent(text))
+        forget()
+        # The command has its parts from when it was imported.
+        monkeypatch.setattr(levljepa_hf.evaluation, "command", command)
+        monkeypatch.delitem(sys.modules, command.__name__)
+
+    def forget() -> None:
         declarations.cache_clear()
+        sketch.read.cache_clear()
 
     yield add
     monkeypatch.undo()
-    declarations.cache_clear()
+    forget()
 
 
 DULL = """
@@ -83,7 +92,7 @@ def test_a_file_is_all_that_a_task_needs(add_task, tmp_path, capsys):
     assert {"imagenet", "pets", "scenes", "scenes_position"} <= served and not served & {"imagenet9", "vqav2"}
     with pytest.raises(SystemExit):
         cli.main(["evaluate", "--help"])
-    assert re.search(r"  dull-guess +the share of one class", capsys.readouterr().out)
+    assert re.search(r"  dull-guess +[Tt]he share of one class", capsys.readouterr().out)
     labels = load_split("scenes", "dull-guess", "test", config_name="32", max_samples=50).labels
     words = ["--model", "random", "--dataset", "scenes", "--dataset_config", "32", "--max_samples", "50"]
     words += ["--cache_dir", str(tmp_path / "cache"), "--answer", str(labels[0])]

@@ -335,4 +335,4 @@ def _plot(arguments: PlotArguments) -> None:
     print(output)
 
 
-__all__ = ["COMMAND", "LOGARITHMIC", "PANELS", "RunLog", "main", "panels_of", "plot_runs", "read_run"]
+__all__ = ["COMMAND", "LOGARITHMIC", "PANELS", "PlotArguments", "RunLog", "main", "panels_of", "plot_runs", "read_run"]
