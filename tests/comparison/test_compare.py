@@ -201,7 +201,7 @@ def test_a_recipe_without_objectives(tmp_path: Path) -> None:
 
 def test_a_split_of_the_recipe_below_counts(recipe: Path, tmp_path: Path) -> None:
     """A run is not at its end before its evaluation, wherever that was asked for."""
-    change(recipe, pretrain={"recipe": "demo", "use_cpu": True})
+    change(recipe, pretrain={"recipe": "demo", "dataset": str(tmp_path), "use_cpu": True})
     args = SimpleNamespace(recipe=str(recipe), objectives=["siglip"], seeds=None, output_dir=str(tmp_path))
     (run,) = compare.plan(compare.read_comparison(str(recipe)), args, [])
     run.folder.mkdir()
@@ -223,7 +223,10 @@ def _each(one: str | dict[str, str]) -> list[str]:
 
 
 @pytest.mark.parametrize("name", [name for name in recipe_names(compare.RECIPES) if name.startswith("compare-")])
-def test_the_recipes_here_are_whole(name: str) -> None:
+def test_the_recipes_here_are_whole(name: str, tmp_path: Path, monkeypatch) -> None:
+    for folder in ("scenes-64", "scenes-64-class", "scenes-64-sizes"):  # the data that recipes name
+        (tmp_path / "runs" / folder).mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
     args = SimpleNamespace(recipe=name, objectives=None, seeds=None, output_dir="runs/x")
     words = ["--dataset", "x", "--eval_dataset", "y", "--eval_split", "validation", "--use_cpu", "--bf16", "false"]
     read = compare.read_comparison(name)
@@ -453,7 +456,7 @@ def test_a_score_is_the_mean_of_its_metrics(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("keys", "message"),
     [
-        ({"seedz": [0]}, "seedz .did you mean seeds"),
+        ({"seedz": [0]}, "seedz. Did you mean 'seeds'"),
         ({"seeds": []}, "has no `seeds`"),
         ({"evaluation": {"tasks": ["knn"]}}, "must be a list of mappings"),
         ({"evaluation": [{"dataset": "scenes"}]}, "no list of tasks"),

@@ -339,7 +339,7 @@ def task_of(recipe: str) -> str:
 def test_every_recipe_is_read_by_its_script(name, tmp_path):
     argv = ["--recipe", name, "--dataset", "x", "--use_cpu", "--bf16", "False", "--output_dir", str(tmp_path)]
     if name.startswith("finetune-scenes"):
-        argv += ["--model_name_or_path", "runs/demo"]
+        argv += ["--model_name_or_path", "owner/demo"]
     groups = parse_options(task_of(name), argv)
     text = (RECIPES / f"{name}.yaml").read_text()
     assert f"finetune {task_of(name)} --recipe {name}" in text.partition("\n\n")[0]
@@ -365,14 +365,17 @@ def test_help_shows_the_example_first(task, capsys):
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        (["--model_name_or_path", "x"], "--dataset is missing"),
+        (["--model_name_or_path", "owner/x"], "--dataset is missing"),
         (["--dataset", "scenes"], "--model_name_or_path is missing: a checkpoint, or --preset for a new model"),
         (
-            ["--dataset", "scenes", "--model_name_or_path", "x", "--preset", "tiny"],
+            ["--dataset", "scenes", "--model_name_or_path", "owner/x", "--preset", "tiny"],
             "--preset and --config are for a new",
         ),
         (["--dataset", "scenes", "--preset", "tiny", "--from_scratch"], "--from_scratch takes the configuration of"),
-        (["--dataset", "scenes", "--preset", "tiny", "--mode", "adapter"], "invalid choice: 'adapter'"),
+        (
+            ["--dataset", "scenes", "--preset", "tiny", "--mode", "adapter"],
+            "--mode: 'adapter' is none of full, linear, lora",
+        ),
     ],
 )
 def test_options_that_contradict_each_other(argv, message, capsys):

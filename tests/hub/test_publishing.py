@@ -28,6 +28,7 @@ from levljepa_hf.evaluation.card import check_card
 from levljepa_hf.hub.command import main
 from levljepa_hf.hub.convert import main as convert
 from levljepa_hf.hub.publishing import check_push, prepare_push
+from levljepa_hf.training.command import parse_args
 from local_hub import LocalHub, Repo
 from test_transformers import run_without_package
 
@@ -159,7 +160,7 @@ def test_the_recipe_on_a_card_gives_the_run_again(published: Published, tmp_path
     (tmp_path / "recipe.yaml").write_text(recipe)
     photos = str(published.folder / "photos")
     argv = ["--recipe", str(tmp_path / "recipe.yaml"), "--dataset", photos]
-    model_args, data_args, args = pretrain.parse_args(argv)
+    model_args, data_args, args = parse_args(argv)
     assert yaml.safe_load(recipe)["dataset"] == "photos"
     assert (model_args.preset, data_args.eval_split, args.max_steps) == ("debug", "validation", 3)
     assert args.per_device_train_batch_size == 4 and not args.push_to_hub
@@ -305,7 +306,7 @@ def test_pretraining_sees_it_before_anything_is_loaded(
 ) -> None:
     """The dataset and the checkpoint do not exist, and nobody notices."""
     monkeypatch.setenv("HF_TOKEN", "")  # put back after the test
-    argv = ["--dataset", "/nowhere", "--model_name_or_path", "/nowhere", "--use_cpu", "--push_to_hub"]
+    argv = ["--dataset", "no/where", "--model_name_or_path", "no/where", "--use_cpu", "--push_to_hub"]
     argv += ["--output_dir", str(tmp_path / "run")]
     with pytest.raises(PermissionError, match="can only read, so ann/run can't be pushed to"):
         pretrain.main([*argv, "--hub_token", "ann-read"])
@@ -328,7 +329,8 @@ def test_what_a_script_prepares(hub: LocalHub, monkeypatch: pytest.MonkeyPatch, 
 
 def test_converting_sees_it_before_anything_is_loaded(hub: LocalHub, tmp_path: Path, capsys) -> None:
     argv = [str(tmp_path), str(tmp_path / "target"), "--token", "ann-write"]
-    assert convert([*argv, "--push_to_hub", "bob/his"]) == 2
+    with pytest.raises(SystemExit, match="2"):
+        convert([*argv, "--push_to_hub", "bob/his"])
     assert "levljepa convert: bob/his is bob's" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         convert([*argv, "--private"])

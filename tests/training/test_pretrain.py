@@ -182,22 +182,22 @@ def test_wrong_overrides_are_named_before_anything_is_loaded(run, override: str,
 
 
 def test_a_checkpoint_keeps_its_configuration(run, caplog, capsys) -> None:
-    checkpoint = ["--dataset", "x", "--model_name_or_path", "runs/one", "--use_cpu"]
+    checkpoint = ["--dataset", "x", "--model_name_or_path", "owner/one", "--use_cpu"]
     with pytest.raises(SystemExit):
         pretrain.parse_args([*checkpoint, "--config", "projection_dim=12"])
     message = " ".join(capsys.readouterr().err.split())
-    assert "--config projection_dim=12 has no effect on --model_name_or_path runs/one" in message
+    assert "--config projection_dim=12 has no effect on --model_name_or_path owner/one" in message
     assert "leave one of them out" in message
     with pytest.raises(SystemExit):
         pretrain.parse_args([*checkpoint, "--preset=tiny"])
-    assert "--preset tiny has no effect on --model_name_or_path runs/one" in " ".join(capsys.readouterr().err.split())
+    assert "--preset tiny has no effect on --model_name_or_path owner/one" in " ".join(capsys.readouterr().err.split())
     with caplog.at_level(logging.WARNING):
         pretrain.parse_args(checkpoint)
         assert not caplog.records
         model_args = pretrain.parse_args([*checkpoint, "--recipe", "flickr8k"])[0]
     assert model_args.config == []
     assert "The recipe's `config` (projection_dim=64, " in caplog.text
-    assert "the configuration of the checkpoint runs/one holds" in caplog.text
+    assert "the configuration of the checkpoint owner/one holds" in caplog.text
 
 
 def test_the_config_of_a_recipe_holds_fields(tmp_path: Path) -> None:
@@ -369,10 +369,13 @@ def test_unknown_options_of_a_recipe_are_named(run, imagefolder: Path) -> None: 
 
 
 def test_unknown_recipe_and_options_and_what_is_missing(capsys) -> None:
-    with pytest.raises(FileNotFoundError, match="No recipe 'flickr'. Did you mean 'flickr8k'?.*cc12m-vit-base"):
+    with pytest.raises(SystemExit, match="2"):
         pretrain.parse_args(["--recipe", "flickr", "--dataset", "x"])
-    with pytest.raises(FileNotFoundError, match="No recipe 'nowhere.yaml'"):
+    message = capsys.readouterr().err
+    assert "No recipe 'flickr'. Did you mean 'flickr8k'?" in message and "cc12m-vit-base" in message
+    with pytest.raises(SystemExit, match="2"):
         pretrain.parse_args(["--recipe", "nowhere.yaml", "--dataset", "x"])
+    assert "No recipe 'nowhere.yaml'" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         pretrain.parse_args(["--dataset", "x", "--lerning_rate", "1"])
     assert "no option --lerning_rate. Did you mean --learning_rate?" in capsys.readouterr().err

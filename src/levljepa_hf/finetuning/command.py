@@ -186,9 +186,8 @@ COMMAND = Command(
     parts={
         task: Command(
             f"levljepa finetune {task}",
-            DESCRIPTIONS[task].partition("\n\n")[0],
+            DESCRIPTIONS[task].rstrip(),  # the example comes before the many options
             OPTIONS[task],
-            more=DESCRIPTIONS[task].partition("\n\n")[2],
             extra="lora",
             recipes=RECIPES,
         )

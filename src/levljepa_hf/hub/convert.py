@@ -347,7 +347,7 @@ class ConvertArguments:
     )
     revision: str | None = option(None, help="Branch, tag or commit of a Hub source.")
     push_to_hub: str | None = option(None, help="Push what was written to this repository of the Hub.", metavar="ID")
-    private: bool = option(False, help="Make a new repository a private one.")
+    private: bool | None = option(None, help="Make a new repository a private one; by default as its owner has it.")
     token: str | None = option(None, help="Of the Hub, to fetch and to push; by default that of `hf auth login`.")
 
     def __post_init__(self) -> None:

@@ -130,9 +130,9 @@ OPTIONS = (ModelArguments, DataArguments, LeVLJEPATrainingArguments)
 RECIPES = tuple(name for name in recipe_names() if not name.startswith(("compare-", "evaluate-", "finetune-")))
 COMMAND = Command(
     "levljepa pretrain",
-    "Pretrain a model on captioned images: a recipe, a dataset, and overrides from the command line.",
+    "Pretrain a model on captioned images: a recipe, a dataset, and overrides from the command line.\n\n"
+    + __doc__.partition("\n\n")[2].rstrip(),  # the example comes before the many options
     OPTIONS,
-    more=__doc__.partition("\n\n")[2],
     extra="train",
     recipes=RECIPES,
 )
