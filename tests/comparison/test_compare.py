@@ -497,7 +497,7 @@ def test_a_point_that_does_not_exist_stops_it_first(recipe: Path, started, tmp_p
     assert "learning_rat" in str(raised.value) + capsys.readouterr().err and not started
 
 
-def test_a_peer_without_texts(evaluated: Path, no_curves, started, tmp_path: Path, capsys, monkeypatch) -> None:
+def test_a_peer_without_texts(evaluated: Path, no_curves, started, tmp_path: Path, monkeypatch) -> None:
     """Its name is an error before any training; a task that it does not serve is noted, once."""
     argv = ["--recipe", str(evaluated), "--output_dir", str(tmp_path / "runs"), "--objectives", "levljepa"]
     with pytest.raises(ValueError, match="no known kind"):
@@ -512,9 +512,8 @@ def test_a_peer_without_texts(evaluated: Path, no_curves, started, tmp_path: Pat
     assert "lacks figures" in (tmp_path / "runs" / "comparison.md").read_text()
     monkeypatch.setattr(comparison.evaluations, "evaluate", None)
     assert main([*argv, "--peers", tower]) == table
-    with pytest.raises(SystemExit):
+    with pytest.raises(ValueError, match="--peers are for recipes with `evaluation`"):
         main(["--recipe", "compare-photos", "--dataset", "x", "--peers", tower])
-    assert "--peers are for recipes with `evaluation`" in capsys.readouterr().err
 
 
 def test_a_difference_is_what_exceeds_the_spread() -> None:

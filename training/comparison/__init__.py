@@ -6,7 +6,7 @@ rows = comparison_rows(evaluations, {"levljepa": [results]})
 print(format_rows(rows, reference="levljepa"))
 
 Imports point from `report` to `runs`, from there to `sweeps`, `tables` and `evaluations`;
-`correlations` reads logs alone.
+`health` reads logs alone.
 """
 
 from levljepa_hf.extras import lazy
@@ -14,7 +14,7 @@ from levljepa_hf.extras import lazy
 __getattr__, __dir__, __all__ = lazy(
     __name__,
     {
-        "correlations": (
+        "health": (
             "ALONG EARLY HEALTH_FIGURES MIN_RUNS RESULTS Trajectory correlations format_health "
             "plot_health probed trajectories "
         ),
