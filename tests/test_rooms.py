@@ -1,6 +1,8 @@
 """The rooms of the code: imports run one way, nothing private crosses a wall, and no module stands outside a room."""
 
 import ast
+import importlib
+import pkgutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -133,3 +135,12 @@ def test_what_is_against_the_plan_is_found(path: str, line: str, message: str, t
     changed.write_text((changed.read_text("utf-8") if changed.exists() else "") + f"\n{line}\n")
     found = [one for one in violations(tmp_path) if one not in violations(SRC)]
     assert any(message in one for one in found), found
+
+
+def test_a_room_hands_on_no_name_of_a_module_of_its_own() -> None:
+    """Such a name would be the module or what it defines, by what was imported before."""
+    for path in sorted((SRC / PACKAGE).glob("*/__init__.py")):
+        room = importlib.import_module(f"{PACKAGE}.{path.parent.name}")
+        modules = {one.name for one in pkgutil.iter_modules(room.__path__)}
+        assert room.__doc__ and not modules & set(room.__all__), path
+        assert all(hasattr(room, name) for name in room.__all__)

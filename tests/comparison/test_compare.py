@@ -664,14 +664,14 @@ def test_which_figure_tells_the_result() -> None:
     results = [run.series("probe_knn_k20_top1")[1] for run in runs]
     along = [spearmanr(rank[1::2], result).statistic for rank, result in zip(ranks, results, strict=True)]
     ends = [result[-1] for result in results]
-    found = comparison.correlations(paths)
+    found = comparison.rank_correlations(paths)
     assert found[0] == pytest.approx(sum(along) / 8)
     assert found[1] == pytest.approx(spearmanr([rank[-1] for rank in ranks], ends).statistic)
     assert found[2] == pytest.approx(spearmanr([rank[3] for rank in ranks], ends).statistic)  # step 4 of 12
     table = comparison.format_health(runs)
     cells = " / ".join(f"{value:+.2f}" for value in found)
     assert f"| effective rank, image | - / - / - | {cells} | 8 |" in table and "SIGReg" not in table
-    assert comparison.correlations(paths[:3])[1:] == (None, None)  # too few runs
+    assert comparison.rank_correlations(paths[:3])[1:] == (None, None)  # too few runs
     short = comparison.probed([*runs, _log("no probes", [1.0, 2.0], [])])
     assert comparison.format_health(short) == table
     assert short[0].entries[1] == {

@@ -310,7 +310,8 @@ def test_an_unknown_task_names_those_there_are(capsys):
 
 
 @pytest.mark.parametrize("task", [*TASKS, "all"])
-def test_help_shows_options_and_an_example_that_parses(task, capsys, monkeypatch):
+def test_help_shows_options_and_an_example_that_parses(task, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # where runs/demo may be an id of the Hub
     with pytest.raises(SystemExit) as stop:
         cli.main(["evaluate", task, "--help"])
     text = capsys.readouterr().out

@@ -6,7 +6,7 @@ rows = comparison_rows(evaluations, {"levljepa": [results]})
 print(format_rows(rows, reference="levljepa"))
 
 Imports point from `report` to `runs`, from there to `sweeps`, `tables` and `evaluations`;
-`health` reads logs alone.
+`correlations` reads logs alone.
 """
 
 from levljepa_hf.extras import lazy
@@ -14,9 +14,9 @@ from levljepa_hf.extras import lazy
 __getattr__, __dir__, __all__ = lazy(
     __name__,
     {
-        "health": (
-            "ALONG EARLY HEALTH_FIGURES MIN_RUNS RESULTS Trajectory correlations format_health "
-            "plot_health probed trajectories "
+        "correlations": (
+            "ALONG EARLY HEALTH_FIGURES MIN_RUNS RESULTS Trajectory format_health "
+            "plot_health probed rank_correlations trajectories "
         ),
         "evaluations": "EVALUATION_FILE Evaluation evaluate_model read_evaluations read_results",
         "report": "ROWS Report rounded",

@@ -14,8 +14,8 @@ from levljepa_hf.recipes import as_overrides
 from levljepa_hf.training.curves import RunLog, plot_runs, read_run
 from levljepa_hf.version import versions
 
+from .correlations import format_health, plot_health, probed
 from .evaluations import EVALUATION_FILE, read_results
-from .health import format_health, plot_health, probed
 from .runs import Comparison, Run, score
 from .sweeps import format_sweep, plot_sweep
 from .tables import CONFIDENCE, Row, comparison_rows, format_rows, plot_rows

@@ -6,7 +6,6 @@ __getattr__, __dir__, __all__ = lazy(
     __name__,
     {
         "cards": "LICENSE RELEASES add_figures card_on_hub checkpoint_card license_of model_card write_card",
-        "convert": "convert",
         "publishing": "ModelCardMixin check_push explained_push prepare_push push_folder",
     },
 )

@@ -75,7 +75,7 @@ def trajectories(runs: Sequence[RunLog], figure: str, result: str) -> list[Traje
     return found
 
 
-def correlations(paths: Sequence[Trajectory]) -> tuple[float | None, float | None, float | None]:
+def rank_correlations(paths: Sequence[Trajectory]) -> tuple[float | None, float | None, float | None]:
     """Spearman's correlation along a run (the mean), at the end, and early; None where there is too little."""
     along = [rho for path in paths if (rho := _spearman(path.figures, path.results, 3)) is not None]
     ends = [path.results[-1] for path in paths]
@@ -123,7 +123,7 @@ def format_health(runs: Sequence[RunLog]) -> str:
         for result in RESULTS:
             paths = trajectories(runs, figure, result)
             count = max(count, len(paths))
-            along, *over = correlations(paths)
+            along, *over = rank_correlations(paths)
             found = [along, *((None, None) if figure in ALONG else over)]
             cells.append(" / ".join("-" if rho is None else f"{rho:+.2f}" for rho in found))
         if count and any(set(cell) - set("- /") for cell in cells):
@@ -176,7 +176,7 @@ __all__ = [
     "MIN_RUNS",
     "RESULTS",
     "Trajectory",
-    "correlations",
+    "rank_correlations",
     "format_health",
     "plot_health",
     "probed",
