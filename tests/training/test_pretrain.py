@@ -310,10 +310,11 @@ def test_the_released_recipe(name: str) -> None:
     assert config.sigreg_sample_size_scale is None and not config.sigreg_distributed
 
 
-def test_the_recipes_comment_gives_the_other_schedule() -> None:
+def test_the_recipes_comment_gives_the_other_schedule(tmp_path: Path) -> None:
     comment = (RECIPES / "datacomp-vit-base.yaml").read_text()
     line = next(line for line in comment.splitlines() if "warmup_stable_decay" in line)
     argv = ["--recipe", "datacomp-vit-base", "--dataset", "x", "--use_cpu", "--bf16", "False"]
+    argv += ["--output_dir", str(tmp_path)]
     args = pretrain.parse_args([*argv, *shlex.split(line.removeprefix("#"))])[2]
     run = LeVLJEPATrainer(LeVLJEPAModel(LeVLJEPAConfig.from_preset("debug")), args)
     run.create_optimizer()
