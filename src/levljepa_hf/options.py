@@ -262,6 +262,8 @@ class Parser(argparse.ArgumentParser):
 
     def _add(self, group: type) -> None:
         title = (inspect.getdoc(group) or group.__name__).partition("\n")[0].rstrip(".")
+        if not all(_is_own(group, one.name) for one in dataclasses.fields(group)):
+            title = "Training"  # its docstring says what it adds to transformers' class
         hints = typing.get_type_hints(group)
         own = self.add_argument_group(title)
         usual = self.add_argument_group("Of transformers' options the most used; --help_all shows all")
